@@ -1,0 +1,224 @@
+"""Everything in `src/hyperdreambooth/embedded/`, from nothing, by one command that can be stopped and repeated:
+
+    python -m recipes.embedded --photographs PHOTOS --cache CACHE
+
+Each stage keeps its state in the cache folder: what is finished is skipped, what was interrupted goes on.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+
+from hyperdreambooth.base.build import PRESETS, build_base
+from hyperdreambooth.base.model import Base
+from hyperdreambooth.files import load_tensors, save_tensors
+from hyperdreambooth.fitting.steps import Checkpoint, FitConfig, Run, StepReport, steps
+from hyperdreambooth.portraits.captions import vocabulary
+from recipes import denoiser, vae
+from recipes.photographs import frame_photographs, load_photographs
+from recipes.pictures import Pictures, load_shards, make_shards, random_photographs, random_portraits
+
+EMBEDDED = Path(__file__).parents[1] / "src" / "hyperdreambooth" / "embedded"
+ROOM = 8  # pixels that a photograph may be shifted by
+console = Console(stderr=True)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much each stage may spend. The defaults are for two CPU cores; measured seconds are in the model cards."""
+
+    people: int = 15_000  # portraits are drawn of the seeds below this
+    portraits: int = 24  # thousand pictures
+    photographs: int = 16  # thousand pictures
+    vae_minutes: float = 40
+    vae_batch: int = 8
+    denoiser_minutes: float = 120
+    denoiser_batch: int = 32
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """Where the recipe works: the folder of photographs, the cache of all stages, the budget, the device."""
+
+    photographs: Path
+    cache: Path
+    budget: Budget
+    device: torch.device
+    size: int = PRESETS["small"].picture_size
+
+    def fresh_base(self) -> Base:
+        """The base with random weights, on the device."""
+        return build_base(PRESETS["small"], vocabulary()).to(self.device)
+
+    def pictures(self) -> tuple[Pictures, Pictures]:
+        """The training pictures: portraits and photographs."""
+        folder = self.cache / "pictures"
+        return (
+            load_shards(folder, "portraits", self.budget.portraits),
+            load_shards(folder, "photographs", self.budget.photographs),
+        )
+
+
+def frame(shop: Workshop) -> Iterator[str]:
+    """Photographs to framed faces, a little larger than the pictures."""
+    yield from frame_photographs(shop.photographs, shop.cache / "photographs.safetensors", shop.size + ROOM)
+
+
+def draw_pictures(shop: Workshop) -> Iterator[str]:
+    """The training pictures of both worlds."""
+    folder, budget = shop.cache / "pictures", shop.budget
+    photographs = load_photographs(shop.cache / "photographs.safetensors").split("training")
+    make = partial(random_portraits, people=budget.people, size=shop.size)
+    yield from make_shards(folder, "portraits", budget.portraits, make, seed=1_000)
+    make = partial(random_photographs, photographs=photographs, size=shop.size)
+    yield from make_shards(folder, "photographs", budget.photographs, make, seed=2_000)
+
+
+def train_vae(shop: Workshop) -> Iterator[str]:
+    """The VAE, on both worlds; its latents get unit spread."""
+    base, result = shop.fresh_base(), shop.cache / "vae.safetensors"
+    if result.exists():
+        return
+    portraits, photographs = shop.pictures()
+    pictures = torch.cat([portraits.pictures, photographs.pictures])
+    model = base.vae.requires_grad_(True).to(memory_format=torch.channels_last)
+    generator = torch.Generator().manual_seed(0)
+
+    def loss(_step: int) -> tuple[torch.Tensor, dict[str, float]]:
+        return vae.reconstruction_loss(model, vae.batch_of(pictures, shop.budget.vae_batch, generator, shop.device), generator)
+
+    vae.quiet_residuals(model)
+    config = FitConfig(
+        steps=10**9, seconds=60 * shop.budget.vae_minutes, lr=2e-3, warmup=100, schedule="cosine", grad_clip=1.0, ema=0.999
+    )
+    run = steps(
+        dict(model.named_parameters()),
+        loss,
+        config,
+        checkpoint=Checkpoint(shop.cache / "vae.run.safetensors"),
+        generators={"pictures": generator},
+    )
+    yield from _lines(run, 100)
+    with run.averaged():
+        spread = vae.latent_spread(model, vae.batch_of(pictures, 500, generator, shop.device))
+        save_tensors(result, model.state_dict(), {"spread": str(spread)})
+
+
+def encode_pictures(shop: Workshop) -> Iterator[str]:
+    """The latents of all training pictures."""
+    base = _with_vae(shop)
+    for name, pictures in zip(("portraits", "photographs"), shop.pictures(), strict=True):
+        path = shop.cache / f"latents-{name}.safetensors"
+        if not path.exists():
+            save_tensors(path, {"latents": denoiser.encode(base, pictures).latents})
+            yield f"{name} encoded"
+
+
+def train_denoiser(shop: Workshop) -> Iterator[str]:
+    """U-Net and text encoder."""
+    result = shop.cache / "denoiser.safetensors"
+    if result.exists():
+        return
+    base = _with_vae(shop)
+    for network in (base.unet, base.text_encoder):
+        network.train().requires_grad_(True)
+    base.unet.to(memory_format=torch.channels_last)
+    parameters = {f"unet.{name}": p for name, p in base.unet.named_parameters()}
+    parameters |= {f"text_encoder.{name}": p for name, p in base.text_encoder.named_parameters()}
+    generator = torch.Generator().manual_seed(0)
+    loss = denoiser.training_loss(base, _latents(shop), shop.budget.denoiser_batch, generator)
+    config = FitConfig(
+        steps=10**9, seconds=60 * shop.budget.denoiser_minutes, lr=1e-3, warmup=200, schedule="cosine",
+        weight_decay=0.01, grad_clip=1.0, ema=0.999,
+    )  # fmt: skip
+    checkpoint = Checkpoint(shop.cache / "denoiser.run.safetensors")
+    run = steps(parameters, loss, config, checkpoint=checkpoint, generators={"training": generator})
+    yield from _lines(run, 100)
+    with run.averaged():
+        save_tensors(result, parameters)
+
+
+def ship(shop: Workshop) -> Iterator[str]:
+    """Write the trained networks into the package."""
+    base = _with_vae(shop)
+    weights, _ = load_tensors(shop.cache / "denoiser.safetensors")
+    for name, network in (("unet", base.unet), ("text_encoder", base.text_encoder)):
+        network.load_state_dict({key.removeprefix(f"{name}."): t for key, t in weights.items() if key.startswith(name)})
+    base.save(EMBEDDED / "base")
+    yield f"shipped {base.fingerprint}"
+
+
+STAGES: dict[str, Callable[[Workshop], Iterable[str]]] = {
+    "frame": frame,
+    "pictures": draw_pictures,
+    "vae": train_vae,
+    "latents": encode_pictures,
+    "denoiser": train_denoiser,
+    "ship": ship,
+}
+
+
+def main(
+    photographs: Annotated[Path, typer.Option(help="Folder of face photographs.")],
+    cache: Annotated[Path, typer.Option(help="Where all stages keep their state.")],
+    only: Annotated[str, typer.Option(help="One stage instead of all.")] = "",
+    device: Annotated[str, typer.Option()] = "cuda" if torch.cuda.is_available() else "cpu",
+    vae_minutes: float = Budget.vae_minutes,
+    denoiser_minutes: float = Budget.denoiser_minutes,
+    portraits: Annotated[int, typer.Option(help="Thousands of pictures.")] = Budget.portraits,
+    photograph_pictures: Annotated[int, typer.Option(help="Thousands of pictures.")] = Budget.photographs,
+) -> None:
+    """Train all that the package ships."""
+    torch.set_flush_denormal(True)  # tiny numbers in dark pictures make a CPU four times as slow
+    budget = Budget(
+        portraits=portraits, photographs=photograph_pictures, vae_minutes=vae_minutes, denoiser_minutes=denoiser_minutes
+    )
+    shop = Workshop(photographs, cache, budget, torch.device(device))
+    for name in [only] if only else STAGES:
+        console.print(f"[bold]{name}")
+        for line in STAGES[name](shop):
+            console.print(f"  {line}")
+
+
+def _with_vae(shop: Workshop) -> Base:
+    base = shop.fresh_base()
+    weights, about = load_tensors(shop.cache / "vae.safetensors")
+    base.vae.load_state_dict(weights)
+    base.vae.register_to_config(scaling_factor=1 / float(about["spread"]))
+    return base
+
+
+def _latents(shop: Workshop) -> tuple[denoiser.Latents, ...]:
+    return tuple(
+        denoiser.Latents(
+            load_tensors(shop.cache / f"latents-{name}.safetensors")[0]["latents"], pictures.scenes, pictures.people
+        )
+        for name, pictures in zip(("portraits", "photographs"), shop.pictures(), strict=True)
+    )
+
+
+def _lines(run: Run, every: int) -> Iterator[str]:
+    """A line per `every` steps of a run: mean loss, pace, what is left."""
+    losses = list[float]()
+    report: StepReport
+    for report in run:
+        losses.append(report.loss)
+        if report.step % every == 0:
+            mean, left = sum(losses) / len(losses), report.seconds * (1 / max(report.progress, 1e-9) - 1)
+            details = " ".join(f"{name} {value:.4g}" for name, value in report.metrics.items())
+            yield f"step {report.step} loss {mean:.4f} {details} {report.seconds:.0f} s, {left:.0f} s left"
+            losses.clear()
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))
+    typer.run(main)

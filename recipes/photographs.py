@@ -1,0 +1,78 @@
+"""A folder of face photographs -> framed faces in one file, and who is held out of training.
+
+Any folder of pictures will do. The lists in `splits/` name the files of SFHQ and SFHQ-T2I that tune and report; in
+another folder, whose names they do not hold, everything trains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hyperdreambooth.errors import HyperDreamBoothError, UserError
+from hyperdreambooth.faces import crop_face, read_picture
+from hyperdreambooth.files import load_tensors, save_tensors
+
+SPLITS = ("training", "tuning", "reporting")
+_LISTS = Path(__file__).parent / "splits"
+_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
+
+
+@dataclass(frozen=True)
+class Photographs:
+    """Framed faces: `pictures` (N, 3, S, S) uint8 and the file of each, relative to its folder."""
+
+    pictures: Tensor
+    names: tuple[str, ...]
+
+    def split(self, name: str) -> Photographs:
+        """Those of one of `SPLITS`, in the order of their names (of the list, for the two that are lists)."""
+        held = {split: _listed(split) for split in SPLITS[1:]}
+        if name == "training":
+            listed = {file for files in held.values() for file in files}
+            rows = [row for row, file in enumerate(self.names) if file not in listed]
+        else:
+            position = {file: row for row, file in enumerate(self.names)}
+            rows = [position[file] for file in held[name] if file in position]
+        return Photographs(self.pictures[rows], tuple(self.names[row] for row in rows))
+
+
+def frame_photographs(folder: Path, cache: Path, size: int) -> Iterator[str]:
+    """Find, crop and shrink every face below `folder` into `cache`; yields a line per 100 files, and what was left out.
+
+    A picture without a face that can be found is left out. Does nothing where `cache` exists.
+    """
+    if cache.exists():
+        return
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES)
+    if not files:
+        raise UserError(f"{folder} holds no pictures, expected face photographs: give a folder of JPEG or PNG files")
+    pictures, names, left_out = [], [], 0
+    for number, file in enumerate(files):
+        try:
+            crop = crop_face(read_picture(file), size)
+        except HyperDreamBoothError:
+            crop = None
+        if crop is not None and crop.found:
+            pictures.append((crop.picture * 255).round().byte())  # (3, S, S)
+            names.append(file.relative_to(folder).as_posix())
+        else:
+            left_out += 1
+        if number % 100 == 99:
+            yield f"{number + 1} of {len(files)} photographs, {left_out} without a face"
+    save_tensors(cache, {"pictures": torch.stack(pictures)}, {"names": "\n".join(names)})
+    yield f"{len(names)} photographs framed, {left_out} without a face left out"
+
+
+def load_photographs(cache: Path) -> Photographs:
+    """What `frame_photographs` wrote."""
+    tensors, metadata = load_tensors(cache)
+    return Photographs(tensors["pictures"], tuple(metadata["names"].split("\n")))
+
+
+def _listed(split: str) -> list[str]:
+    return (_LISTS / f"photographs-{split}.txt").read_text().split()

@@ -1,0 +1,139 @@
+"""The training pictures of both worlds, with what each one shows: the data set that VAE, base and judges learn from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hyperdreambooth.files import load_tensors, save_tensors
+from hyperdreambooth.portraits.captions import CONTEXTS, DOMAINS, EDITS, STYLES, Scene
+from hyperdreambooth.portraits.person import Person
+from hyperdreambooth.portraits.renderer import render
+from hyperdreambooth.portraits.styles import stylize
+from hyperdreambooth.portraits.view import View
+from recipes.photographs import Photographs
+
+SHARD = 1000  # pictures per file
+PLAIN_SHARE = 0.3  # the rest is spread evenly over the other styles
+EXTRA_SHARE = 0.4  # of portraits, those with a far domain, a context or an edit
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """N pictures (N, 3, S, S) uint8, the scene of each, and whose each is.
+
+    `people` is a portrait's seed, or minus one minus the row of a photograph.
+    """
+
+    pictures: Tensor
+    scenes: tuple[Scene, ...]
+    people: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.people)
+
+
+def as_floats(pictures: Tensor) -> Tensor:
+    """uint8 -> float32 in [0, 1]."""
+    return pictures.float() / 255
+
+
+def make_shards(
+    folder: Path, kind: str, shards: int, make: Callable[[np.random.RandomState, int], Pictures], seed: int
+) -> Iterator[str]:
+    """Write the shards that are missing, each from a random state of its own; yields a line per shard."""
+    for number in range(shards):
+        path = _shard(folder, kind, number)
+        if path.exists():
+            continue
+        made = make(np.random.RandomState(seed + number), SHARD)
+        about = {"scenes": json.dumps([asdict(scene) for scene in made.scenes]), "people": json.dumps(made.people)}
+        save_tensors(path, {"pictures": made.pictures}, about)
+        yield f"{kind} {number + 1} of {shards} thousand"
+
+
+def load_shards(folder: Path, kind: str, shards: int) -> Pictures:
+    """The first `shards` shards of a kind, as one."""
+    pictures, scenes, people = [], list[Scene](), list[int]()
+    for number in range(shards):
+        tensors, about = load_tensors(_shard(folder, kind, number))
+        pictures.append(tensors["pictures"])
+        scenes += [Scene(**scene) for scene in json.loads(about["scenes"])]
+        people += json.loads(about["people"])
+    return Pictures(torch.cat(pictures), tuple(scenes), tuple(people))
+
+
+def random_portraits(random: np.random.RandomState, count: int, people: int, size: int) -> Pictures:
+    """`count` portraits of people drawn from the seeds 0 to `people` - 1, each in a view and a scene of its own."""
+    seeds = [int(seed) for seed in random.randint(people, size=count)]
+    scenes = [_random_scene(random) for _ in seeds]
+    views = [View.sample(random) for _ in seeds]
+    plain = draw(seeds, views, scenes, size)
+    return Pictures((plain * 255).round().byte(), tuple(scenes), tuple(seeds))
+
+
+def random_photographs(random: np.random.RandomState, count: int, photographs: Photographs, size: int) -> Pictures:
+    """`count` photographs, half of them mirrored, a little shifted, in all styles."""
+    rows = random.randint(len(photographs.names), size=count)
+    scenes = [Scene(world="photo", style=_random_style(random)) for _ in rows]
+    pictures = torch.stack([_jittered(photographs.pictures[row], random, size) for row in rows])  # (N, 3, S, S)
+    styled = in_styles(as_floats(pictures), [scene.style for scene in scenes])
+    return Pictures((styled * 255).round().byte(), tuple(scenes), tuple(-1 - int(row) for row in rows))
+
+
+def draw(seeds: Sequence[int], views: Sequence[View], scenes: Sequence[Scene], size: int, batch: int = 50) -> Tensor:
+    """The portraits of these people in these views and scenes, styles included: (N, 3, size, size) in [0, 1]."""
+    parts = []
+    for begin in range(0, len(seeds), batch):
+        some = slice(begin, begin + batch)
+        parts.append(render([Person(seed) for seed in seeds[some]], views[some], size, scenes=scenes[some]))
+    return in_styles(torch.cat(parts), [scene.style for scene in scenes])
+
+
+def in_styles(pictures: Tensor, styles: Sequence[str]) -> Tensor:
+    """Each picture under the filter of its own style."""
+    styled = pictures.clone()
+    for style in sorted(set(styles) - {"plain"}):
+        rows = [row for row, name in enumerate(styles) if name == style]
+        styled[rows] = stylize(pictures[rows], style)
+    return styled
+
+
+def _random_scene(random: np.random.RandomState) -> Scene:
+    style = _random_style(random)
+    if random.rand() >= EXTRA_SHARE:
+        return Scene("portrait", style)
+    kind = random.randint(4)
+    return Scene(
+        "portrait",
+        style,
+        domain=_one(random, DOMAINS) if kind == 0 else None,
+        context=_one(random, CONTEXTS) if kind in (1, 3) else None,
+        edit=_one(random, EDITS) if kind in (2, 3) else None,
+    )
+
+
+def _random_style(random: np.random.RandomState) -> str:
+    return "plain" if random.rand() < PLAIN_SHARE else _one(random, STYLES[1:])
+
+
+def _one(random: np.random.RandomState, options: tuple[str, ...]) -> str:
+    return options[int(random.randint(len(options)))]
+
+
+def _jittered(picture: Tensor, random: np.random.RandomState, size: int) -> Tensor:
+    """A photograph (3, T, T), T > size, cut to `size` around the middle, give or take, and mirrored half of the time."""
+    room = picture.shape[-1] - size
+    top, left = (int(random.randint(room + 1)) if room else 0 for _ in range(2))
+    cut = picture[:, top : top + size, left : left + size]
+    return cut.flip(-1) if random.rand() < 0.5 else cut
+
+
+def _shard(folder: Path, kind: str, number: int) -> Path:
+    return folder / f"{kind}-{number:03d}.safetensors"

@@ -1,0 +1,287 @@
+"""The base: a frozen text-to-image latent diffusion model in Stable Diffusion's layout.
+
+Pictures are float32 (N, 3, H, W) in [0, 1] everywhere outside this module. Latents are (N, C, h, w), scaled so that
+they have about unit variance. Adapters may sit in `unet` and `text_encoder`: everything here works with them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, SchedulerMixin, UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTokenizer
+from transformers.utils import logging
+
+from hyperdreambooth.files import write_folder
+
+CARD_FILE = "hyperdreambooth.json"
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+_PLACEHOLDER = re.compile(r"\[v\]", re.IGNORECASE)
+_SAMPLES_PER_TENSOR = 16
+_LARGEST_FILE = "14MB"  # what is shipped in the package stays under 15 MB a file
+
+
+@dataclasses.dataclass(frozen=True)
+class Card:
+    """What a base says of itself beyond its networks; the defaults are those of Stable Diffusion 1.5.
+
+    rare_token stands for "[V]"; a, b, seed, scale: its LiDB space (eq. 1); closed_vocabulary: a word that is not one
+    token was never seen in training.
+    """
+
+    name: str
+    rare_token: str = "sks"
+    class_noun: str = "face"
+    a: int = 100
+    b: int = 50
+    seed: int = 0
+    scale: float = 1.0
+    picture_size: int = 512
+    closed_vocabulary: bool = False
+
+
+class Base:
+    """VAE, text encoder, tokenizer, U-Net and noise schedule, frozen and in evaluation mode, under one card."""
+
+    def __init__(
+        self,
+        vae: AutoencoderKL,
+        text_encoder: CLIPTextModel,
+        tokenizer: CLIPTokenizer,
+        unet: UNet2DConditionModel,
+        scheduler: SchedulerMixin,
+        card: Card,
+    ) -> None:
+        self.vae, self.text_encoder, self.tokenizer, self.unet = vae, text_encoder, tokenizer, unet
+        self.scheduler, self.card = scheduler, card
+        for network in self._networks:
+            network.eval().requires_grad_(False)
+
+    @property
+    def _networks(self) -> tuple[nn.Module, nn.Module, nn.Module]:
+        return self.vae, self.text_encoder, self.unet
+
+    @property
+    def name(self) -> str:
+        """The name that people know the base by."""
+        return self.card.name
+
+    @property
+    def rare_token(self) -> str:
+        """The word that stands for "[V]"."""
+        return self.card.rare_token
+
+    @property
+    def class_noun(self) -> str:
+        """What every person is an instance of: "face"."""
+        return self.card.class_noun
+
+    @property
+    def picture_size(self) -> int:
+        """Height and width of the pictures that the base was trained on."""
+        return self.card.picture_size
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks live."""
+        return next(self.unet.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the networks."""
+        return next(self.unet.parameters()).dtype
+
+    @property
+    def prediction_type(self) -> str:
+        """What the U-Net predicts: "epsilon", "v_prediction" or "sample"."""
+        return str(self.scheduler.config.prediction_type)
+
+    @property
+    def timesteps(self) -> int:
+        """T, the number of noise levels of the schedule."""
+        return int(self.scheduler.config.num_train_timesteps)
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, h, w) of one picture's latents."""
+        side = self.picture_size // 2 ** (len(self.vae.config.block_out_channels) - 1)
+        return self.vae.config.latent_channels, side, side
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits that tell two bases apart: a hash of numbers sampled from the U-Net and the text encoder.
+
+        Computed anew at each call, of the weights as they are now (merged identities change it). Numbers are rounded
+        through float16, so that a base saved in half precision keeps its fingerprint. The VAE is left out: an identity
+        does not depend on which decoder draws it.
+        """
+        digest, samples = hashlib.sha256(), []
+        for network in (self.text_encoder, self.unet):
+            for name, tensor in sorted(network.named_parameters()):
+                # Checkpoints of earlier transformers call the same tensor "text_model.…".
+                digest.update(f"{name.removeprefix('text_model.')}{tuple(tensor.shape)}".encode())
+                step = max(1, tensor.numel() // _SAMPLES_PER_TENSOR)
+                samples.append(tensor.detach().reshape(-1)[::step].half())
+        digest.update(torch.cat(samples).cpu().numpy().astype("<f2").tobytes())
+        return digest.hexdigest()[:16]
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Base:
+        """Move the networks, in place, to a device and a precision (None: as it is); returns itself."""
+        for network in self._networks:
+            nn.Module.to(network, device=device or self.device, dtype=dtype or self.dtype)  # diffusers' own `to` warns
+        return self
+
+    def encode_pictures(self, pictures: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Pictures (N, 3, H, W) in [0, 1] to float32 latents (N, C, h, w): the posterior's mean, or a draw from it."""
+        if pictures.ndim != 4 or pictures.shape[1] != 3:
+            raise ValueError(f"got pictures of shape {tuple(pictures.shape)}, expected (N, 3, H, W)")
+        posterior = self.vae.encode((pictures * 2 - 1).to(self.device, self.dtype)).latent_dist
+        latents = posterior.mode() if generator is None else posterior.sample(generator)
+        return latents.float() * self.vae.config.scaling_factor  # (N, C, h, w)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents (N, C, h, w) to float32 pictures (N, 3, H, W) in [0, 1]."""
+        decoded = self.vae.decode((latents / self.vae.config.scaling_factor).to(self.device, self.dtype)).sample
+        return (decoded.float() / 2 + 0.5).clamp(0, 1)  # (N, 3, H, W)
+
+    def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
+        """Prompts, "[V]" standing for the rare token, to text states (N, L, D); "" is the unconditional prompt."""
+        ids = self.tokenizer(
+            [self._spell(prompt) for prompt in prompts],
+            padding="max_length",
+            max_length=self.tokenizer.model_max_length,
+            truncation=True,
+            return_tensors="pt",
+        ).input_ids  # (N, L)
+        states: Tensor = self.text_encoder(ids.to(self.device))[0]  # (N, L, D)
+        return states
+
+    def unknown_words(self, prompt: str) -> list[str]:
+        """Words of a prompt that the base never saw in training, in order; always empty for an open vocabulary."""
+        if not self.card.closed_vocabulary:
+            return []
+        words = dict.fromkeys(re.findall(r"[^\W\d_]+", self._spell(prompt).lower()))
+        return [word for word in words if len(self.tokenizer.tokenize(word)) > 1]
+
+    def _spell(self, prompt: str) -> str:
+        return _PLACEHOLDER.sub(self.rare_token, prompt)
+
+    def noise_levels(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+        """How much picture and how much noise there is at integer timesteps (N,): two float32 (N, 1, 1, 1).
+
+        The noisy latents are signal * x + sigma * eps, with signal^2 + sigma^2 = 1.
+        """
+        kept = self.scheduler.alphas_cumprod.to(timesteps.device, torch.float32)[timesteps].view(-1, 1, 1, 1)
+        return kept.sqrt(), (1 - kept).sqrt()
+
+    def noise(self, count: int, generator: torch.Generator) -> Tensor:
+        """Pure noise to start sampling from, (count, C, h, w): a CPU generator gives the same one on every device."""
+        return torch.randn((count, *self.latent_shape), generator=generator, device=generator.device).to(self.device)
+
+    def predict(self, latents: Tensor, timesteps: Tensor, states: Tensor) -> Tensor:
+        """The U-Net's raw output (N, C, h, w), in the terms of `prediction_type`.
+
+        latents: noisy, (N, C, h, w); timesteps: (N,) or (); states: (N, L, D).
+        """
+        output: Tensor = self.unet(
+            latents.to(self.dtype), timesteps, encoder_hidden_states=states.to(self.dtype), return_dict=False
+        )[0]
+        return output
+
+    def sample(
+        self,
+        states: Tensor,
+        unconditional: Tensor,
+        latents: Tensor,
+        steps: int = 25,
+        guidance: float = 3.0,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Tensor:
+        """Draw N pictures in one batch: from noise (N, C, h, w) to clean latents of the same shape.
+
+        states: (N, L, D); unconditional: (N, L, D), or (1, L, D) for all; guidance: classifier-free, off at 1 or less.
+        The U-Net sees 2 N rows, [unconditional ; conditional]. `progress(done, steps)` is called after every step.
+        """
+        with torch.inference_mode():
+            drawn = self._denoise(states, unconditional.expand_as(states), latents, steps, guidance, progress)
+        return drawn.clone()  # outside inference mode: an ordinary tensor, fit for training too
+
+    def _denoise(
+        self,
+        states: Tensor,
+        unconditional: Tensor,
+        latents: Tensor,
+        steps: int,
+        guidance: float,
+        progress: Callable[[int, int], None] | None,
+    ) -> Tensor:
+        """The loop of `sample`, on a copy of the scheduler of its own: samplings at the same time share nothing."""
+        scheduler: Any = type(self.scheduler).from_config(self.scheduler.config)
+        scheduler.set_timesteps(steps, device=self.device)
+        guided = guidance > 1
+        if guided:
+            states = torch.cat([unconditional, states])  # (2 N, L, D)
+        latents = latents.to(self.device, torch.float32) * scheduler.init_noise_sigma
+        for done, timestep in enumerate(scheduler.timesteps, start=1):
+            rows = torch.cat([latents, latents]) if guided else latents  # (2 N, C, h, w)
+            output = self.predict(scheduler.scale_model_input(rows, timestep), timestep, states).float()
+            if guided:
+                without, with_prompt = output.chunk(2)
+                output = without + guidance * (with_prompt - without)  # (N, C, h, w)
+            latents = scheduler.step(output, timestep, latents, return_dict=False)[0]
+            if progress is not None:
+                progress(done, len(scheduler.timesteps))
+        return latents
+
+    def save(self, folder: str | Path, dtype: torch.dtype = torch.float16) -> None:
+        """Write a diffusers folder that plain `StableDiffusionPipeline.from_pretrained` opens, and the card in it."""
+        from diffusers import StableDiffusionPipeline  # needed here alone, and slow to import
+
+        vae, text_encoder, unet = (nn.Module.to(deepcopy(network), "cpu", dtype) for network in self._networks)
+        pipeline = StableDiffusionPipeline(
+            vae=vae,
+            text_encoder=text_encoder,
+            tokenizer=self.tokenizer,
+            unet=unet,
+            scheduler=self.scheduler,
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+
+        def write(part: Path) -> None:
+            with quiet():
+                pipeline.save_pretrained(part, safe_serialization=True, max_shard_size=_LARGEST_FILE)
+            # transformers opens a model in the precision that its config names, diffusers in float32: plain
+            # from_pretrained would mix the two.
+            config = part / "text_encoder" / "config.json"
+            _write_json(config, json.loads(config.read_text()) | {"dtype": "float32"})
+            _write_json(part / CARD_FILE, dataclasses.asdict(self.card))
+
+        write_folder(folder, write)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers' own progress bars off the terminal while its files are read or written."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")

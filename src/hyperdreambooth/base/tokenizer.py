@@ -1,0 +1,63 @@
+"""A small closed vocabulary in CLIP's own byte-pair format: one token per known word, letters for any other."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from itertools import pairwise
+
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import CLIPTokenizer
+
+START, END = "<|startoftext|>", "<|endoftext|>"
+_WORD_END = "</w>"
+
+
+def build_tokenizer(words: Iterable[str], max_length: int) -> CLIPTokenizer:
+    """A `CLIPTokenizer` for which each of `words` (lower case, letters only count) is the one token `word</w>`.
+
+    The whole byte alphabet, with and without the mark of a word's end, is in the vocabulary as well: a word that is not
+    known falls into pieces and never becomes an end-of-text in mid-prompt. Prompts hold `max_length` tokens, start and
+    end included; the end token also pads, as in Stable Diffusion.
+    """
+    alphabet = sorted(ByteLevel.alphabet())
+    tokens = alphabet + [letter + _WORD_END for letter in alphabet]
+    known = sorted({word for text in words for word in re.findall(r"[^\W\d_]+", text.lower())})
+    merges = _merges(_letters(word) for word in known)
+    tokens += [left + right for left, right in merges] + [START, END]
+    vocabulary = {token: number for number, token in enumerate(tokens)}
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=max_length)
+
+
+def _letters(word: str) -> list[str]:
+    """A word as the byte symbols that merging starts from; the last one carries the mark of the end."""
+    ((symbols, _),) = ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str(word)
+    return [*symbols[:-1], symbols[-1] + _WORD_END]
+
+
+def _merges(spelled: Iterable[list[str]]) -> list[tuple[str, str]]:
+    """Merge rules, in order of priority, under which every spelled word ends as one symbol.
+
+    Each word is run through the rules so far and new rules join what is left. Later rules rank lower, so they cannot
+    stop a word before them: until it is whole, that word always has a rule of its own that ranks higher.
+    """
+    ranks: dict[tuple[str, str], int] = {}
+    for symbols in spelled:
+        while len(symbols) > 1:
+            pairs = list(pairwise(symbols))
+            best = min(pairs, key=lambda pair: ranks.get(pair, len(ranks)))
+            ranks.setdefault(best, len(ranks))
+            symbols = _join(symbols, best)
+    return list(ranks)
+
+
+def _join(symbols: list[str], pair: tuple[str, str]) -> list[str]:
+    """`symbols` with every occurrence of `pair`, from the left, made one symbol."""
+    joined: list[str] = []
+    for symbol in symbols:
+        # The left half of a fresh pair never equals `pair[0]` again, so a look back at the last symbol is enough.
+        if joined and (joined[-1], symbol) == pair:
+            joined[-1] += symbol
+        else:
+            joined.append(symbol)
+    return joined

@@ -1,0 +1,156 @@
+"""Draw people: persons, prompts and noises in, pictures out, different people in one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from hyperdreambooth.base.model import Base
+from hyperdreambooth.errors import UserError, WrongBase, WrongSpace
+from hyperdreambooth.identity import Identity, strength
+from hyperdreambooth.lidb import Adapters, LiDBSpace, LoRALayout
+from hyperdreambooth.lidb.sites import total_width
+from hyperdreambooth.progress import Progress, log
+
+Person = Identity | None
+"""Whom to draw; None is nobody, the base as it is."""
+
+PHASE = "draw"
+
+
+@dataclass(frozen=True)
+class DrawConfig:
+    """How pictures are drawn."""
+
+    count: int = 1  # pictures of each pair
+    seed: int = 0  # the k-th picture of a pair starts from the noise of seed + k, whatever else is drawn with it
+    steps: int = 25  # of the sampler
+    guidance: float = 3.0  # classifier-free, off at 1 or less
+    strength: float = 1.0  # factor of the person's dW: 0 is the base, 1 the person
+    batch: int = 16  # pictures at once
+
+    def __post_init__(self) -> None:
+        if min(self.count, self.steps, self.batch) < 1:
+            raise UserError(f"got count {self.count}, steps {self.steps}, batch {self.batch}: expected 1 or more")
+
+    def samples(self, pictures: int) -> int:
+        """Samples that go through the U-Net for so many pictures."""
+        return pictures * self.steps * (2 if self.guidance > 1 else 1)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One picture to draw."""
+
+    person: Person
+    prompt: str
+    seed: int
+
+
+def draw(
+    base: Base,
+    adapters: Adapters,
+    people: Sequence[Person],
+    prompts: Sequence[str],
+    config: DrawConfig,
+    progress: Callable[[Progress], None] | None = None,
+) -> Tensor:
+    """N pairs of a person and a prompt to (N * count, 3, H, W) float32 in [0, 1] on the CPU, pair after pair.
+
+    The people must be of this base and of the adapters' space: see `check_person`.
+    """
+    worn = [_strengthened(person, config.strength, adapters.space) for person in people]
+    jobs = [
+        _Job(person, prompt, config.seed + k)
+        for person, prompt in zip(worn, prompts, strict=True)
+        for k in range(config.count)
+    ]
+    chunks = [jobs[first : first + config.batch] for first in range(0, len(jobs), config.batch)]
+    total, drawn = config.steps * len(chunks), []
+    for chunk in chunks:
+        before = config.steps * len(drawn)
+
+        def report(done: int, _: int, before: int = before) -> None:
+            if progress is not None:
+                progress(Progress(PHASE, before + done, total))
+
+        drawn.append(_draw_batch(base, adapters, chunk, config, report))
+    return torch.cat(drawn)
+
+
+def _draw_batch(
+    base: Base, adapters: Adapters, jobs: Sequence[_Job], config: DrawConfig, report: Callable[[int, int], None]
+) -> Tensor:
+    """N pictures at once, (N, 3, H, W). Both halves of the guidance wear the people."""
+    weights, lora = stack([job.person for job in jobs], adapters.space)
+    noise = torch.cat([base.noise(1, torch.Generator().manual_seed(job.seed)) for job in jobs])  # (N, C, h, w)
+    device = base.device
+    with torch.no_grad(), adapters.use(weights.to(device), None if lora is None else lora.to(device)):
+        states = base.encode_prompts([""] * len(jobs) + [job.prompt for job in jobs])  # (2 N, L, D)
+        unconditional, conditional = states.chunk(2)
+        latents = base.sample(conditional, unconditional, noise, config.steps, config.guidance, report)
+        return base.decode(latents).cpu()
+
+
+def stack(people: Sequence[Person], space: LiDBSpace) -> tuple[Tensor, Tensor | None]:
+    """N people of any ranks as one batch to wear: (N, S, R, a + b), and (N, size) if any has full-space factors.
+
+    Missing ranks and factors are zero, and so is what they add to dW.
+    """
+    weights = [space.start() if person is None else person.weights for person in people]
+    ranks = max(one.shape[1] for one in weights)
+    packed = torch.stack([functional.pad(one, (0, 0, 0, ranks - one.shape[1])) for one in weights])
+    loras = [None if person is None else person.lora for person in people]
+    rank = max(0 if lora is None else lora.numel() for lora in loras) // total_width(space.sites)
+    if rank == 0:
+        return packed, None
+    return packed, torch.stack([_padded(lora, LoRALayout(space.sites, rank)) for lora in loras])
+
+
+def pair(people: Person | Sequence[Person], prompts: str | Sequence[str]) -> tuple[list[Person], list[str]]:
+    """One or N people and one or N prompts as N of each. Raises UserError for N and M."""
+    persons = [people] if people is None or isinstance(people, Identity) else list(people)
+    texts = [prompts] if isinstance(prompts, str) else list(prompts)
+    length = max(len(persons), len(texts))
+    if not persons or not texts or not {len(persons), len(texts)} <= {1, length}:
+        raise UserError(f"got {len(persons)} identities and {len(texts)} prompts, expected as many of each, or one")
+    return persons * (length // len(persons)), texts * (length // len(texts))
+
+
+def check_person(person: Person, base: Base, fingerprint: str, space: LiDBSpace) -> None:
+    """Raise WrongBase or WrongSpace for a person that means nothing on this base, whose fingerprint is given."""
+    if person is None:
+        return
+    if person.base != fingerprint:
+        raise WrongBase(
+            f'got a person of base "{person.base_name}" ({person.base[:8]}...), expected one of "{base.name}" '
+            f"({fingerprint[:8]}...): load that base"
+        )
+    if person.space != space.info:
+        raise WrongSpace("got a person of another LiDB space: use the base and settings that it was made with")
+
+
+def note_unknown_words(base: Base, prompt: str) -> None:
+    """Log which words of a prompt the base never saw; they are no reason to stop."""
+    if unknown := base.unknown_words(prompt):
+        words = ", ".join(f'"{word}"' for word in unknown)
+        log.warning('the base "%s" never saw the word %s of "%s": it may change nothing', base.name, words, prompt)
+
+
+def _strengthened(person: Person, factor: float, space: LiDBSpace) -> Person:
+    return person if person is None or factor == 1 else strength(person, factor, space)
+
+
+def _padded(lora: Tensor | None, layout: LoRALayout) -> Tensor:
+    """Flat factors of a lower rank, or none, as flat factors (size,) of the layout's rank."""
+    if lora is None:
+        return torch.zeros(layout.size)
+    own = LoRALayout(layout.sites, lora.numel() // total_width(layout.sites))
+    missing = layout.rank - own.rank
+    return layout.pack(
+        [(functional.pad(down, (0, 0, 0, missing)), functional.pad(up, (0, missing))) for down, up in own.split(lora)]
+    )

@@ -1,0 +1,57 @@
+"""The exception tree: every error that a user may meet, one line each: what was got, what was expected, what to do.
+
+Two branches decide the exit status of the command line: `UserError` (2, found before work starts) and `WorkError`
+(1, work that failed on the way).
+"""
+
+
+class HyperDreamBoothError(Exception):
+    """Base of everything this package raises on purpose; its text is one line fit for a person to read."""
+
+
+class UserError(HyperDreamBoothError):
+    """Wrong use or bad input, found before work starts: exit status 2."""
+
+
+class WorkError(HyperDreamBoothError):
+    """Work that started and could not be finished: exit status 1."""
+
+
+class BadPicture(UserError):
+    """A file that is not a picture, cannot be read, or has a size that cannot be a photograph."""
+
+
+class BadFile(UserError):
+    """A tensor file that is absent, truncated, pickled, or not safetensors at all."""
+
+
+class BadIdentityFile(BadFile):
+    """A tensor file that holds no usable identity: foreign, damaged, or with numbers that are not finite."""
+
+
+class NewerFormat(BadIdentityFile):
+    """An identity file of a later format version than this library reads."""
+
+
+class WrongBase(UserError):
+    """An identity that was made for another base model."""
+
+
+class WrongSpace(UserError):
+    """An identity whose LiDB space (sites, a, b, seed, scale, basis) is not the one in use."""
+
+
+class SiteTooNarrow(UserError):
+    """A layer with fewer inputs than a, or fewer outputs than b, so that it holds no incomplete basis (eq. 1)."""
+
+
+class BadBase(UserError):
+    """A base model that is unknown, incomplete or damaged."""
+
+
+class NotWritable(UserError):
+    """An output path that cannot be written, found before work starts."""
+
+
+class DiskFull(WorkError):
+    """The disk, the quota or the file-size limit ran out while writing."""

@@ -1,0 +1,132 @@
+"""Files on disk: writable or not, written whole or not at all, tensors in safetensors and never in pickle."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hyperdreambooth.errors import BadFile, DiskFull, NotWritable, WorkError
+
+if TYPE_CHECKING:  # torch takes seconds to import: only the functions on tensors pay for it
+    from torch import Tensor
+
+_NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+
+
+def check_writable(path: str | Path) -> None:
+    """Raise `NotWritable` if a file could not be written at `path`; leaves nothing behind, creates no folder."""
+    path = Path(path)
+    try:
+        target = path.resolve()
+        if target.is_dir():
+            raise NotWritable(f"{path} is a folder, expected the name of a file to write: give a file name inside it")
+        if target.exists() and not target.is_file():
+            raise NotWritable(f"{path} is a device or a pipe, expected a regular file: choose another output path")
+        folder = target.parent
+        while not folder.exists():
+            folder = folder.parent
+        if not folder.is_dir():
+            raise NotWritable(f"cannot write {path}: {folder} is a file, expected a folder: choose another output path")
+        target.with_name(target.name).exists()  # a name too long shows here
+        tempfile.TemporaryFile(dir=folder).close()
+    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: links in a circle; ValueError: a zero byte
+        raise NotWritable(f"cannot write {path} ({_reason(error)}): choose another output path") from error
+
+
+def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary file beside `path` (same suffix), then move it into place in one step.
+
+    `path` holds its former content until the new one is complete; missing folders are made. On any failure the
+    temporary file is removed. Raises `DiskFull` when room ran out, `WorkError` for any other failure of the disk.
+    """
+    target = Path(path).resolve()
+    part = target.with_name(f".{secrets.token_hex(6)}.part{target.suffix}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write(part)
+        with part.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(part, target)
+    except OSError as error:
+        raise _write_error(path, error) from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_folder(folder: str | Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary folder beside `folder`, then move its files into place, each in one step.
+
+    Files of `folder` under other names stay. Raises as `write_atomically` does, and then `folder` is as it was.
+    """
+    target = Path(folder).resolve()
+    part = target.with_name(f".{secrets.token_hex(6)}.part")
+    try:
+        part.mkdir(parents=True)
+        write(part)
+        for file in sorted(path for path in part.rglob("*") if path.is_file()):
+            final = target / file.relative_to(part)
+            final.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(file, final)
+    except OSError as error:
+        raise _write_error(folder, error) from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write named tensors of any dtype and device, with text metadata, as one safetensors file, atomically."""
+    from safetensors.torch import save
+
+    # Serialised in memory, so that a full disk is an OSError with its number, whatever the library does.
+    own = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+    data = save(own, dict(metadata) if metadata else None)
+    write_atomically(path, lambda part: part.write_bytes(data))
+
+
+def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read a safetensors file: its tensors on the CPU in their saved dtype, and its text metadata.
+
+    Raises `BadFile` for a file that is absent, a folder, unreadable, truncated, pickled or foreign.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            head = file.read(8)
+        with safe_open(path, framework="pt", device="cpu") as opened:
+            names = opened.keys()
+            return {name: opened.get_tensor(name) for name in names}, dict(opened.metadata() or {})
+    except OSError as error:
+        raise BadFile(f"cannot read {path} ({_reason(error)}), expected a safetensors file: check the path") from error
+    except SafetensorError as error:
+        raise BadFile(f"{path} is {_kind(head)}, expected a whole safetensors file: make or copy it again") from error
+
+
+def _kind(head: bytes) -> str:
+    """What a file that is not sound safetensors seems to be, from its first 8 bytes."""
+    if not head:
+        return "empty"
+    if head[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+        return "a pickled or zipped file (never opened here: it could run code)"
+    if len(head) == 8 and int.from_bytes(head, "little") < 1 << 27:  # the length of a plausible header
+        return "truncated or damaged"
+    return "not a safetensors file"
+
+
+def _write_error(path: str | Path, error: OSError) -> WorkError:
+    """The error to raise when writing `path` failed with `error`."""
+    if error.errno in _NO_ROOM:
+        return DiskFull(f"no room to write {path} ({_reason(error)}): free some space and run again")
+    return WorkError(f"could not write {path} ({_reason(error)}): check the disk and run again")
+
+
+def _reason(error: Exception) -> str:
+    """The system's words for an error, without the path and the number that `str` puts around them."""
+    return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__

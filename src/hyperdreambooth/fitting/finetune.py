@@ -1,0 +1,132 @@
+"""Rank-relaxed fast fine-tuning: sharpen predicted people on one photograph each, in some forty steps.
+
+The prediction stays frozen and fresh factors of higher rank are trained beside it: in the same bases ("lidb"), where
+the result stays a small LiDB person, or in full space ("lora", the paper's). "none" trains the prediction itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from hyperdreambooth.base.model import Base
+from hyperdreambooth.fitting.fit import Objective, Pictures, fit
+from hyperdreambooth.fitting.steps import FitConfig, Run, StepReport
+from hyperdreambooth.lidb import Adapters, LoRALayout
+
+Relax = Literal["lidb", "lora", "none"]
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """How people are fine-tuned."""
+
+    relax: Relax = "lidb"
+    rank: int = 3  # fresh ranks beside the prediction; without meaning where relax is "none"
+    fit: FitConfig = field(default_factory=lambda: FitConfig(steps=40, lr=3e-2, schedule="cosine"))
+    objective: Objective = field(default_factory=Objective)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A configuration and what it was measured to give."""
+
+    config: FinetuneConfig
+    measured: str
+
+
+PRESETS = {
+    "lidb": Preset(FinetuneConfig(relax="lidb", rank=3), "not measured yet"),
+    "lora": Preset(
+        FinetuneConfig(relax="lora", rank=4, fit=FitConfig(steps=40, lr=2e-3, schedule="cosine")), "not measured yet"
+    ),
+    "none": Preset(FinetuneConfig(relax="none"), "not measured yet"),
+}
+
+
+class Finetuning:
+    """N people being fine-tuned: iterate to take the steps; `weights` and `lora` are the people as they are by now."""
+
+    def __init__(self, run: Run, relax: Relax, frozen: Tensor | None) -> None:
+        self._run, self._relax, self._frozen = run, relax, frozen
+
+    def __iter__(self) -> Iterator[StepReport]:
+        return iter(self._run)
+
+    @property
+    def weights(self) -> Tensor:
+        """The people's LiDB numbers, (N, S, R, a + b), the prediction's ranks first."""
+        weights, _ = _compose(self._relax, self._frozen, self._run.averages["fresh"].detach())
+        return weights.clone()
+
+    @property
+    def lora(self) -> Tensor | None:
+        """The people's full-space factors (N, size) as in `LoRALayout`; None unless relax is "lora"."""
+        _, lora = _compose(self._relax, self._frozen, self._run.averages["fresh"].detach())
+        return None if lora is None else lora.clone()
+
+
+def finetune(
+    base: Base,
+    adapters: Adapters,
+    latents: Tensor,
+    prediction: Tensor | None,
+    config: FinetuneConfig,
+    *,
+    masks: Tensor | None = None,
+) -> Finetuning:
+    """Fine-tune N people in one batch on one photograph each: an iterable of StepReports that holds the result.
+
+    Args:
+        latents: (N, C, h, w), the encoded photographs.
+        prediction: (N, S, R, a + b) from the hypernetwork; None starts from nobody, with 1 + rank fresh ranks where
+            relax is "lidb", so that both come out at the same size.
+        masks: (N, 1, h, w), how much each place in the photograph counts.
+    """
+    if prediction is not None and (prediction.dim() != 4 or len(prediction) != len(latents)):
+        shape = tuple(prediction.shape)
+        raise ValueError(f"got a prediction of shape {shape} for {len(latents)} photographs, expected (N, S, R, a + b)")
+    frozen, fresh = _begin(adapters, len(latents), prediction, config)
+    frozen = None if frozen is None else frozen.detach().to(base.device)
+    fresh = fresh.detach().to(base.device, copy=True).contiguous().requires_grad_()
+
+    def wear() -> AbstractContextManager[None]:
+        weights, lora = _compose(config.relax, frozen, fresh)
+        return adapters.use(weights, lora)
+
+    pictures = Pictures(latents.unsqueeze(1), None if masks is None else masks.unsqueeze(1))  # V = 1
+    run = fit(base, {"fresh": fresh}, wear, pictures, config.objective, config.fit)
+    return Finetuning(run, config.relax, frozen)
+
+
+def _begin(
+    adapters: Adapters, people: int, prediction: Tensor | None, config: FinetuneConfig
+) -> tuple[Tensor | None, Tensor]:
+    """What stays frozen, (N, S, R, a + b) or None, and what is trained, (N, S, R, a + b) or (N, size)."""
+    space = adapters.space
+    if config.relax == "lora":
+        layout = LoRALayout(space.sites, config.rank)
+        frozen = prediction if prediction is not None else _for_all(space.start(), people)
+        return frozen, _for_all(layout.start(config.objective.seed), people)
+    if config.relax == "none":
+        return None, prediction if prediction is not None else _for_all(space.start(), people)
+    if prediction is None:
+        return None, _for_all(space.start(1 + config.rank), people)
+    return prediction, _for_all(space.start(config.rank, first=prediction.shape[-2]), people)
+
+
+def _for_all(one: Tensor, people: int) -> Tensor:
+    return one.expand(people, *one.shape)
+
+
+def _compose(relax: Relax, frozen: Tensor | None, fresh: Tensor) -> tuple[Tensor, Tensor | None]:
+    """What the people wear: LiDB numbers (N, S, R, a + b) and full-space factors (N, size) or None."""
+    if relax == "lora":
+        assert frozen is not None  # by _begin
+        return frozen, fresh
+    return (fresh if frozen is None else torch.cat([frozen, fresh], dim=-2)), None

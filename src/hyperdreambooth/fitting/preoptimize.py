@@ -1,0 +1,159 @@
+"""Pre-optimisation: fit the LiDB numbers of many people, so that a hypernetwork can learn to predict them (eq. 2).
+
+People are fitted a shard at a time, all of a shard in one batch, from one common start under one common sequence of
+noises, timesteps and views. A folder holds the plan, the finished shards and the checkpoint of the shard in progress:
+whatever the moment a process dies, running the same again continues at the last checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hyperdreambooth.base.model import Base
+from hyperdreambooth.errors import UserError
+from hyperdreambooth.files import load_tensors, save_tensors, write_atomically
+from hyperdreambooth.fitting.fit import Objective, Pictures, fit
+from hyperdreambooth.fitting.steps import Checkpoint, FitConfig, Run, StepReport
+from hyperdreambooth.lidb import Adapters
+
+PLAN_FILE = "plan.json"
+_FORMAT = "hyperdreambooth-people-1"
+
+
+@dataclass(frozen=True)
+class PreoptimizeConfig:
+    """How people are fitted. Everything but `shard` decides the numbers; `shard` decides how many fit in memory."""
+
+    fit: FitConfig = field(default_factory=lambda: FitConfig(steps=200, lr=1e-2, average_last=0.25))
+    objective: Objective = field(default_factory=lambda: Objective(noises=4, pull=1e-5))
+    shard: int = 32  # people in one batch
+
+
+@dataclass(frozen=True)
+class PreoptimizeReport:
+    """One step of one shard: `people` of `total` are finished, and those of this shard are at `step`."""
+
+    people: int
+    total: int
+    shard: int  # from 0
+    step: StepReport
+
+
+@dataclass(frozen=True)
+class FittedPeople:
+    """The people of a folder that are finished, in the order of the plan."""
+
+    names: tuple[str, ...]
+    weights: Tensor  # (N, S, 1, a + b) float32
+    start: Tensor  # (S, 1, a + b) float32, common to all of them
+
+
+def fit_people(
+    base: Base,
+    adapters: Adapters,
+    pictures: Pictures,
+    config: PreoptimizeConfig,
+    *,
+    checkpoint: Checkpoint | None = None,
+) -> Run:
+    """Fit N people in one batch, from the common start: `run.averages["weights"]`, (N, S, 1, a + b), is the result."""
+    start = adapters.space.start().to(base.device)  # (S, 1, a + b)
+    weights = start.repeat(len(pictures.latents), 1, 1, 1).requires_grad_()  # (N, S, 1, a + b)
+    return fit(
+        base,
+        {"weights": weights},
+        lambda: adapters.use(weights),
+        pictures,
+        config.objective,
+        config.fit,
+        checkpoint=checkpoint,
+    )
+
+
+def preoptimize(
+    base: Base,
+    adapters: Adapters,
+    names: Sequence[str],
+    pictures: Pictures,
+    folder: Path | str,
+    config: PreoptimizeConfig,
+) -> Iterator[PreoptimizeReport]:
+    """Fit everybody into `folder`, one report per step; stop at any moment, call again to go on.
+
+    Args:
+        names: of the N people, each once.
+        pictures: V of each; any float type, moved to the base's device a shard at a time.
+        folder: made if absent; `load_people` reads what is finished.
+
+    Raises:
+        UserError: the folder is of other people, another base, space or settings (before the first step).
+    """
+    folder = Path(folder)
+    if len(names) != len(pictures.latents) or len(set(names)) != len(names):
+        raise ValueError(f"got {len(set(names))} different names for {len(pictures.latents)} people, expected one each")
+    _keep_plan(folder, _plan(base, adapters, names, config), adapters.space.start())
+    for shard, first in enumerate(range(0, len(names), config.shard)):
+        people = slice(first, first + config.shard)
+        output, checkpoint = _shard(folder, shard), Checkpoint(folder / f"shard-{shard:05d}.run.safetensors")
+        if not output.exists():
+            masks = None if pictures.masks is None else pictures.masks[people]
+            run = fit_people(base, adapters, Pictures(pictures.latents[people], masks), config, checkpoint=checkpoint)
+            for step in run:
+                yield PreoptimizeReport(first, len(names), shard, step)
+            save_tensors(output, {"weights": run.averages["weights"]}, {"people": json.dumps(names[people])})
+        Path(checkpoint.path).unlink(missing_ok=True)
+
+
+def load_people(folder: Path | str) -> FittedPeople:
+    """The finished people of a folder. Raises UserError where there is no plan, or nobody is finished yet."""
+    folder = Path(folder)
+    if not (folder / PLAN_FILE).is_file():
+        raise UserError(f"{folder} has no {PLAN_FILE}, expected pre-optimised people: run preoptimize first")
+    plan = json.loads((folder / PLAN_FILE).read_text())
+    shards = range(-(-len(plan["names"]) // plan["config"]["shard"]))
+    finished = [load_tensors(_shard(folder, shard)) for shard in shards if _shard(folder, shard).exists()]
+    if not finished:
+        raise UserError(f"{folder} has no finished person yet, expected at least one: let preoptimize finish a shard")
+    return FittedPeople(
+        names=tuple(name for _, metadata in finished for name in json.loads(metadata["people"])),
+        weights=torch.cat([tensors["weights"] for tensors, _ in finished]),  # (N, S, 1, a + b)
+        start=load_tensors(folder / "start.safetensors")[0]["start"],
+    )
+
+
+def _shard(folder: Path, shard: int) -> Path:
+    return folder / f"shard-{shard:05d}.safetensors"
+
+
+def _plan(base: Base, adapters: Adapters, names: Sequence[str], config: PreoptimizeConfig) -> dict[str, object]:
+    """All that decides the numbers: two folders with the same plan hold comparable people."""
+    return {
+        "format": _FORMAT,
+        "base": base.fingerprint,
+        "space": asdict(adapters.space.info),
+        "config": asdict(config),
+        "names": list(names),
+    }
+
+
+def _keep_plan(folder: Path, plan: dict[str, object], start: Tensor) -> None:
+    """Write the plan into a new folder, or check that the folder's own is the same."""
+    path = folder / PLAN_FILE
+    text = json.dumps(plan, indent=1) + "\n"
+    if not path.exists():
+        save_tensors(folder / "start.safetensors", {"start": start})
+        write_atomically(path, lambda part: part.write_text(text))
+        return
+    saved, now = json.loads(path.read_text()), json.loads(text)
+    differing = [key for key in now if saved.get(key) != now[key]]
+    if differing:
+        raise UserError(
+            f"{folder} was begun with another {' and another '.join(differing)}, expected the same: "
+            "choose another folder, or go on with the settings in its plan.json"
+        )

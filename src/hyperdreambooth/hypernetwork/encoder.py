@@ -1,0 +1,146 @@
+"""The face encoder: a picture to a sequence of features, computed once however many rounds the decoder takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hyperdreambooth.errors import BadFile, UserError
+from hyperdreambooth.files import load_tensors, save_tensors
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """Sizes of a face encoder; `picture_size` is a multiple of `patch`, `patch` a power of 2.
+
+    With `pretrained`, a vision transformer of the transformers library by folder or hub id, `patch`, `width`, `depth`
+    and `heads` are its own; it stays frozen, and is never saved beside the numbers learnt here.
+    """
+
+    picture_size: int = 64
+    patch: int = 8
+    width: int = 192
+    depth: int = 4
+    heads: int = 6
+    pretrained: str | None = None
+    pixel_mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    pixel_std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+
+
+class FaceEncoder(nn.Module):  # type: ignore[misc]  # torch is not followed
+    """A vision transformer with a convolutional stem: (N, 3, H, W) in [0, 1] -> (N, F, width), F patches.
+
+    The stem, one convolution of stride 2 for each halving up to the patch, lets it learn to see from few pictures.
+    """
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.width = config.width
+        halvings = config.patch.bit_length() - 1
+        channels = [3, *(config.width >> (halvings - 1 - i) for i in range(halvings))]
+        self.stem = nn.Sequential(
+            *(
+                nn.Sequential(nn.Conv2d(n, m, 3, stride=2, padding=1), nn.GroupNorm(1, m), nn.GELU())
+                for n, m in zip(channels, channels[1:], strict=False)
+            )
+        )
+        self.position = nn.Parameter(torch.randn((config.picture_size // config.patch) ** 2, config.width) * 0.02)
+        self.blocks = blocks(config.width, config.heads, config.depth)
+        self.norm = nn.LayerNorm(config.width)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Pictures (N, 3, H, W) in [0, 1] of any size -> features (N, F, width)."""
+        x = self.stem(pixels(pictures, self.config))  # (N, width, h, w)
+        x = x.flatten(2).mT + self.position  # (N, F, width)
+        features: Tensor = self.norm(self.blocks(x))
+        return features
+
+    def save(self, path: str | Path) -> None:
+        """Write the encoder's parameters, so that a hypernetwork can start from them."""
+        save_tensors(path, self.state_dict())
+
+    def load(self, path: str | Path) -> None:
+        """Take the parameters of an encoder that was trained elsewhere and saved by `save`.
+
+        Raises:
+            BadFile: not a safetensors file. UserError: an encoder of other sizes.
+        """
+        tensors, _ = load_tensors(path)
+        load_parameters(self, tensors, path)
+
+
+class PretrainedEncoder(nn.Module):  # type: ignore[misc]  # torch is not followed
+    """A frozen vision transformer of the transformers library: (N, 3, H, W) in [0, 1] -> (N, F, width)."""
+
+    def __init__(self, model: nn.Module, config: EncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.width = int(model.config.hidden_size)
+        self.model = model.eval().requires_grad_(False)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Pictures (N, 3, H, W) in [0, 1] of any size -> features (N, F, width)."""
+        with torch.no_grad():
+            features: Tensor = self.model(pixel_values=pixels(pictures, self.config)).last_hidden_state
+        return features
+
+    def train(self, mode: bool = True) -> PretrainedEncoder:
+        """Stay in evaluation mode: the encoder is frozen."""
+        super().train(False)
+        return self
+
+
+def build_encoder(config: EncoderConfig) -> FaceEncoder | PretrainedEncoder:
+    """An encoder of these sizes with random weights, or the pretrained one that the config names, opened now."""
+    if config.pretrained is None:
+        return FaceEncoder(config)
+    from transformers import AutoConfig, AutoModel, CLIPVisionModel  # slow, and needed for a pretrained encoder alone
+
+    kind = AutoConfig.from_pretrained(config.pretrained).model_type
+    model = (CLIPVisionModel if kind.startswith("clip") else AutoModel).from_pretrained(config.pretrained)
+    return PretrainedEncoder(model, config)
+
+
+def blocks(width: int, heads: int, depth: int) -> nn.Sequential:
+    """`depth` pre-norm transformer blocks without a mask: (N, T, width) -> (N, T, width)."""
+    return nn.Sequential(
+        *(
+            nn.TransformerEncoderLayer(
+                width, heads, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+            )
+            for _ in range(depth)
+        )
+    )
+
+
+def pixels(pictures: Tensor, config: EncoderConfig) -> Tensor:
+    """Pictures (N, 3, H, W) in [0, 1] at the encoder's size, S x S, with its mean and spread: (N, 3, S, S)."""
+    size = (config.picture_size, config.picture_size)
+    if tuple(pictures.shape[-2:]) != size:
+        pictures = F.interpolate(pictures, size, mode="bilinear", antialias=True)
+    mean, std = (pictures.new_tensor(values).view(3, 1, 1) for values in (config.pixel_mean, config.pixel_std))
+    return (pictures - mean) / std
+
+
+def load_parameters(module: nn.Module, tensors: dict[str, Tensor], path: str | Path) -> None:
+    """Fill all parameters of a module, in its own precision.
+
+    Raises:
+        BadFile: numbers that are not finite. UserError: names or shapes that are not the module's.
+    """
+    own = module.state_dict()
+    wrong = sorted(own.keys() ^ tensors.keys())
+    wrong += [name for name in own.keys() & tensors.keys() if own[name].shape != tensors[name].shape]
+    if wrong:
+        raise UserError(
+            f"{path} holds a network of other sizes ({len(wrong)} of {len(own)} tensors differ, first {wrong[0]!r}): "
+            "use the settings that it was trained with"
+        )
+    if not all(tensor.isfinite().all() for tensor in tensors.values()):
+        raise BadFile(f"{path} holds numbers that are not finite, expected a sound network: make or copy it again")
+    module.load_state_dict(tensors)

@@ -1,0 +1,228 @@
+"""The hypernetwork: one picture of a face to the LiDB numbers of its person (section 4.2 of the paper, eq. 3).
+
+    theta_k = theta_{k-1} + T(f, theta_{k-1})     theta_0 = 0, k = 1..s     f: the face's features, computed once
+
+theta is the offset of a person's numbers from the common start, in units of its spread over the people that were
+pre-optimised: theta = 0 is the mean person.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from hyperdreambooth.errors import BadFile, WrongBase, WrongSpace
+from hyperdreambooth.files import load_tensors, save_tensors
+from hyperdreambooth.hypernetwork.encoder import EncoderConfig, blocks, build_encoder, load_parameters
+from hyperdreambooth.lidb import LiDBSpace, SpaceInfo
+
+FORMAT = "hyperdreambooth-hypernetwork-1"
+
+
+@dataclass(frozen=True)
+class HyperNetworkConfig:
+    """Sizes of a hypernetwork; those of its output are its space's."""
+
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    hidden: int = 192  # width of the decoder
+    layers: int = 2
+    heads: int = 6
+    rounds: int = 3  # s
+
+
+PRESETS = {
+    # For tests: a forward pass takes milliseconds.
+    "tiny": HyperNetworkConfig(EncoderConfig(picture_size=16, patch=4, width=32, depth=1, heads=2), 32, heads=2),
+    # 64 x 64 pictures, two CPU cores.
+    "embedded": HyperNetworkConfig(),
+    # Stable Diffusion 1.5: the paper's ViT-H, in its openly licensed CLIP training.
+    "vit-h": HyperNetworkConfig(
+        EncoderConfig(
+            picture_size=224,
+            pretrained="laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
+            pixel_mean=(0.48145466, 0.4578275, 0.40821073),
+            pixel_std=(0.26862954, 0.26130258, 0.27577711),
+        ),
+        hidden=1024,
+        heads=16,
+    ),
+}
+
+
+class SiteLinear(nn.Module):  # type: ignore[misc]  # torch is not followed
+    """A linear layer of its own for each site: the bases of two sites have nothing in common, nor do their numbers."""
+
+    def __init__(self, sites: int, n_in: int, n_out: int, std: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(sites, n_in, n_out) * std)
+        self.bias = nn.Parameter(torch.zeros(sites, n_out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, S, n_in) -> (N, S, n_out)."""
+        return torch.einsum("nsi,sio->nso", x, self.weight) + self.bias
+
+
+class HyperNetwork(nn.Module):  # type: ignore[misc]  # torch is not followed
+    """Encoder and iterative decoder, with the space and the base that the numbers are for.
+
+    Args:
+        config: the sizes.
+        space: the weight space of the numbers; S sites of a + b numbers.
+        base: fingerprint of the base model.
+        base_name: that base's name, for people.
+
+    Attributes:
+        offset_mean, offset_std: (S, a + b) statistics of people's offsets from the start, 0 and 1 until
+            `set_statistics`.
+    """
+
+    start: Tensor
+    offset_mean: Tensor
+    offset_std: Tensor
+
+    def __init__(self, config: HyperNetworkConfig, space: LiDBSpace, base: str, base_name: str = "") -> None:
+        super().__init__()
+        self.config, self.space, self.base, self.base_name = config, space, base, base_name
+        sites = len(space.sites)
+        self.encoder = build_encoder(config.encoder)
+        self.project = nn.Linear(self.encoder.width, config.hidden)
+        self.position = nn.Parameter(torch.randn(sites, config.hidden) * 0.02)  # which site, in order of execution
+        self.feedback = SiteLinear(sites, space.width, config.hidden, std=space.width**-0.5)
+        self.decoder = blocks(config.hidden, config.heads, config.layers)
+        self.norm = nn.LayerNorm(config.hidden)
+        self.head = SiteLinear(sites, config.hidden, space.width, std=1e-3)  # small: training begins at the mean person
+        self.register_buffer("start", space.start(), persistent=False)  # (S, 1, a + b), drawn anew from the seed
+        self.register_buffer("offset_mean", torch.zeros(sites, space.width))
+        self.register_buffer("offset_std", torch.ones(sites, space.width))
+
+    def forward(self, pictures: Tensor, rounds: int | None = None) -> Tensor:
+        """Pictures (N, 3, H, W) in [0, 1] -> theta_s, (N, S, 1, a + b), after `rounds` rounds, by default the config's.
+
+        Gradients flow through all rounds.
+        """
+        return self.decode(self.encoder(pictures), rounds)
+
+    def decode(self, features: Tensor, rounds: int | None = None) -> Tensor:
+        """Features (N, F, D) of the encoder -> theta_s, (N, S, 1, a + b)."""
+        face = self.project(features)  # (N, F, hidden)
+        theta = face.new_zeros(len(face), *self.offset_mean.shape)  # (N, S, a + b)
+        for _ in range(self.config.rounds if rounds is None else rounds):
+            theta = theta + self._delta(face, theta)
+        return theta.unsqueeze(2)
+
+    def _delta(self, face: Tensor, theta: Tensor) -> Tensor:
+        """One round of eq. 3: the face (N, F, hidden) and the last theta (N, S, a + b) -> its change."""
+        tokens = self.position + self.feedback(theta)  # (N, S, hidden)
+        sequence = self.decoder(torch.cat([face, tokens], dim=1))  # (N, F + S, hidden)
+        delta: Tensor = self.head(self.norm(sequence[:, face.shape[1] :]))  # (N, S, a + b)
+        return delta
+
+    def numbers(self, theta: Tensor) -> Tensor:
+        """theta (N, S, 1, a + b) -> packed LiDB numbers of the same shape, as `Adapters.use` takes them."""
+        return self.start + self.offset_mean.unsqueeze(1) + self.offset_std.unsqueeze(1) * theta
+
+    def theta(self, numbers: Tensor) -> Tensor:
+        """Packed LiDB numbers (N, S, 1, a + b) -> theta; the inverse of `numbers`."""
+        return (numbers - self.start - self.offset_mean.unsqueeze(1)) / self.offset_std.unsqueeze(1)
+
+    def set_statistics(self, numbers: Tensor) -> None:
+        """Measure theta's zero and unit on pre-optimised people (N, S, 1, a + b), N >= 2.
+
+        The mean is each number's own. The unit is one per site and half (A_train, B_train), so that a number that
+        hardly differs between people, which is mostly noise, counts little in the weight loss.
+        """
+        offsets = (numbers - self.start)[:, :, 0]  # (N, S, a + b)
+        self.offset_mean.copy_(offsets.mean(dim=0))
+        halves = self.space.split(offsets.var(dim=0))  # (S, a), (S, b)
+        spreads = [half.mean(dim=-1, keepdim=True).sqrt().clamp(min=1e-8).expand_as(half) for half in halves]
+        self.offset_std.copy_(torch.cat(spreads, dim=-1))
+
+    @torch.no_grad()
+    def predict(self, pictures: Tensor, rounds: int | None = None) -> Tensor:
+        """The persons in pictures (N, 3, H, W) in [0, 1] of any size: packed LiDB numbers (N, S, 1, a + b), float32."""
+        return self.numbers(self(pictures.to(self.start.device), rounds)).float()
+
+    def save(self, path: str | Path, dtype: torch.dtype = torch.float16, about: Mapping[str, str] | None = None) -> None:
+        """Write one safetensors file: the parameters (a pretrained encoder's excepted), and what they are for.
+
+        Args:
+            path: the file.
+            dtype: of the parameters; the statistics stay float32.
+            about: more lines of metadata, such as a model card's.
+        """
+        tensors = {
+            name: tensor if name.startswith("offset_") else tensor.to(dtype) for name, tensor in self._own().items()
+        }
+        metadata = {
+            "format": FORMAT,
+            "config": json.dumps(asdict(self.config)),
+            "space": json.dumps(asdict(self.space.info)),
+            "base": self.base,
+            "base_name": self.base_name,
+        }
+        save_tensors(path, tensors, {**(about or {}), **metadata})
+
+    @classmethod
+    def load(cls, path: str | Path, space: LiDBSpace, base: str, base_name: str = "") -> HyperNetwork:
+        """Read a hypernetwork for this space and base (its fingerprint); float32, on the CPU, in evaluation mode.
+
+        Raises:
+            BadFile: not a whole, sound hypernetwork file. WrongBase, WrongSpace: made for another base or space.
+        """
+        tensors, metadata = load_tensors(path)
+        if metadata.get("format") != FORMAT:
+            got = metadata.get("format", "no format")
+            raise BadFile(f"{path} holds {got}, expected {FORMAT}: give the file of a hypernetwork")
+        try:
+            config = _config(json.loads(metadata["config"]))
+            made_for, made_in, made_name = metadata["base"], json.loads(metadata["space"]), metadata["base_name"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise BadFile(f"{path} is damaged ({error!r}), expected a sound hypernetwork: make it anew") from error
+        if made_for != base:
+            raise WrongBase(
+                f'{path} was made for base "{made_name}" ({made_for[:8]}...), this is "{base_name}" ({base[:8]}...): '
+                f"use it with --base {made_name}"
+            )
+        _check_space(path, made_in, space.info)
+        network = build_hypernetwork(config, space, base, base_name)
+        load_parameters(network, network._with_pretrained(tensors), path)
+        return network.eval()
+
+    def _own(self) -> dict[str, Tensor]:
+        """What is learnt here, by name: everything but a pretrained encoder."""
+        frozen = self.config.encoder.pretrained is not None
+        return {name: t for name, t in self.state_dict().items() if not (frozen and name.startswith("encoder."))}
+
+    def _with_pretrained(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A file's tensors, and beside them those of this network that no file holds."""
+        own = self._own()
+        return {**tensors, **{name: t for name, t in self.state_dict().items() if name not in own}}
+
+
+def build_hypernetwork(
+    config: HyperNetworkConfig, space: LiDBSpace, base: str, base_name: str = "", seed: int = 0
+) -> HyperNetwork:
+    """A hypernetwork with random weights that depend on `seed` alone."""
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(seed)
+        return HyperNetwork(config, space, base, base_name)
+
+
+def _config(values: dict[str, object]) -> HyperNetworkConfig:
+    """The config that `asdict` and JSON made these values of."""
+    encoder = values.pop("encoder")
+    if not isinstance(encoder, dict):
+        raise TypeError(f"encoder is {encoder!r}")
+    tuples = {key: tuple(value) if isinstance(value, list) else value for key, value in encoder.items()}
+    return HyperNetworkConfig(EncoderConfig(**tuples), **values)  # type: ignore[arg-type]  # wrong ones are refused
+
+
+def _check_space(path: str | Path, got: Mapping[str, object], expected: SpaceInfo) -> None:
+    here = asdict(expected)
+    if apart := [f"{key} {got.get(key)}, here {here[key]}" for key in here if got.get(key) != here[key]]:
+        raise WrongSpace(f"{path} predicts in another LiDB space ({'; '.join(apart)}): use the base it was made for")

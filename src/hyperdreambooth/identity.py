@@ -1,0 +1,262 @@
+"""One person's numbers, the space they live in, how they were made; and the file that holds them."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from hyperdreambooth.errors import BadFile, BadIdentityFile, NewerFormat, UserError, WrongBase, WrongSpace
+from hyperdreambooth.files import load_tensors, save_tensors
+from hyperdreambooth.lidb import LiDBSpace, SpaceInfo, stack_lora
+
+FORMAT = 1
+LICENCE = "likeness of one person: use it only as that person allows"
+
+Dtype = Literal["fp16", "fp32", "int8"]
+How = Mapping[str, str | int | float]
+
+_FLOATS = {"fp16": torch.float16, "fp32": torch.float32}
+_METADATA_LIMIT = 1400  # bytes; keeps R = 4 in int8 on Stable Diffusion 1.5 within 120,000 bytes
+
+
+@dataclass(frozen=True, eq=False)
+class Identity:
+    """One person in a LiDB space.
+
+    Attributes:
+        weights: packed LiDB numbers (S, R, a + b), float32.
+        space: the space that the numbers live in.
+        base: fingerprint of the base model that they were fitted on.
+        base_name: that base's name, for people.
+        prompt: the prompt that they were fitted with, [V] for the person.
+        rare_token: what stands for [V] in the base's vocabulary.
+        class_noun: what the person is called beside it.
+        how: how they were made: method, steps, seed and the like; short.
+        lora: flat full-space LoRA factors (size,) after relaxation "lora", float32, or None.
+    """
+
+    weights: Tensor
+    space: SpaceInfo
+    base: str
+    base_name: str = ""
+    prompt: str = "a [V] face"
+    rare_token: str = "sks"
+    class_noun: str = "face"
+    how: How = field(default_factory=dict)
+    lora: Tensor | None = None
+
+    @property
+    def sites(self) -> int:
+        """S, the adapted layers."""
+        return len(self.weights)
+
+    @property
+    def ranks(self) -> int:
+        """R, the LiDB ranks, prediction included."""
+        return int(self.weights.shape[1])
+
+    @property
+    def numbers(self) -> int:
+        """All numbers of the person: S * R * (a + b), and the full-space factors' if there are any."""
+        return sum(int(tensor.numel()) for tensor in (self.weights, self.lora) if tensor is not None)
+
+    def save(self, path: str | Path, dtype: Dtype = "fp16") -> int:
+        """Write the identity file, atomically, and return its size in bytes.
+
+        Args:
+            path: the safetensors file.
+            dtype: of the numbers: "fp16", "fp32", or "int8" with one fp16 scale per site, rank and half.
+
+        Raises:
+            BadIdentityFile: the numbers are not finite in that dtype.
+            UserError: an unknown dtype, or a description too long for the file.
+            DiskFull: no room; whatever was at ``path`` is still there.
+        """
+        if dtype not in get_args(Dtype):
+            raise UserError(f"got dtype {dtype!r}, expected one of {', '.join(get_args(Dtype))}")
+        tensors = (
+            _quantise(self.weights, self.space.a) if dtype == "int8" else {"lidb": self.weights.to(_FLOATS[dtype])}
+        )
+        if self.lora is not None:
+            tensors["lora"] = self.lora.to(_FLOATS.get(dtype, torch.float16))
+        _check_finite(path, tensors)
+        save_tensors(path, tensors, self._metadata())
+        return Path(path).stat().st_size
+
+    @classmethod
+    def open(
+        cls, path: str | Path, *, space: LiDBSpace | None = None, base: str | None = None, base_name: str = ""
+    ) -> "Identity":
+        """Read an identity file; its numbers come back as float32 on the CPU.
+
+        Args:
+            path: the file.
+            space: the space it must live in, or None to take any.
+            base: the fingerprint of the base it must be made for, or None to take any.
+            base_name: that base's name, for the message.
+
+        Raises:
+            BadIdentityFile: not a whole, sound identity file of ours. NewerFormat: of a later format version.
+            WrongBase: made for another base. WrongSpace: lives in another space.
+        """
+        try:
+            tensors, metadata = load_tensors(path)
+        except BadFile as error:
+            raise BadIdentityFile(str(error)) from error
+        identity = _parse(path, tensors, metadata)
+        if base is not None and identity.base != base:
+            raise WrongBase(
+                f'{path} was made for base "{identity.base_name}" ({identity.base[:8]}...), this is "{base_name}" '
+                f"({base[:8]}...): load it with --base {identity.base_name}"
+            )
+        if space is not None:
+            _check_space(path, identity.space, space)
+        return identity
+
+    def _metadata(self) -> dict[str, str]:
+        metadata = {
+            "hyperdreambooth": str(FORMAT),
+            "space": json.dumps(asdict(self.space), separators=(",", ":")),
+            "ranks": str(self.ranks),
+            "base": self.base,
+            "base_name": self.base_name,
+            "prompt": self.prompt,
+            "rare_token": self.rare_token,
+            "class_noun": self.class_noun,
+            "how": json.dumps(dict(self.how), separators=(",", ":")),
+            "library": _library_version(),
+            "licence": LICENCE,
+        }
+        length = len(json.dumps(metadata).encode())
+        if length > _METADATA_LIMIT:
+            raise UserError(
+                f"got {length} bytes of description, an identity file holds at most {_METADATA_LIMIT}: "
+                "shorten the prompt or `how`"
+            )
+        return metadata
+
+
+def combine(
+    identities: Sequence[Identity], amounts: Sequence[float], space: LiDBSpace, ranks: int | None = None
+) -> Identity:
+    """The person whose dW is the sum of amounts[i] * dW_i: mixing with (1 - w, w), averaging with 1 / N each.
+
+    LiDB ranks stack and are cut back to ``ranks`` (default: the most of any) by the SVD of the cores; full-space
+    factors stack. Everything but the numbers is taken from the first.
+
+    Raises:
+        WrongBase: the persons are of several bases. WrongSpace: they do not all live in ``space``.
+    """
+    first = identities[0]
+    for other in identities:
+        if other.base != first.base:
+            raise WrongBase(
+                f'got persons of bases "{first.base_name}" and "{other.base_name}": mix persons of one base'
+            )
+        _check_space("a person", other.space, space)
+    relaxed = [(one.lora, amount) for one, amount in zip(identities, amounts, strict=True) if one.lora is not None]
+    how: How = {"method": "combine", "amounts": " ".join(f"{amount:.4g}" for amount in amounts[:16])}
+    return replace(
+        first,
+        weights=space.combine([one.weights for one in identities], amounts, ranks),
+        lora=stack_lora(space.sites, *zip(*relaxed, strict=True)) if relaxed else None,
+        how=how,
+    )
+
+
+def mix(first: Identity, second: Identity, weight: float, space: LiDBSpace) -> Identity:
+    """A person on the way from ``first`` (weight 0) to ``second`` (weight 1), in dW."""
+    return combine([first, second], [1.0 - weight, weight], space)
+
+
+def average(identities: Sequence[Identity], space: LiDBSpace) -> Identity:
+    """The person whose dW is nearest to the mean of the persons' dW."""
+    return combine(identities, [1.0 / len(identities)] * len(identities), space)
+
+
+def strength(identity: Identity, factor: float, space: LiDBSpace) -> Identity:
+    """The same person with dW multiplied by ``factor``: 0 is the base model, 1 the person."""
+    return combine([identity], [factor], space)
+
+
+def _parse(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Identity:
+    """The identity in a file's tensors and metadata, its format and its numbers checked."""
+    _check_format(path, metadata)
+    try:
+        space = SpaceInfo(**json.loads(metadata["space"]))
+        weights = _dequantise(tensors, space.a)
+        if weights.shape[1:] != (int(metadata["ranks"]), space.a + space.b):
+            raise ValueError(f"numbers of shape {tuple(weights.shape)}")
+        lora = tensors["lora"].float() if "lora" in tensors else None
+        text = {key: metadata[key] for key in ("base", "base_name", "prompt", "rare_token", "class_noun")}
+        identity = Identity(weights, space, how=json.loads(metadata["how"]), lora=lora, **text)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:80]
+        raise BadIdentityFile(
+            f"{path} is damaged ({type(error).__name__}: {reason}), expected a sound identity file: make it anew"
+        ) from error
+    _check_finite(path, {"lidb": weights} if lora is None else {"lidb": weights, "lora": lora})
+    return identity
+
+
+def _check_format(path: str | Path, metadata: Mapping[str, str]) -> None:
+    stated = metadata.get("hyperdreambooth", "")
+    if not stated.isdecimal():
+        raise BadIdentityFile(
+            f"{path} is a safetensors file of something else, expected an identity: give the right file"
+        )
+    if int(stated) > FORMAT:
+        raise NewerFormat(
+            f"{path} has identity format {stated}, this library reads up to {FORMAT}: install a newer hyperdreambooth"
+        )
+
+
+def _check_finite(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise BadIdentityFile(
+                f"{path}: the numbers of {name} are not all finite, expected finite ones: make it anew"
+            )
+
+
+def _check_space(what: str | Path, got: SpaceInfo, space: LiDBSpace) -> None:
+    expected = asdict(space.info)
+    if apart := [
+        f"{key} {value}, here {expected[key]}" for key, value in asdict(got).items() if value != expected[key]
+    ]:
+        raise WrongSpace(
+            f"{what} lives in another LiDB space ({'; '.join(apart)}): use the base and settings it was made with"
+        )
+
+
+def _quantise(weights: Tensor, a: int) -> dict[str, Tensor]:
+    """(S, R, a + b) -> "lidb" int8 and "scales" (S, R, 2) fp16, for each column of A_train and each row of B_train."""
+    halves = weights.split([a, weights.shape[-1] - a], dim=-1)
+    scales = [(half.abs().amax(dim=-1, keepdim=True) / 127).half() for half in halves]  # (S, R, 1)
+    codes = [
+        (half / scale.float().clamp(min=1e-12)).round().clamp(-127, 127)
+        for half, scale in zip(halves, scales, strict=True)
+    ]
+    return {"lidb": torch.cat(codes, dim=-1).to(torch.int8), "scales": torch.cat(scales, dim=-1)}
+
+
+def _dequantise(tensors: Mapping[str, Tensor], a: int) -> Tensor:
+    """The packed numbers (S, R, a + b) in float32 of a file's tensors, whatever they were saved as."""
+    numbers = tensors["lidb"]
+    if numbers.dtype != torch.int8:
+        return numbers.float()
+    scales = tensors["scales"].float()  # (S, R, 2)
+    widths = torch.tensor([a, numbers.shape[-1] - a])
+    return numbers.float() * scales.repeat_interleave(widths, dim=-1)
+
+
+def _library_version() -> str:
+    try:
+        return version("hyperdreambooth")
+    except PackageNotFoundError:  # run from a checkout
+        return "0"

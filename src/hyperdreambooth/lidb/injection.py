@@ -1,0 +1,169 @@
+"""Put persons on a model and take them off: inject, use, merge and their exact inverses, the one door for them all."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from hyperdreambooth.errors import UserError
+from hyperdreambooth.lidb.linear import LiDBLinear, Worn
+from hyperdreambooth.lidb.lora import LoRALayout
+from hyperdreambooth.lidb.sites import refuse_fused, total_width
+from hyperdreambooth.lidb.space import LiDBSpace
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where one adapted layer stands and which layer stood there before."""
+
+    parent: nn.Module
+    child: str
+    original: nn.Linear
+    adapted: LiDBLinear
+
+
+def inject(models: Mapping[str, nn.Module], space: LiDBSpace) -> "Adapters":
+    """Replace the space's layers in the models by LiDBLinear; no key and no number of the models changes.
+
+    Args:
+        models: {"unet": ..., "text_encoder": ...}, those that the space's sites name.
+        space: the weight space; its order of sites is the order of the persons' packed numbers.
+
+    Raises:
+        UserError: a site is missing, is not a plain linear layer of its size, is injected already, or is fused.
+    """
+    for model in models.values():
+        refuse_fused(model)
+    found = [_plain_linear(models, space, index) for index in range(len(space.sites))]
+    places = []
+    for index, (parent, child, original) in enumerate(found):
+        adapted = LiDBLinear(original, *space.bases(index), space.scale)
+        setattr(parent, child, adapted)
+        places.append(_Place(parent, child, original, adapted))
+    return Adapters(models, space, places)
+
+
+class Adapters:
+    """The adapted layers of injected models. Made by ``inject``."""
+
+    def __init__(self, models: Mapping[str, nn.Module], space: LiDBSpace, places: list[_Place]) -> None:
+        self.space = space
+        self._models = dict(models)
+        self._places = places
+        self._unmerged: list[Tensor] | None = None
+
+    @contextmanager
+    def use(self, weights: Tensor | None, lora: Tensor | None = None) -> Iterator[None]:
+        """Inside, the models draw the persons given, and gradients flow to them; after, what was worn before is back.
+
+        Args:
+            weights: packed LiDB numbers of one person (S, R, a + b), or of N persons (N, S, R, a + b), or None. With N
+                persons a batch of c * N rows is the N persons tiled c times.
+            lora: full-space factors beside them, flat (size,) or (N, size) as in LoRALayout, or None.
+
+        Raises:
+            UserError: wrong shape, or projections that were fused after injection.
+        """
+        for model in self._models.values():
+            refuse_fused(model)
+        worn = self._worn(weights, lora)
+        before = [place.adapted.worn for place in self._places]
+        try:
+            self._wear(worn)
+            yield
+        finally:
+            self._wear(before)
+
+    def merge(self, weights: Tensor, lora: Tensor | None = None) -> None:
+        """Add one person's dW to the models' own weights, until ``unmerge``; the originals are kept aside.
+
+        Raises:
+            UserError: a person is merged already, or more than one person is given.
+        """
+        if self._unmerged is not None:
+            raise UserError("a person is merged into the model already: call unmerge() first")
+        if weights.dim() != 3:
+            raise UserError(
+                f"got persons of shape {tuple(weights.shape)}, expected one (S, R, a + b): merge one person"
+            )
+        originals = []
+        with self.use(weights, lora), torch.no_grad():
+            for place in self._places:
+                weight, factors = place.adapted.weight, place.adapted.factors()
+                originals.append(weight.detach().clone())
+                if factors is not None:
+                    down, up = factors  # (n, k) (k, m)
+                    weight += (down @ up).T
+        self._unmerged = originals
+
+    def unmerge(self) -> None:
+        """Bring back the weights from before ``merge``, bit for bit; nothing happens if nothing is merged."""
+        with torch.no_grad():
+            for place, original in zip(self._places, self._unmerged or (), strict=False):
+                place.adapted.weight.copy_(original)
+        self._unmerged = None
+
+    def eject(self) -> None:
+        """Leave the models as before ``inject``: the same modules, keys and bits. The adapters are then spent."""
+        self.unmerge()
+        for place in self._places:
+            place.original.weight, place.original.bias = place.adapted.weight, place.adapted.bias
+            place.original.train(place.adapted.training)
+            setattr(place.parent, place.child, place.original)
+        self._places = []
+
+    def _wear(self, worn: list[Worn]) -> None:
+        for place, one in zip(self._places, worn, strict=True):
+            place.adapted.worn = one
+
+    def _worn(self, weights: Tensor | None, lora: Tensor | None) -> list[Worn]:
+        """What each site wears; unbinding once keeps the backward pass to one stacking."""
+        count = len(self.space.sites)
+        lidb: list[tuple[Tensor | None, Tensor | None]] = [(None, None)] * count
+        full = list(lidb)
+        if weights is not None:
+            self._check(weights)
+            lidb = [self.space.split(one) for one in weights.unbind(dim=-3)]
+        if lora is not None:
+            full = list(self._layout(lora).split(lora))
+        return [Worn(*pair, *factors) for pair, factors in zip(lidb, full, strict=True)]
+
+    def _check(self, weights: Tensor) -> None:
+        expected = (len(self.space.sites), "R", self.space.width)
+        shape = tuple(weights.shape)
+        if weights.dim() not in (3, 4) or (shape[-3], shape[-1]) != (expected[0], expected[2]):
+            raise UserError(
+                f"got weights of shape {shape}, expected one person (S, R, a + b) = ({expected[0]}, R, {expected[2]}) "
+                "or N of them: use weights made in this space"
+            )
+
+    def _layout(self, lora: Tensor) -> LoRALayout:
+        rank, rest = divmod(lora.shape[-1], total_width(self.space.sites))
+        if rest or not rank or lora.dim() > 2:
+            raise UserError(
+                f"got LoRA factors of shape {tuple(lora.shape)}, expected r * {total_width(self.space.sites)} numbers, "
+                "for one person or N: use factors made on these sites"
+            )
+        return LoRALayout(self.space.sites, rank)
+
+
+def _plain_linear(models: Mapping[str, nn.Module], space: LiDBSpace, index: int) -> tuple[nn.Module, str, nn.Linear]:
+    """The plain linear layer of one site, with its parent and its name there."""
+    site = space.sites[index]
+    if site.model not in models:
+        raise UserError(f"{site.name} lies in the {site.model}, which was not given: inject every model of the space")
+    parent_path, _, child = site.path.rpartition(".")
+    try:
+        parent = models[site.model].get_submodule(parent_path)
+        layer = parent.get_submodule(child)
+    except AttributeError as error:
+        raise UserError(f"{site.name} is not in the model: find the sites on the model that is injected") from error
+    if isinstance(layer, LiDBLinear):
+        raise UserError(f"{site.name} is injected already: eject those adapters first")
+    if type(layer) is not nn.Linear or (layer.in_features, layer.out_features) != (site.n_in, site.n_out):
+        raise UserError(
+            f"{site.name} is {layer}, expected a plain Linear of {site.n_in} inputs and {site.n_out} outputs"
+        )
+    return parent, child, layer

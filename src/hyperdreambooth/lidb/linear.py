@@ -1,0 +1,94 @@
+"""A linear layer that wears persons: the plain layer plus eq. 1, one person for the batch or one per sample."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class Worn(NamedTuple):
+    """What one layer wears; each tensor is of one person, or has a leading N for one person per sample.
+
+    Attributes:
+        a_train: (N?, R, a) A_train transposed, or None.
+        b_train: (N?, R, b) B_train, or None exactly when a_train is.
+        down: (N?, r, n) a full-space LoRA's down factor, or None.
+        up: (N?, m, r) its up factor, or None exactly when down is.
+    """
+
+    a_train: Tensor | None = None
+    b_train: Tensor | None = None
+    down: Tensor | None = None
+    up: Tensor | None = None
+
+
+class LiDBLinear(nn.Linear):
+    """y = W x + bias + dW x, with the very parameters of the layer that it replaces, so state-dict keys stay the same.
+
+    The bases are non-persistent buffers: they follow ``.to()`` and are never saved. dW is never formed.
+
+    Args:
+        original: the layer to stand in for; its parameters are shared, not copied.
+        a_aux: (n, a) frozen basis of the inputs.
+        b_aux: (b, m) frozen basis of the outputs.
+        scale: factor of dW.
+    """
+
+    a_aux: Tensor
+    b_aux: Tensor
+
+    def __init__(self, original: nn.Linear, a_aux: Tensor, b_aux: Tensor, scale: float) -> None:
+        nn.Module.__init__(self)  # nn.Linear's would draw new parameters
+        self.in_features, self.out_features = original.in_features, original.out_features
+        self.weight, self.bias = original.weight, original.bias
+        self.register_buffer("a_aux", a_aux.to(original.weight), persistent=False)
+        self.register_buffer("b_aux", b_aux.to(original.weight), persistent=False)
+        self.scale = scale
+        self.worn = Worn()
+        self.train(original.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, ..., n) -> (B, ..., m). With N persons B = c * N: the rows are the N persons, tiled c times."""
+        y = super().forward(x)
+        factors = self.factors()
+        return y if factors is None else y + residual(x, *factors).to(y.dtype)
+
+    def factors(self) -> tuple[Tensor, Tensor] | None:
+        """What is worn as one LoRA, (N?, n, R + r) and (N?, R + r, m), in the dtype of the layer; None if nothing is.
+
+        Composing the bases with a person's few columns first is cheaper than projecting every row of x on the bases.
+        """
+        a_train, b_train, down, up = self.worn
+        downs, ups = [], []
+        if a_train is not None and b_train is not None:
+            downs.append(self.a_aux @ a_train.to(self.a_aux).mT)  # (n, a) (N?, a, R)
+            ups.append(self.scale * b_train.to(self.b_aux) @ self.b_aux)  # (N?, R, b) (b, m)
+        if down is not None and up is not None:
+            downs.append(down.to(self.a_aux).mT)  # (N?, n, r)
+            ups.append(up.to(self.b_aux).mT)  # (N?, r, m)
+        if not downs:
+            return None
+        return _concatenate(downs, -1), _concatenate(ups, -2)
+
+
+def residual(x: Tensor, down: Tensor, up: Tensor) -> Tensor:
+    """x (B, ..., n) through down (N?, n, k) and up (N?, k, m) -> (B, ..., m), row i of x by person i mod N.
+
+    Raises:
+        ValueError: B is not a multiple of N.
+    """
+    if down.dim() == 2:
+        return x @ down @ up
+    persons, rows = len(down), len(x)
+    if rows % persons:
+        raise ValueError(f"a batch of {rows} rows cannot wear {persons} persons: expected a multiple of {persons}")
+    tiled = x.reshape(rows // persons, persons, -1, x.shape[-1])  # (c, N, T, n)
+    return (tiled @ down @ up).reshape(*x.shape[:-1], up.shape[-1])
+
+
+def _concatenate(parts: list[Tensor], dim: int) -> Tensor:
+    """Concatenate along ``dim`` tensors of which some have a leading N and some are the same for all N."""
+    if len(parts) == 1:
+        return parts[0]
+    batch = max((part.shape[:-2] for part in parts), key=len)  # () or (N,)
+    return torch.cat([part.expand(*batch, *part.shape[-2:]) for part in parts], dim=dim)

@@ -1,0 +1,74 @@
+"""Full-space LoRA factors on the same sites: one flat tensor, and how it falls into layers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from hyperdreambooth.lidb.basis import random_state
+from hyperdreambooth.lidb.sites import Site, total_width
+
+Factors = tuple[Tensor, Tensor]  # down (..., r, n) and up (..., m, r): dW = up @ down
+
+
+@dataclass(frozen=True)
+class LoRALayout:
+    """How a flat tensor of ``size`` numbers holds the LoRA factors of every site.
+
+    Args:
+        sites: the adapted layers in order of execution.
+        rank: r; each site takes first down (r, n), then up (m, r).
+    """
+
+    sites: tuple[Site, ...]
+    rank: int
+
+    @cached_property
+    def size(self) -> int:
+        """The numbers of all factors: r times the sum of n + m."""
+        return self.rank * total_width(self.sites)
+
+    def split(self, flat: Tensor) -> list[Factors]:
+        """Flat (..., size) -> each site's down (..., r, n) and up (..., m, r)."""
+        lengths = [self.rank * width for site in self.sites for width in (site.n_in, site.n_out)]
+        parts = iter(torch.split(flat, lengths, dim=-1))
+        batch = flat.shape[:-1]
+        return [
+            (
+                next(parts).reshape(*batch, self.rank, site.n_in),  # (..., r, n)
+                next(parts).reshape(*batch, site.n_out, self.rank),  # (..., m, r)
+            )
+            for site in self.sites
+        ]
+
+    def pack(self, factors: list[Factors]) -> Tensor:
+        """Each site's down (..., r, n) and up (..., m, r) -> flat (..., size)."""
+        return torch.cat([part.flatten(-2) for pair in factors for part in pair], dim=-1)
+
+    def start(self, seed: int = 0) -> Tensor:
+        """(size,) float32: random down with rows of about norm 1, drawn by seed and site name, and zero up."""
+        factors = []
+        for site in self.sites:
+            down = random_state("lora", seed, site.name).standard_normal((self.rank, site.n_in)) / site.n_in**0.5
+            factors.append((torch.from_numpy(down).float(), torch.zeros(site.n_out, self.rank)))
+        return self.pack(factors)
+
+
+def stack_lora(sites: tuple[Site, ...], flats: Sequence[Tensor], amounts: Sequence[float]) -> Tensor:
+    """Flat factors whose dW is the sum of amounts[i] * dW_i, exactly; their rank is the sum of the ranks.
+
+    Args:
+        sites: the adapted layers in order of execution.
+        flats: N flat tensors (size_i,) as in LoRALayout, of any ranks.
+        amounts: N factors of dW.
+    """
+    width = total_width(sites)
+    split = [LoRALayout(sites, flat.shape[-1] // width).split(flat) for flat in flats]
+    stacked = []
+    for factors in zip(*split, strict=True):  # of one site
+        down = torch.cat([down for down, _ in factors], dim=-2)
+        up = torch.cat([amount * up for amount, (_, up) in zip(amounts, factors, strict=True)], dim=-1)
+        stacked.append((down, up))
+    return LoRALayout(sites, len(stacked[0][0])).pack(stacked)

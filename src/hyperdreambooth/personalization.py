@@ -1,0 +1,192 @@
+"""From photographs to identities: read the face, predict, relax, fine-tune; N people in one batch, phase by phase."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TypeVar, get_args
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from hyperdreambooth.base.model import Base
+from hyperdreambooth.drawing import note_unknown_words
+from hyperdreambooth.errors import BadPicture, UserError
+from hyperdreambooth.faces import FaceCrop, crop_face, read_picture, soft_face_mask
+from hyperdreambooth.fitting.finetune import PRESETS, FinetuneConfig, Relax, finetune
+from hyperdreambooth.hypernetwork.model import HyperNetwork
+from hyperdreambooth.identity import Identity
+from hyperdreambooth.lidb import Adapters
+from hyperdreambooth.progress import Progress, log
+from hyperdreambooth.sheet import to_tensor
+
+Photo = str | Path | Image.Image | Tensor
+"""A picture file, a PIL image, or a tensor (3, H, W) in [0, 1]."""
+
+READ, ENCODE, PREDICT, FINETUNE = PHASES = ("read face", "encode", "predict", "fine-tune")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class PersonalizeConfig:
+    """How a person is made from a photograph; learning rates and the like stand in `fitting.finetune.PRESETS`."""
+
+    steps: int = 40  # of fast fine-tuning; 0 is the hypernetwork alone
+    noises: int = 2  # samples through the U-Net per step
+    relax: Relax = "lidb"
+    rank: int = 3  # fresh ranks beside the prediction
+    prompt: str = "a [V] face"
+    seed: int = 0  # of the noises
+
+    def __post_init__(self) -> None:
+        if self.steps < 0 or self.noises < 1 or self.rank < 1:
+            raise UserError(
+                f"got {self.steps} steps, {self.noises} noises, rank {self.rank}: expected 0 or more, 1 or more, "
+                "1 or more"
+            )
+        if self.relax not in get_args(Relax):
+            raise UserError(f"got relax {self.relax!r}, expected one of {', '.join(get_args(Relax))}")
+
+    @property
+    def finetune(self) -> FinetuneConfig:
+        """The preset of this relaxation, with what is asked for here; there must be steps."""
+        preset = PRESETS[self.relax].config
+        objective = replace(preset.objective, prompt=self.prompt, noises=self.noises, seed=self.seed)
+        return replace(preset, rank=self.rank, fit=replace(preset.fit, steps=self.steps), objective=objective)
+
+
+class Personalization:
+    """N people being made from one photograph each: iterate to do the work, then read the results.
+
+    Attributes:
+        faces: (N, 3, size, size), the photographs as the base sees them.
+        predicted: what the hypernetwork alone says; None without one.
+        identities: the people, when the work is done.
+        seconds: of each phase; what the caller does between two reports is not counted.
+        samples: samples that went through the U-Net.
+    """
+
+    def __init__(
+        self,
+        base: Base,
+        adapters: Adapters,
+        hypernetwork: HyperNetwork | None,
+        photos: Sequence[Photo],
+        config: PersonalizeConfig,
+    ) -> None:
+        if config.steps == 0 and hypernetwork is None:
+            raise UserError(
+                f'got 0 steps and no hypernetwork for the base "{base.name}", expected one or the other: '
+                "ask for some steps, or train a hypernetwork"
+            )
+        self._base, self._adapters, self._hypernetwork = base, adapters, hypernetwork
+        self._photos, self._config = list(photos), config
+        self.faces = torch.empty(0)
+        self.predicted: list[Identity] | None = None
+        self.identities: list[Identity] = []
+        self.seconds: dict[str, float] = {}
+        self.samples = 0
+
+    def __iter__(self) -> Iterator[Progress]:
+        note_unknown_words(self._base, self._config.prompt)
+        yield from self._read()
+        yield Progress(ENCODE, 0, 1)
+        latents = self._timed(ENCODE, self._encode)  # (N, C, h, w)
+        yield Progress(PREDICT, 0, 1)
+        prediction = self._timed(PREDICT, self._predict)  # (N, S, 1, a + b) or None
+        if prediction is not None:
+            self.identities = self.predicted = self._people(prediction, None, steps=0)
+        yield Progress(PREDICT, 1, 1)
+        if self._config.steps:
+            yield from self._finetune(latents, prediction)
+
+    def _read(self) -> Iterator[Progress]:
+        faces = []
+        for photo in self._photos:
+            yield Progress(READ, len(faces), len(self._photos))
+            crop = self._timed(READ, partial(read_face, photo, self._base.picture_size))
+            if crop.note is not None:
+                log.warning("%s%s", f"{photo}: " if isinstance(photo, str | Path) else "", crop.note)
+            faces.append(crop.picture)
+        self.faces = torch.stack(faces)  # (N, 3, size, size)
+
+    @torch.no_grad()
+    def _encode(self) -> Tensor:
+        return self._base.encode_pictures(self.faces)
+
+    def _predict(self) -> Tensor | None:
+        if self._hypernetwork is None:
+            name = self._base.name
+            log.warning('there is no hypernetwork for the base "%s": fine-tuning alone, from the common start', name)
+            return None
+        return self._hypernetwork.predict(self.faces)
+
+    def _finetune(self, latents: Tensor, prediction: Tensor | None) -> Iterator[Progress]:
+        yield Progress(FINETUNE, 0, self._config.steps)
+        masks = soft_face_mask(latents.shape[-1]).expand(len(latents), -1, -1, -1)  # (N, 1, h, w)
+        begin = partial(finetune, self._base, self._adapters, latents, prediction, self._config.finetune, masks=masks)
+        tuning = self._timed(FINETUNE, begin)
+        reports = iter(tuning)
+        while (report := self._timed(FINETUNE, lambda: next(reports, None))) is not None:
+            self.samples = report.samples
+            yield Progress(FINETUNE, report.step, self._config.steps, report.loss)
+        self.identities = self._people(tuning.weights, tuning.lora, self._config.steps)
+
+    def _people(self, weights: Tensor, lora: Tensor | None, steps: int) -> list[Identity]:
+        """Packed numbers (N, S, R, a + b) and full-space factors (N, size) as N identities."""
+        base, fingerprint, space = self._base, self._base.fingerprint, self._adapters.space.info
+        how = self._how(steps)
+        return [
+            Identity(
+                weights=weights[n].float().cpu(),
+                space=space,
+                base=fingerprint,
+                base_name=base.name,
+                prompt=self._config.prompt,
+                rare_token=base.rare_token,
+                class_noun=base.class_noun,
+                how=how,
+                lora=None if lora is None else lora[n].float().cpu(),
+            )
+            for n in range(len(weights))
+        ]
+
+    def _how(self, steps: int) -> dict[str, str | int | float]:
+        """How a person was made, for its file: no times, so that the same work writes the same bytes."""
+        config = self._config
+        predicted = "none" if self._hypernetwork is None else "yes"
+        how: dict[str, str | int | float] = {"method": "hyperdreambooth", "hypernetwork": predicted, "steps": steps}
+        if steps:
+            how |= {"noises": config.noises, "relax": config.relax, "rank": config.rank, "seed": config.seed}
+            how |= {"lr": config.finetune.fit.lr, "samples": steps * config.noises}
+        return how
+
+    def _timed(self, phase: str, work: Callable[[], T]) -> T:
+        """Do a piece of work and add its seconds to the phase."""
+        began = time.perf_counter()
+        result = work()
+        if self._base.device.type == "cuda":
+            torch.cuda.synchronize(self._base.device)
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - began
+        return result
+
+
+def read_face(photo: Photo, size: int) -> FaceCrop:
+    """The largest face of a photograph in the training pictures' framing. Raises BadPicture for anything else."""
+    return crop_face(_picture(photo), size)
+
+
+def _picture(photo: Photo) -> Tensor:
+    """A photograph in any form as (3, H, W) in [0, 1]."""
+    if isinstance(photo, Image.Image):
+        return to_tensor(photo)
+    if not isinstance(photo, Tensor):
+        return read_picture(photo)
+    if photo.dim() != 3 or len(photo) != 3 or not photo.isfinite().all():
+        raise BadPicture(f"got a tensor of shape {tuple(photo.shape)}, expected (3, H, W), finite: give one picture")
+    return photo.float().clamp(0, 1)

@@ -1,0 +1,174 @@
+"""The main job on one page: one photograph in, an identity out, and pictures of that person in any style."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from hyperdreambooth.base.loading import load_base
+from hyperdreambooth.base.model import Base
+from hyperdreambooth.drawing import DrawConfig, Person, check_person, draw, note_unknown_words, pair
+from hyperdreambooth.errors import WrongBase, WrongSpace
+from hyperdreambooth.fitting.finetune import Relax
+from hyperdreambooth.hypernetwork.model import HyperNetwork
+from hyperdreambooth.identity import Identity
+from hyperdreambooth.lidb import LiDBSpace, find_sites, inject
+from hyperdreambooth.personalization import Personalization, PersonalizeConfig, Photo
+from hyperdreambooth.progress import Progress
+from hyperdreambooth.sheet import to_image
+
+EMBEDDED_HYPERNETWORK = Path(__file__).parent / "embedded" / "hypernetwork" / "hypernetwork.safetensors"
+
+OnProgress = Callable[[Progress], None]
+
+
+class HyperDreamBooth:
+    """A base that wears people: it makes identities from photographs and draws them.
+
+        booth = HyperDreamBooth.load("embedded")
+        alice = booth.personalize("alice.jpg")
+        alice.save("alice.safetensors")
+        pictures = booth.generate(alice, "a watercolor of a [V] face", count=4)
+
+    Args:
+        base: frozen; adapters are injected into it, and `adapters.eject()` takes them out again.
+        hypernetwork: predicts a person from a face; None leaves everything to fine-tuning from the common start.
+    """
+
+    def __init__(self, base: Base, hypernetwork: HyperNetwork | None = None) -> None:
+        self.base, self.hypernetwork = base, hypernetwork
+        self.fingerprint, self.space = base.fingerprint, space_of(base)
+        self.adapters = inject({"unet": base.unet, "text_encoder": base.text_encoder}, self.space)
+
+    @classmethod
+    def load(
+        cls,
+        base: str | Path = "embedded",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        hypernetwork: str | Path | None = "embedded",
+    ) -> HyperDreamBooth:
+        """Open a base and the hypernetwork made for it.
+
+        Args:
+            base: "embedded" or a folder in diffusers' layout.
+            device: None takes a GPU where there is one, else the CPU.
+            dtype: of the base; None is float32.
+            hypernetwork: "embedded", which is the shipped one where it fits the base, else none; a file; or None.
+
+        Raises:
+            BadBase, BadFile: not whole. WrongBase, WrongSpace: the hypernetwork's file is for another base.
+        """
+        booth = cls(load_base(base, device, dtype))
+        booth.hypernetwork = _load_hypernetwork(booth, hypernetwork)
+        return booth
+
+    def personalize(
+        self,
+        photo: Photo,
+        *,
+        steps: int = 40,
+        noises: int = 2,
+        relax: Relax = "lidb",
+        rank: int = 3,
+        prompt: str = "a [V] face",
+        seed: int = 0,
+        progress: OnProgress | None = None,
+    ) -> Identity:
+        """The identity of the person in one photograph: predict, relax, fine-tune.
+
+        Args:
+            photo: a picture file, a PIL image, or a tensor (3, H, W) in [0, 1].
+            steps: of fine-tuning; 0 is the hypernetwork alone.
+            noises: samples through the U-Net per step.
+            relax: where the fresh factors of fine-tuning live: "lidb", "lora" (full space), "none" (no fresh ones).
+            rank: of the fresh factors.
+            prompt: that the photograph is fitted to, "[V]" standing for the person.
+            seed: of the noises.
+            progress: called at every step of the work.
+
+        Raises:
+            BadPicture: not a photograph. UserError: settings without sense, or neither steps nor a hypernetwork.
+        """
+        work = self.personalizing([photo], PersonalizeConfig(steps, noises, relax, rank, prompt, seed))
+        for report in work:
+            if progress is not None:
+                progress(report)
+        return work.identities[0]
+
+    def personalizing(self, photos: Sequence[Photo], config: PersonalizeConfig | None = None) -> Personalization:
+        """N photographs of different people in one batch: an iterable of Progress that holds the results."""
+        return Personalization(self.base, self.adapters, self.hypernetwork, photos, config or PersonalizeConfig())
+
+    def open(self, path: str | Path) -> Identity:
+        """Read an identity file that was made for this base. Raises BadIdentityFile, WrongBase or WrongSpace."""
+        return Identity.open(path, space=self.space, base=self.fingerprint, base_name=self.base.name)
+
+    def generate(
+        self,
+        people: Person | Sequence[Person],
+        prompts: str | Sequence[str],
+        *,
+        count: int = 1,
+        seed: int = 0,
+        steps: int = 25,
+        guidance: float = 3.0,
+        strength: float = 1.0,
+        progress: OnProgress | None = None,
+    ) -> list[Image.Image]:
+        """Draw people: `count` pictures of each pair of a person and a prompt, pair after pair.
+
+        Args:
+            people: one or N identities; None is nobody, the base as it is.
+            prompts: one or N; one person or one prompt goes with all of the others.
+            count: pictures of each pair. The k-th starts from the noise of seed + k, whatever else is drawn with it.
+            seed: of the noise.
+            steps: of the sampler.
+            guidance: classifier-free, off at 1 or less.
+            strength: factor of the person's dW: 0 is the base, 1 the person.
+            progress: called at every step of the sampler.
+
+        Raises:
+            UserError: N people and M prompts. WrongBase, WrongSpace: an identity of another base or space.
+        """
+        config = DrawConfig(count, seed, steps, guidance, strength)
+        return [to_image(picture) for picture in self.draw(people, prompts, config, progress)]
+
+    def draw(
+        self,
+        people: Person | Sequence[Person],
+        prompts: str | Sequence[str],
+        config: DrawConfig | None = None,
+        progress: OnProgress | None = None,
+    ) -> Tensor:
+        """The pictures of `generate` as one tensor (pairs * count, 3, H, W), float32 in [0, 1], on the CPU."""
+        persons, texts = pair(people, prompts)
+        for person in persons:
+            check_person(person, self.base, self.fingerprint, self.space)
+        for text in dict.fromkeys(texts):
+            note_unknown_words(self.base, text)
+        return draw(self.base, self.adapters, persons, texts, config or DrawConfig(), progress)
+
+
+def space_of(base: Base) -> LiDBSpace:
+    """The weight space that a base's card names, over the layers that the base has."""
+    card = base.card
+    return LiDBSpace(find_sites(base.unet, base.text_encoder), card.a, card.b, card.seed, card.scale)
+
+
+def _load_hypernetwork(booth: HyperDreamBooth, choice: str | Path | None) -> HyperNetwork | None:
+    """The hypernetwork that is asked for, on the base's device; the embedded one only where it fits."""
+    if choice is None or (choice == "embedded" and not EMBEDDED_HYPERNETWORK.is_file()):
+        return None
+    path = EMBEDDED_HYPERNETWORK if choice == "embedded" else Path(choice)
+    try:
+        network = HyperNetwork.load(path, booth.space, booth.fingerprint, booth.base.name)
+    except (WrongBase, WrongSpace):
+        if choice == "embedded":
+            return None
+        raise
+    return network.to(booth.base.device)

@@ -1,0 +1,101 @@
+"""Opening a base: what is missing or damaged is named, and nothing pickled is ever read."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from hyperdreambooth.base import loading
+from hyperdreambooth.base.loading import load_base
+from hyperdreambooth.base.model import Base
+from hyperdreambooth.errors import BadBase
+
+
+@pytest.fixture(scope="module")
+def saved(tiny_base: Base, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("bases") / "tiny"
+    tiny_base.save(path)
+    return path
+
+
+@pytest.fixture
+def folder(saved: Path, tmp_path: Path) -> Path:
+    """A copy to damage."""
+    return Path(shutil.copytree(saved, tmp_path / "base"))
+
+
+@pytest.mark.parametrize(
+    "name", ["unet/config.json", "scheduler/scheduler_config.json", "tokenizer/tokenizer_config.json"]
+)
+def test_missing_part_is_named(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    with pytest.raises(BadBase, match=name):
+        load_base(folder)
+
+
+def test_missing_weights_are_named(folder: Path) -> None:
+    (folder / "vae" / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(BadBase, match="vae has no weights"):
+        load_base(folder)
+
+
+def test_pickled_weights_are_refused(folder: Path, fresh_base: Base) -> None:
+    (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    torch.save(fresh_base.unet.state_dict(), folder / "unet" / "diffusion_pytorch_model.bin")
+    with pytest.raises(BadBase, match="pickled"):
+        load_base(folder)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vae/diffusion_pytorch_model.safetensors",
+        "text_encoder/model.safetensors",
+        "unet/config.json",
+        "tokenizer/tokenizer.json",
+        "scheduler/scheduler_config.json",
+        "hyperdreambooth.json",
+    ],
+)
+def test_damage_is_one_clear_line(folder: Path, name: str) -> None:
+    whole = (folder / name).read_bytes()
+    (folder / name).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(BadBase, match="again") as caught:
+        load_base(folder)
+    assert "\n" not in str(caught.value) and name.split("/")[0] in str(caught.value)
+
+
+def test_unknown_name_says_what_is_expected(tmp_path: Path) -> None:
+    for name in ("nothing-here", tmp_path / "absent"):
+        with pytest.raises(BadBase, match="'embedded' or a folder"):
+            load_base(name)
+
+
+def test_embedded_is_the_folder_in_the_package(folder: Path, tiny_base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "EMBEDDED", folder)
+    assert load_base().fingerprint == tiny_base.fingerprint
+
+
+def test_schedulers_without_noise_levels_are_refused(folder: Path) -> None:
+    path = folder / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps({"_class_name": "FlowMatchEulerDiscreteScheduler"}))
+    with pytest.raises(BadBase, match="predicts"):
+        load_base(folder)
+    path.write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))
+    with pytest.raises(BadBase, match="names 'StableDiffusionPipeline'"):
+        load_base(folder)
+
+
+def test_folder_without_a_card_is_taken_as_stable_diffusion(folder: Path) -> None:
+    (folder / "hyperdreambooth.json").unlink()
+    base = load_base(folder, device="cpu")
+    assert (base.name, base.picture_size, base.rare_token, base.class_noun) == ("base", 16, "sks", "face")
+    assert (base.card.a, base.card.b) == (100, 50) and base.unknown_words("a xyzzy") == []
+
+
+def test_precision_is_the_one_asked_for(folder: Path) -> None:
+    base = load_base(folder, device="cpu", dtype=torch.bfloat16)
+    assert {p.dtype for m in (base.vae, base.text_encoder, base.unet) for p in m.parameters()} == {torch.bfloat16}
+    assert base.encode_pictures(torch.rand(1, 3, 16, 16)).dtype == torch.float32

@@ -1,0 +1,40 @@
+"""What all tests share: a tiny random base, and generators from a fixed seed."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before any import of the hub's client: tests download nothing
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from hyperdreambooth.base.build import PRESETS, build_base
+from hyperdreambooth.base.model import Base
+
+WORDS = "a photo portrait pencil sketch watercolor of in the snow at beach style wearing hat".split()
+
+
+@pytest.fixture(scope="session")
+def tiny_base() -> Base:
+    """A base of half a million random numbers, 16 x 16 pictures; tests must leave it as it was."""
+    return build_base(PRESETS["tiny"], WORDS, seed=0)
+
+
+@pytest.fixture
+def fresh_base() -> Base:
+    """The same base, for a test that changes it."""
+    return build_base(PRESETS["tiny"], WORDS, seed=0)
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    """A generator on the CPU, seeded anew for every test."""
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def generator_of() -> Callable[[int], torch.Generator]:
+    """Generators on the CPU by seed."""
+    return lambda seed: torch.Generator().manual_seed(seed)

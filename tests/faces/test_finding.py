@@ -1,0 +1,111 @@
+"""Faces are found, chosen and framed as FFHQ frames them."""
+
+from functools import lru_cache
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from hyperdreambooth.errors import BadPicture
+from hyperdreambooth.faces import crop_face, find_face, read_picture
+from hyperdreambooth.faces.finding import FFHQ_CENTRE, FFHQ_SIDE, _cut_square, _reflected
+
+PHOTOS = Path(__file__).parents[3] / "shared" / "photos" / "sfhq"
+
+
+@lru_cache
+def photographs() -> tuple[Tensor, ...]:
+    """Three FFHQ-framed photographs, (3, 256, 256) each."""
+    files = sorted(PHOTOS.glob("*.jpg"))[::150][:3]
+    if not files:
+        pytest.skip("the photographs are not beside this repository (../shared/photos)")
+    return tuple(read_picture(file) for file in files)
+
+
+def resized(picture: Tensor, size: int) -> Tensor:
+    return functional.interpolate(picture.unsqueeze(0), (size, size), mode="bicubic", antialias=True)[0].clamp(0, 1)
+
+
+def on_grey(pictures: dict[tuple[int, int], Tensor], height: int, width: int) -> Tensor:
+    """Pictures pasted at (top, left) of a grey canvas (3, height, width)."""
+    canvas = torch.full((3, height, width), 0.6)
+    for (top, left), picture in pictures.items():
+        canvas[:, top : top + picture.shape[1], left : left + picture.shape[2]] = picture
+    return canvas
+
+
+@pytest.mark.parametrize("size", [64, 128, 256])
+def test_a_framed_photograph_stays_whole(size: int) -> None:
+    for photograph in photographs():
+        picture = resized(photograph, size)
+        crop = crop_face(picture, size)
+        assert (crop.found, crop.note) == (1, None)
+        assert torch.equal(crop.picture, picture)
+
+
+def test_a_photograph_within_a_larger_picture_is_cut_out_again() -> None:
+    for photograph in photographs():
+        picture = on_grey({(200, 330): photograph}, 600, 800)
+        crop = crop_face(picture, 64)
+        assert crop.found == 1
+        assert crop.box is not None
+        x, y = crop.box.centre
+        assert abs(x - (330 + FFHQ_CENTRE[0] * 256)) < 12
+        assert abs(y - (200 + FFHQ_CENTRE[1] * 256)) < 12
+        assert abs(crop.box.side / 256 - FFHQ_SIDE) < 0.12
+        again, found = find_face(crop.picture)  # in the crop, the box lies where FFHQ's lies
+        assert found == 1
+        assert again is not None
+        assert abs(again.side / 64 - FFHQ_SIDE) < 0.07
+        assert abs(again.centre[0] / 64 - FFHQ_CENTRE[0]) < 0.04
+        assert abs(again.centre[1] / 64 - FFHQ_CENTRE[1]) < 0.04
+
+
+def test_of_several_faces_the_largest_is_taken() -> None:
+    small, large = resized(photographs()[0], 120), photographs()[1]
+    crop = crop_face(on_grey({(60, 20): small, (40, 220): large}, 340, 520), 64)
+    assert crop.found == 2
+    assert crop.note == "2 faces were found: the largest is used"
+    assert crop.box is not None
+    assert crop.box.left > 220
+
+
+def test_without_a_face_the_centre_square_is_used() -> None:
+    picture = torch.linspace(0, 1, 96).expand(3, 48, 96).clone()
+    crop = crop_face(picture, 48)
+    assert (crop.box, crop.found) == (None, 0)
+    assert crop.note == "no face was found: the centre of the picture is used"
+    assert torch.equal(crop.picture, picture[:, :, 24:72])
+
+
+@pytest.mark.parametrize("size", [16, 64, 200])
+def test_any_size_comes_out_in_range(size: int) -> None:
+    crop = crop_face(torch.rand(3, 50, 70, generator=torch.Generator().manual_seed(0)), size)
+    assert crop.picture.shape == (3, size, size)
+    assert 0 <= crop.picture.min() <= crop.picture.max() <= 1
+
+
+def test_beyond_the_border_the_picture_is_mirrored_and_blurred() -> None:
+    picture = torch.rand(3, 40, 40, generator=torch.Generator().manual_seed(0))
+    square = _cut_square(picture, -20, 0, 60, 60)
+    assert torch.equal(square[:, :40, 20:], picture)  # what was there stays
+    far = square[:, 5:35, :14]
+    assert far.std() < 0.5 * picture.std()
+    assert abs(far.mean() - picture.mean()) < 0.05
+
+
+def test_reflection_folds_any_index() -> None:
+    ladder = [0, 1, 2, 2, 1, 0]
+    assert _reflected(torch.arange(-6, 12), 3).tolist() == ladder * 3
+
+
+def test_downscaling_is_anti_aliased() -> None:
+    checkers = ((torch.arange(256).view(-1, 1) + torch.arange(256)) % 2).float().expand(3, 256, 256)
+    assert (_cut_square(checkers, 0, 0, 256, 64) - 0.5).abs()[:, 2:-2, 2:-2].max() < 0.02
+
+
+def test_a_batch_is_refused() -> None:
+    with pytest.raises(BadPicture, match=r"expected \(3, H, W\)"):
+        find_face(torch.zeros(1, 3, 64, 64))

@@ -1,0 +1,128 @@
+"""Fast fine-tuning: the prediction stays what it was, fresh factors lower the loss, people stay strangers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import World, assert_same_fit
+
+from hyperdreambooth.fitting.finetune import PRESETS, FinetuneConfig, Finetuning, Relax, finetune
+from hyperdreambooth.fitting.fit import Objective
+from hyperdreambooth.fitting.steps import FitConfig, StepReport
+from hyperdreambooth.lidb import LoRALayout
+
+RELAXATIONS: list[Relax] = ["lidb", "lora", "none"]
+
+
+def config(relax: Relax, steps: int = 3, lr: float = 1e-2) -> FinetuneConfig:
+    return FinetuneConfig(relax=relax, rank=2, fit=FitConfig(steps=steps, lr=lr), objective=Objective(noises=2))
+
+
+def tuned(
+    world: World, people: slice, settings: FinetuneConfig, prediction: torch.Tensor | None
+) -> tuple[Finetuning, list[StepReport]]:
+    pictures = world.pictures(3, masks=True)
+    assert pictures.masks is not None
+    tuning = finetune(
+        world.base, world.adapters, pictures.latents[people, 0], prediction, settings, masks=pictures.masks[people, 0]
+    )
+    return tuning, list(tuning)
+
+
+def trained(tuning: Finetuning) -> torch.Tensor:
+    return tuning.weights if tuning.lora is None else tuning.lora
+
+
+@pytest.mark.parametrize("relax", RELAXATIONS)
+@pytest.mark.parametrize("predicted", [True, False])
+def test_many_people_at_once_equal_one_by_one(world: World, relax: Relax, predicted: bool) -> None:
+    prediction = world.people(3) if predicted else None
+    before, _ = tuned(world, slice(None), config(relax, steps=1, lr=0.0), prediction)
+    together, reports = tuned(world, slice(None), config(relax), prediction)
+    for n in range(3):
+        mine = None if prediction is None else prediction[n : n + 1]
+        alone, _ = tuned(world, slice(n, n + 1), config(relax), mine)
+        assert_same_fit(trained(together)[n], trained(alone)[0], trained(before)[n])
+    assert reports[-1].samples == 3 * 3 * 2
+
+
+@pytest.mark.parametrize("relax", RELAXATIONS)
+def test_the_first_step_meets_exactly_the_prediction(world: World, relax: Relax) -> None:
+    prediction = world.people(3)
+    _, (fixed, *_) = tuned(world, slice(None), config("none"), prediction)
+    _, (report, *_) = tuned(world, slice(None), config(relax), prediction)
+    _, (nobody, *_) = tuned(world, slice(None), config(relax), None)
+    assert report.loss == pytest.approx(fixed.loss, rel=1e-5)
+    assert abs(nobody.loss - fixed.loss) > 1e-3 * fixed.loss
+
+
+def test_lidb_keeps_the_prediction_and_adds_fresh_ranks(world: World) -> None:
+    prediction = world.people(3)
+    tuning, _ = tuned(world, slice(None), config("lidb"), prediction)
+    start = world.space.start(2, first=1)
+    assert tuning.weights.shape == (3, len(world.space.sites), 1 + 2, world.space.width)
+    assert torch.equal(tuning.weights[:, :, :1], prediction)
+    assert 1e-3 < (tuning.weights[:, :, 1:] - start).abs().max() < 0.1
+    assert tuning.lora is None
+
+
+def test_lora_keeps_the_prediction_and_adds_full_space_factors(world: World) -> None:
+    prediction = world.people(3)
+    tuning, _ = tuned(world, slice(None), config("lora"), prediction)
+    assert torch.equal(tuning.weights, prediction)
+    assert tuning.lora is not None and tuning.lora.shape == (3, LoRALayout(world.space.sites, 2).size)
+
+
+def test_none_trains_the_prediction_and_leaves_the_callers_alone(world: World) -> None:
+    prediction = world.people(3)
+    before = prediction.clone()
+    tuning, _ = tuned(world, slice(None), config("none"), prediction)
+    assert tuning.weights.shape == prediction.shape and not torch.equal(tuning.weights, prediction)
+    assert torch.equal(prediction, before)
+
+
+def test_without_a_prediction_the_result_has_the_same_size(world: World) -> None:
+    for relax in RELAXATIONS:
+        with_one, _ = tuned(world, slice(0, 1), config(relax, steps=1), world.people(1))
+        without, _ = tuned(world, slice(0, 1), config(relax, steps=1), None)
+        assert with_one.weights.shape == without.weights.shape
+
+
+@pytest.mark.parametrize("relax", RELAXATIONS)
+def test_the_result_worn_draws_what_was_trained(world: World, relax: Relax) -> None:
+    """The loss of one more step, taken from what `weights` and `lora` say, goes on from where the run ended."""
+    settings = config(relax, steps=16, lr=3e-2)
+    tuning, reports = tuned(world, slice(None), settings, world.people(3))
+    pictures = world.pictures(3)
+
+    def output(weights: torch.Tensor, lora: torch.Tensor | None) -> torch.Tensor:
+        with torch.no_grad(), world.adapters.use(weights, lora):
+            states = world.base.encode_prompts(["a [V] face"] * 3)
+            return world.base.predict(pictures.latents[:, 0], torch.full((3,), 500), states)
+
+    assert sum(r.loss for r in reports[-5:]) < sum(r.loss for r in reports[:5])
+    assert (output(tuning.weights, tuning.lora) - output(world.people(3), None)).abs().max() > 1e-2
+
+
+def test_weights_can_be_read_on_the_way(world: World) -> None:
+    pictures = world.pictures(1)
+    settings = config("lidb", steps=3)
+    tuning = finetune(world.base, world.adapters, pictures.latents[:, 0], world.people(1), settings)
+    seen = [tuning.weights for _ in tuning]
+    assert len(seen) == 3 and not torch.equal(seen[0], seen[1]) and torch.equal(seen[2], tuning.weights)
+
+
+def test_presets_run(world: World) -> None:
+    for preset in PRESETS.values():
+        short = replace(preset.config, fit=replace(preset.config.fit, steps=1))
+        finetuning, reports = tuned(world, slice(0, 1), short, world.people(1))
+        assert len(reports) == 1 and torch.isfinite(finetuning.weights).all()
+
+
+def test_a_prediction_of_other_people_is_refused(world: World) -> None:
+    with pytest.raises(ValueError, match="for 3 photographs"):
+        tuned(world, slice(None), config("lidb"), world.people(2))
+    with pytest.raises(ValueError, match="for 3 photographs"):
+        tuned(world, slice(None), config("lidb"), world.people(1)[0])

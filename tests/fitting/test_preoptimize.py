@@ -1,0 +1,107 @@
+"""Many people into a folder: interrupted, killed, cut into other shards, always the same numbers."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import World, assert_same_fit
+
+from hyperdreambooth.errors import UserError
+from hyperdreambooth.fitting.fit import Objective
+from hyperdreambooth.fitting.preoptimize import PreoptimizeConfig, PreoptimizeReport, load_people, preoptimize
+from hyperdreambooth.fitting.steps import FitConfig
+
+NAMES = ["ann", "ben", "cem", "dia", "eva"]
+CONFIG = PreoptimizeConfig(
+    fit=FitConfig(steps=3, lr=1e-2, average_last=0.5, checkpoint_every_seconds=0.0),
+    objective=Objective(noises=2, pull=1e-3),
+    shard=2,
+)
+
+
+def everybody(world: World, folder: Path, config: PreoptimizeConfig = CONFIG) -> list[PreoptimizeReport]:
+    return list(preoptimize(world.base, world.adapters, NAMES, world.pictures(5, views=2), folder, config))
+
+
+def test_interrupted_at_every_step_nothing_is_lost_or_done_twice(world: World, tmp_path: Path) -> None:
+    expected = everybody(world, tmp_path / "whole")
+    got: list[PreoptimizeReport] = []
+    while True:
+        pictures = world.pictures(5, views=2)
+        some = list(islice(preoptimize(world.base, world.adapters, NAMES, pictures, tmp_path / "parts", CONFIG), 2))
+        got += some
+        if len(some) < 2:
+            break
+    assert [(r.shard, r.people, r.step.step) for r in expected] == [
+        (shard, 2 * shard, step) for shard in range(3) for step in range(1, 4)
+    ]
+    assert [(r.shard, r.people, r.step.step, r.step.loss) for r in got] == [
+        (r.shard, r.people, r.step.step, r.step.loss) for r in expected
+    ]
+    whole, parts = load_people(tmp_path / "whole"), load_people(tmp_path / "parts")
+    assert whole.names == parts.names == tuple(NAMES)
+    assert torch.equal(whole.weights, parts.weights) and torch.equal(whole.start, world.space.start())
+    assert whole.weights.shape == (5, *world.space.start().shape)
+    assert not list((tmp_path / "parts").glob("*.run.safetensors"))
+
+
+KILLED = """
+import sys
+sys.path[:0] = [{tests!r}]
+from pathlib import Path
+from conftest import make_world
+from test_preoptimize import CONFIG, NAMES, preoptimize
+world = make_world()
+for report in preoptimize(world.base, world.adapters, NAMES, world.pictures(5, views=2), Path({folder!r}), CONFIG):
+    print(report.shard, report.step.step, flush=True)
+"""
+
+
+def test_killed_in_the_second_shard_it_goes_on_to_the_same_bits(world: World, tmp_path: Path) -> None:
+    everybody(world, tmp_path / "whole")
+    code = KILLED.format(tests=str(Path(__file__).parent), folder=str(tmp_path / "killed"))
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    while process.stdout.readline().strip() != "1 2":
+        assert process.poll() is None
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    finished = load_people(tmp_path / "killed").names
+    rest = everybody(world, tmp_path / "killed")
+    assert finished[:2] == ("ann", "ben") and (rest[0].shard, rest[0].step.step) > (1, 1)
+    assert torch.equal(load_people(tmp_path / "whole").weights, load_people(tmp_path / "killed").weights)
+
+
+def test_the_size_of_a_shard_does_not_matter(world: World, tmp_path: Path) -> None:
+    everybody(world, tmp_path / "two")
+    everybody(world, tmp_path / "five", replace(CONFIG, shard=5))
+    two, five = load_people(tmp_path / "two"), load_people(tmp_path / "five")
+    assert_same_fit(two.weights, five.weights, two.start)
+
+
+def test_a_folder_of_other_settings_is_refused(world: World, tmp_path: Path) -> None:
+    everybody(world, tmp_path)
+    with pytest.raises(UserError, match="begun with another config,"):
+        everybody(world, tmp_path, replace(CONFIG, objective=Objective(seed=1)))
+    with pytest.raises(UserError, match="begun with another names,"):
+        list(preoptimize(world.base, world.adapters, NAMES[:2], world.pictures(2), tmp_path, CONFIG))
+
+
+def test_a_folder_with_nobody_finished_says_so(world: World, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"has no plan\.json"):
+        load_people(tmp_path)
+    list(islice(preoptimize(world.base, world.adapters, NAMES, world.pictures(5), tmp_path, CONFIG), 1))
+    with pytest.raises(UserError, match="no finished person yet"):
+        load_people(tmp_path)
+
+
+def test_every_person_has_one_name(world: World, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="2 different names for 3 people"):
+        list(preoptimize(world.base, world.adapters, ["ann", "ben", "ann"], world.pictures(3), tmp_path, CONFIG))

@@ -1,0 +1,100 @@
+"""Files: nothing left behind by a check, nothing half-written by a failure, damage told apart by name."""
+
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from hyperdreambooth.errors import BadFile, NotWritable, WorkError
+from hyperdreambooth.files import check_writable, load_tensors, save_tensors, write_atomically
+
+FULL_DISK = """
+import resource, sys, torch
+from hyperdreambooth.errors import DiskFull
+from hyperdreambooth.files import save_tensors
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+try:
+    save_tensors(sys.argv[1], {"x": torch.zeros(10_000)})
+except DiskFull as error:
+    print("DiskFull", error)
+"""
+
+
+def test_check_writable_leaves_nothing_behind(tmp_path: Path) -> None:
+    check_writable(tmp_path / "a.safetensors")
+    check_writable(tmp_path / "new" / "folders" / "a.safetensors")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("path", ["", "taken/a.bin", "x" * 300, "loop/a", "/dev/null", "/proc/a", "zero\0byte"])
+def test_check_writable_refuses_before_work(tmp_path: Path, path: str) -> None:
+    (tmp_path / "taken").write_text("a file where a folder is wanted")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(NotWritable) as caught:
+        check_writable(tmp_path / path)
+    assert "\n" not in str(caught.value)
+    assert (tmp_path / "taken").read_text() == "a file where a folder is wanted"
+
+
+def test_write_makes_folders_and_keeps_suffix(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "a.png"
+    suffixes = []
+    write_atomically(path, lambda part: (suffixes.append(part.suffix), part.write_bytes(b"whole")))
+    assert suffixes == [".png"] and path.read_bytes() == b"whole" and list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("failure", [RuntimeError("stopped"), OSError(5, "Input/output error")])
+def test_failed_write_keeps_the_former_file(tmp_path: Path, failure: Exception) -> None:
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"former")
+
+    def write(part: Path) -> None:
+        part.write_bytes(b"hal")
+        raise failure
+
+    with pytest.raises(WorkError if isinstance(failure, OSError) else RuntimeError):
+        write_atomically(path, write)
+    assert path.read_bytes() == b"former" and list(tmp_path.iterdir()) == [path]
+
+
+def test_full_disk_leaves_no_half_written_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    save_tensors(path, {"x": torch.ones(2)})
+    done = subprocess.run([sys.executable, "-c", FULL_DISK, path], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("DiskFull no room to write") and done.stdout.count("\n") == 1
+    assert load_tensors(path)[0]["x"].tolist() == [1.0, 1.0] and list(tmp_path.iterdir()) == [path]
+
+
+def test_tensors_come_back_with_dtype_views_and_metadata(tmp_path: Path) -> None:
+    whole = torch.arange(12.0).reshape(3, 4)
+    tensors = {"row": whole[1], "turned": whole.T, "half": whole.half(), "grad": whole.clone().requires_grad_()}
+    save_tensors(tmp_path / "a.safetensors", tensors, {"who": "nobody"})
+    loaded, metadata = load_tensors(tmp_path / "a.safetensors")
+    assert metadata == {"who": "nobody"} and loaded.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert loaded[name].dtype == tensor.dtype and torch.equal(loaded[name], tensor.detach())
+
+
+def test_damaged_files_are_told_apart(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    save_tensors(path, {"x": torch.ones(100)})
+    whole = path.read_bytes()
+    cases = {
+        "truncated": whole[: len(whole) // 2],
+        "pickled": pickle.dumps({"x": 1}),
+        "empty": b"",
+        "not a safetensors": b"\xff\xd8\xff\xe0 a picture",
+    }
+    for words, content in cases.items():
+        path.write_bytes(content)
+        with pytest.raises(BadFile, match=words):
+            load_tensors(path)
+    torch.save({"x": torch.ones(2)}, path)
+    with pytest.raises(BadFile, match="pickled"):
+        load_tensors(path)
+    for absent in (tmp_path, tmp_path / "none.safetensors"):
+        with pytest.raises(BadFile, match="cannot read"):
+            load_tensors(absent)

@@ -1,0 +1,235 @@
+"""Identity files: sizes, round trips, every kind of bad file told apart by name, arithmetic in dW."""
+
+import pickle
+import resource
+import struct
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from hyperdreambooth.errors import BadIdentityFile, DiskFull, NewerFormat, UserError, WrongBase, WrongSpace
+from hyperdreambooth.identity import Identity, average, combine, mix, strength
+from hyperdreambooth.lidb import LiDBSpace, LoRALayout, Site
+
+SITES = (Site("unet.wide", "unet", "wide", 12, 9), Site("unet.tall", "unet", "tall", 10, 14))
+BASE = "9f2c0000aaaabbbb"
+
+
+@pytest.fixture
+def space() -> LiDBSpace:
+    return LiDBSpace(SITES, a=5, b=4, seed=2, scale=0.5)
+
+
+def person(space: LiDBSpace, ranks: int = 2, seed: int = 0, lora_rank: int = 0) -> Identity:
+    generator = torch.Generator().manual_seed(seed)
+    lora = torch.randn(LoRALayout(space.sites, lora_rank).size, generator=generator) if lora_rank else None
+    weights = torch.randn(len(space.sites), ranks, space.width, generator=generator)
+    how = {"method": "hyperdreambooth", "steps": 40, "seconds": 4.5}
+    return Identity(weights, space.info, BASE, "embedded", how=how, lora=lora)
+
+
+def rewrite(path: Path, **metadata: str) -> None:
+    """Save a file's tensors again with some of its metadata changed."""
+    with safe_open(path, "pt") as file:
+        old = dict(file.metadata())
+    save_file(load_file(path), path, old | metadata)
+
+
+def lora_delta(identity: Identity, index: int) -> torch.Tensor:
+    assert identity.lora is not None
+    down, up = LoRALayout(SITES, identity.lora.numel() // 45).split(identity.lora)[index]
+    return up @ down
+
+
+@pytest.mark.parametrize(("dtype", "raw"), [("fp32", 115_200), ("fp16", 57_600), ("int8", 28_800)])
+def test_stable_diffusion_file_sizes(tmp_path: Path, dtype: str, raw: int) -> None:
+    sites = tuple(Site(f"unet.{i}.to_q", "unet", f"{i}.to_q", 320, 320) for i in range(192))
+    stable_diffusion = LiDBSpace(sites, a=100, b=50)
+    how = {"method": "hyperdreambooth", "hypernetwork": "0123456789abcdef", "relax": "lidb", "steps": 40, "noises": 2,
+           "learning rate": 0.01, "seed": 0, "seconds": 4.51, "samples": 80}  # fmt: skip
+    one = replace(
+        person(stable_diffusion, ranks=1),
+        base="0" * 64,
+        base_name="stable-diffusion-v1-5/stable-diffusion-v1-5",
+        how=how,
+    )
+    assert raw < one.save(tmp_path / "one.safetensors", dtype) <= raw + 3_000
+    if dtype == "int8":
+        four = replace(one, weights=one.weights.repeat(1, 4, 1), how=how | {"note": "x" * 300})
+        assert four.save(tmp_path / "four.safetensors", dtype) <= 120_000
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("fp32", 0.0), ("fp16", 1e-3), ("int8", 0.5 / 127 + 5e-4)])
+@pytest.mark.parametrize("lora_rank", [0, 3])
+def test_round_trip(space: LiDBSpace, tmp_path: Path, dtype: str, tolerance: float, lora_rank: int) -> None:
+    alice = replace(person(space, lora_rank=lora_rank), prompt="a [V] fäce", rare_token="ohwx")
+    size = alice.save(tmp_path / "alice.safetensors", dtype)
+    assert size == (tmp_path / "alice.safetensors").stat().st_size
+    back = Identity.open(tmp_path / "alice.safetensors", space=space, base=BASE)
+    for half, other in zip(space.split(back.weights), space.split(alice.weights), strict=True):
+        assert half.dtype == torch.float32
+        assert ((half - other).abs() <= tolerance * other.abs().amax(-1, keepdim=True)).all()
+    if alice.lora is not None and back.lora is not None:
+        assert torch.allclose(back.lora, alice.lora, atol=0 if dtype == "fp32" else 2e-3)
+    assert (back.lora is None) == (alice.lora is None)
+    assert replace(back, weights=alice.weights, lora=alice.lora).__dict__ == alice.__dict__
+
+
+def test_int8_scales_stand_for_one_rank_and_half_each(space: LiDBSpace, tmp_path: Path) -> None:
+    """Halves of very different size, one of them zero, keep their own precision."""
+    alice = person(space)
+    alice.weights[0, 1, :5] *= 1e-3
+    alice.weights[1, 0, 5:] = 0
+    alice.save(tmp_path / "alice.safetensors", "int8")
+    back = Identity.open(tmp_path / "alice.safetensors").weights
+    assert torch.allclose(back[0, 1, :5], alice.weights[0, 1, :5], atol=2e-5)
+    assert not back[1, 0, 5:].any()
+    tensors = load_file(tmp_path / "alice.safetensors")
+    assert tensors["scales"].shape == (2, 2, 2)
+    assert tensors["lidb"][..., :5].abs().amax(-1).eq(127).all()  # the whole range is used
+
+
+def test_bad_files_are_told_apart(space: LiDBSpace, tmp_path: Path) -> None:
+    sound = tmp_path / "alice.safetensors"
+    person(space).save(sound)
+    data = sound.read_bytes()
+
+    def refused(content: bytes, match: str) -> None:
+        bad = tmp_path / "bad.safetensors"
+        bad.write_bytes(content)
+        with pytest.raises(BadIdentityFile, match=match) as caught:
+            Identity.open(bad, space=space, base=BASE)
+        assert type(caught.value) is BadIdentityFile
+        assert "\n" not in str(caught.value)
+        assert "bad.safetensors" in str(caught.value)
+
+    refused(data[: len(data) - 7], "truncated")
+    refused(data[:20], "truncated")
+    refused(b"", "empty")
+    refused(b"hello, this is no identity file", "not a safetensors file")
+    refused(pickle.dumps({"lidb": [1.0]}), "pickled")
+    values = load_file(sound)["lidb"].flatten()
+    values[3] = float("nan")
+    refused(data[: -values.numel() * 2] + struct.pack(f"<{values.numel()}e", *values.tolist()), "not all finite")
+    with pytest.raises(BadIdentityFile, match="nobody"):
+        Identity.open(tmp_path / "nobody.safetensors")
+
+
+def test_foreign_and_damaged_safetensors(space: LiDBSpace, tmp_path: Path) -> None:
+    path = tmp_path / "alice.safetensors"
+    save_file({"lidb": torch.zeros(2, 1, 9)}, path, {"format": "pt"})
+    with pytest.raises(BadIdentityFile, match="something else"):
+        Identity.open(path)
+    for damage in ({"space": "{}"}, {"space": "oh"}, {"ranks": "7"}, {"how": "["}):
+        person(space).save(path)
+        rewrite(path, **damage)
+        with pytest.raises(BadIdentityFile, match="damaged"):
+            Identity.open(path)
+    person(space).save(path, "int8")
+    rewrite(path)
+    tensors = load_file(path)
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    save_file({"lidb": tensors["lidb"]}, path, metadata)
+    with pytest.raises(BadIdentityFile, match="scales"):
+        Identity.open(path)
+
+
+def test_newer_format(space: LiDBSpace, tmp_path: Path) -> None:
+    path = tmp_path / "alice.safetensors"
+    person(space).save(path)
+    rewrite(path, hyperdreambooth="2", space="unknown here")
+    with pytest.raises(NewerFormat, match=r"format 2.*newer hyperdreambooth"):
+        Identity.open(path)
+
+
+def test_wrong_base_names_both(space: LiDBSpace, tmp_path: Path) -> None:
+    path = tmp_path / "alice.safetensors"
+    replace(person(space), base_name="stable-diffusion-v1-5").save(path)
+    with pytest.raises(
+        WrongBase, match=r"stable-diffusion-v1-5.*9f2c.*\"embedded\".*41aa.*--base stable-diffusion-v1-5"
+    ):
+        Identity.open(path, space=space, base="41aa00000000", base_name="embedded")
+    assert Identity.open(path).base == BASE
+
+
+@pytest.mark.parametrize(
+    ("other", "named"),
+    [
+        (LiDBSpace(SITES, a=4, b=4, seed=2, scale=0.5), "a 5, here 4"),
+        (LiDBSpace(SITES, a=5, b=4, seed=3, scale=0.5), "seed 2, here 3; check"),
+        (LiDBSpace(SITES, a=5, b=4, seed=2, scale=1.0), r"scale 0\.5, here 1\.0"),
+        (LiDBSpace(SITES[::-1], a=5, b=4, seed=2, scale=0.5), "digest"),
+    ],
+)
+def test_wrong_space_names_what_differs(space: LiDBSpace, tmp_path: Path, other: LiDBSpace, named: str) -> None:
+    path = tmp_path / "alice.safetensors"
+    person(space).save(path)
+    with pytest.raises(WrongSpace, match=named):
+        Identity.open(path, space=other, base=BASE)
+
+
+def test_what_cannot_be_saved_is_refused_and_the_old_file_stays(space: LiDBSpace, tmp_path: Path) -> None:
+    path = tmp_path / "alice.safetensors"
+    alice = person(space)
+    alice.save(path)
+    before = path.read_bytes()
+    with pytest.raises(BadIdentityFile, match="finite"):
+        replace(alice, weights=alice.weights * float("nan")).save(path, "int8")
+    with pytest.raises(BadIdentityFile, match="finite"):
+        replace(alice, weights=alice.weights * 1e6).save(path, "fp16")
+    with pytest.raises(UserError, match="1400"):
+        replace(alice, prompt="a [V] face " * 200).save(path)
+    with pytest.raises(UserError, match="fp8"):
+        alice.save(path, "fp8")  # type: ignore[arg-type]
+    assert path.read_bytes() == before
+
+
+def test_a_full_disk_leaves_the_old_file(space: LiDBSpace, tmp_path: Path) -> None:
+    path = tmp_path / "alice.safetensors"
+    alice = person(space)
+    alice.save(path)
+    before = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (512, limits[1]))
+    try:
+        with pytest.raises(DiskFull):
+            replace(alice, prompt="a photo of a [V] face").save(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_mixing_acts_on_delta(space: LiDBSpace) -> None:
+    alice, bob = person(space, 1, lora_rank=2), person(space, 2, seed=1, lora_rank=1)
+    mixed = combine([alice, bob], [0.7, 0.3], space, ranks=3)
+    assert mixed.weights.shape == (2, 3, 9)
+    for index in range(2):
+        expected = 0.7 * space.delta(alice.weights, index) + 0.3 * space.delta(bob.weights, index)
+        assert torch.allclose(space.delta(mixed.weights, index), expected, atol=1e-6)
+        full = 0.7 * lora_delta(alice, index) + 0.3 * lora_delta(bob, index)
+        assert torch.allclose(lora_delta(mixed, index), full, atol=1e-5)
+    assert mix(alice, bob, 0.3, space).ranks == 2
+    halves = average([alice, alice], space)
+    assert space.distance(halves.weights, alice.weights) < 1e-5
+    assert mixed.numbers == 2 * 3 * 9 + 3 * 45
+
+
+def test_strength_scales_delta(space: LiDBSpace) -> None:
+    alice = person(space, lora_rank=2)
+    half = strength(alice, 0.5, space)
+    assert torch.allclose(space.delta(half.weights, 0), 0.5 * space.delta(alice.weights, 0))
+    assert torch.allclose(lora_delta(half, 1), 0.5 * lora_delta(alice, 1))
+
+
+def test_mixing_strangers_is_refused(space: LiDBSpace) -> None:
+    alice = person(space)
+    with pytest.raises(WrongBase, match="mix persons of one base"):
+        mix(alice, replace(alice, base="other"), 0.5, space)
+    with pytest.raises(WrongSpace):
+        mix(alice, alice, 0.5, LiDBSpace(SITES, a=5, b=4, seed=9))
