@@ -23,7 +23,8 @@ from hyperdreambooth.base.model import Base
 from hyperdreambooth.files import load_tensors, save_tensors
 from hyperdreambooth.fitting.steps import Checkpoint, FitConfig, Run, StepReport, steps
 from hyperdreambooth.portraits.captions import vocabulary
-from recipes import denoiser, vae
+from hyperdreambooth.evaluation.judges import AttributeReader, Judge, Recogniser, SceneClassifier
+from recipes import denoiser, judges, vae
 from recipes.photographs import frame_photographs, load_photographs
 from recipes.pictures import Pictures, load_shards, make_shards, random_photographs, random_portraits
 
@@ -42,7 +43,9 @@ class Budget:
     vae_minutes: float = 40
     vae_batch: int = 8
     denoiser_minutes: float = 120
-    denoiser_batch: int = 32
+    denoiser_batch: int = 24
+    people_pictures: int = 16  # thousand portraits, eight of each person, that judges and encoder learn from
+    judge_minutes: float = 12  # each of the three judges, and the encoder
 
 
 @dataclass(frozen=True)
@@ -147,6 +150,37 @@ def train_denoiser(shop: Workshop) -> Iterator[str]:
         save_tensors(result, parameters)
 
 
+def draw_people(shop: Workshop) -> Iterator[str]:
+    """Several pictures of each of many people, for the judges."""
+    make = partial(judges.random_people, people=shop.budget.people, per_person=8, size=shop.size)
+    yield from make_shards(shop.cache / "pictures", "people", shop.budget.people_pictures, make, seed=3_000)
+
+
+def train_judges(shop: Workshop) -> Iterator[str]:
+    """Recogniser, scene classifier and attribute reader: each by itself, on true pictures."""
+    people = load_shards(shop.cache / "pictures", "people", shop.budget.people_pictures)
+    portraits, photographs = shop.pictures()
+
+    def run(judge: Judge, train: Callable[..., Run], *data: object) -> Iterator[str]:
+        name = judge.kind.replace(" ", "-")
+        result = shop.cache / f"{name}.safetensors"
+        if result.exists():
+            return
+        config = FitConfig(
+            steps=10**9, seconds=60 * shop.budget.judge_minutes, lr=2e-3, warmup=50, schedule="cosine",
+            weight_decay=0.02, ema=0.998,
+        )  # fmt: skip
+        generator, checkpoint = torch.Generator().manual_seed(0), Checkpoint(shop.cache / f"{name}.run.safetensors")
+        training = train(judge.to(shop.device), *data, config, generator, checkpoint)
+        yield from (f"{name}: {line}" for line in _lines(training, 100))
+        with training.averaged():
+            judge.save(result)
+
+    yield from run(judges.fresh(Recogniser), judges.train_recogniser, [(people, judges.Batch()), (photographs, judges.Batch())])
+    yield from run(judges.fresh(SceneClassifier), judges.train_scene_classifier, portraits, photographs, 64)
+    yield from run(judges.fresh(AttributeReader), judges.train_attribute_reader, people, 64)
+
+
 def ship(shop: Workshop) -> Iterator[str]:
     """Write the trained networks into the package."""
     base = _with_vae(shop)
@@ -163,6 +197,8 @@ STAGES: dict[str, Callable[[Workshop], Iterable[str]]] = {
     "vae": train_vae,
     "latents": encode_pictures,
     "denoiser": train_denoiser,
+    "people": draw_people,
+    "judges": train_judges,
     "ship": ship,
 }
 
@@ -174,13 +210,18 @@ def main(
     device: Annotated[str, typer.Option()] = "cuda" if torch.cuda.is_available() else "cpu",
     vae_minutes: float = Budget.vae_minutes,
     denoiser_minutes: float = Budget.denoiser_minutes,
+    judge_minutes: float = Budget.judge_minutes,
     portraits: Annotated[int, typer.Option(help="Thousands of pictures.")] = Budget.portraits,
     photograph_pictures: Annotated[int, typer.Option(help="Thousands of pictures.")] = Budget.photographs,
 ) -> None:
     """Train all that the package ships."""
     torch.set_flush_denormal(True)  # tiny numbers in dark pictures make a CPU four times as slow
     budget = Budget(
-        portraits=portraits, photographs=photograph_pictures, vae_minutes=vae_minutes, denoiser_minutes=denoiser_minutes
+        portraits=portraits,
+        photographs=photograph_pictures,
+        vae_minutes=vae_minutes,
+        denoiser_minutes=denoiser_minutes,
+        judge_minutes=judge_minutes,
     )
     shop = Workshop(photographs, cache, budget, torch.device(device))
     for name in [only] if only else STAGES:

@@ -6,6 +6,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before any import of the hub's c
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -38,3 +39,24 @@ def generator() -> torch.Generator:
 def generator_of() -> Callable[[int], torch.Generator]:
     """Generators on the CPU by seed."""
     return lambda seed: torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture(scope="session")
+def base_folder(tiny_base: Base, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny base in a folder, as `HyperDreamBooth.load` and `hdb --base` take it."""
+    folder = tmp_path_factory.mktemp("bases") / "tiny"
+    tiny_base.save(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def portrait_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A portrait as a picture file."""
+    from hyperdreambooth.portraits.person import Person
+    from hyperdreambooth.portraits.renderer import render
+    from hyperdreambooth.portraits.view import View
+    from hyperdreambooth.sheet import save_png, to_image
+
+    path = tmp_path_factory.mktemp("photos") / "alice.png"
+    save_png(path, to_image(render([Person(7)], [View()], 96)[0]))
+    return path

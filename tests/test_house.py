@@ -16,16 +16,18 @@ HEAVY = {"torch", "diffusers", "transformers", "cv2", "numpy", "PIL", "peft"}
 
 # From low to high: a module imports from its own part and from parts of lower rows, never sideways or up.
 LAYERS = (
-    ("errors",),
-    ("files",),
+    ("embedded", "errors"),
+    ("files", "progress"),
+    ("sheet",),
     ("lidb",),
-    ("base", "identity"),  # identity knows lidb alone
+    ("base",),
     ("faces", "portraits"),
     ("fitting",),
-    ("hypernetwork", "baselines"),
-    ("evaluation",),
+    ("identity",),  # from lidb alone: see below
+    ("hypernetwork", "baselines", "drawing"),
+    ("evaluation", "people", "personalization"),
     ("pipeline",),
-    ("serving",),
+    ("serving", "showcase"),
     ("cli",),
 )
 RANK = {part: rank for rank, row in enumerate(LAYERS) for part in row}

@@ -64,6 +64,7 @@ class Personalization:
     """N people being made from one photograph each: iterate to do the work, then read the results.
 
     Attributes:
+        config: what was asked for.
         faces: (N, 3, size, size), the photographs as the base sees them.
         predicted: what the hypernetwork alone says; None without one.
         identities: the people, when the work is done.
@@ -85,7 +86,7 @@ class Personalization:
                 "ask for some steps, or train a hypernetwork"
             )
         self._base, self._adapters, self._hypernetwork = base, adapters, hypernetwork
-        self._photos, self._config = list(photos), config
+        self._photos, self.config = list(photos), config
         self.faces = torch.empty(0)
         self.predicted: list[Identity] | None = None
         self.identities: list[Identity] = []
@@ -93,7 +94,7 @@ class Personalization:
         self.samples = 0
 
     def __iter__(self) -> Iterator[Progress]:
-        note_unknown_words(self._base, self._config.prompt)
+        note_unknown_words(self._base, self.config.prompt)
         yield from self._read()
         yield Progress(ENCODE, 0, 1)
         latents = self._timed(ENCODE, self._encode)  # (N, C, h, w)
@@ -102,7 +103,7 @@ class Personalization:
         if prediction is not None:
             self.identities = self.predicted = self._people(prediction, None, steps=0)
         yield Progress(PREDICT, 1, 1)
-        if self._config.steps:
+        if self.config.steps:
             yield from self._finetune(latents, prediction)
 
     def _read(self) -> Iterator[Progress]:
@@ -127,15 +128,15 @@ class Personalization:
         return self._hypernetwork.predict(self.faces)
 
     def _finetune(self, latents: Tensor, prediction: Tensor | None) -> Iterator[Progress]:
-        yield Progress(FINETUNE, 0, self._config.steps)
+        yield Progress(FINETUNE, 0, self.config.steps)
         masks = soft_face_mask(latents.shape[-1]).expand(len(latents), -1, -1, -1)  # (N, 1, h, w)
-        begin = partial(finetune, self._base, self._adapters, latents, prediction, self._config.finetune, masks=masks)
+        begin = partial(finetune, self._base, self._adapters, latents, prediction, self.config.finetune, masks=masks)
         tuning = self._timed(FINETUNE, begin)
         reports = iter(tuning)
         while (report := self._timed(FINETUNE, lambda: next(reports, None))) is not None:
             self.samples = report.samples
-            yield Progress(FINETUNE, report.step, self._config.steps, report.loss)
-        self.identities = self._people(tuning.weights, tuning.lora, self._config.steps)
+            yield Progress(FINETUNE, report.step, self.config.steps, report.loss)
+        self.identities = self._people(tuning.weights, tuning.lora, self.config.steps)
 
     def _people(self, weights: Tensor, lora: Tensor | None, steps: int) -> list[Identity]:
         """Packed numbers (N, S, R, a + b) and full-space factors (N, size) as N identities."""
@@ -147,7 +148,7 @@ class Personalization:
                 space=space,
                 base=fingerprint,
                 base_name=base.name,
-                prompt=self._config.prompt,
+                prompt=self.config.prompt,
                 rare_token=base.rare_token,
                 class_noun=base.class_noun,
                 how=how,
@@ -158,7 +159,7 @@ class Personalization:
 
     def _how(self, steps: int) -> dict[str, str | int | float]:
         """How a person was made, for its file: no times, so that the same work writes the same bytes."""
-        config = self._config
+        config = self.config
         predicted = "none" if self._hypernetwork is None else "yes"
         how: dict[str, str | int | float] = {"method": "hyperdreambooth", "hypernetwork": predicted, "steps": steps}
         if steps:

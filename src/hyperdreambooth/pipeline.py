@@ -15,6 +15,7 @@ from hyperdreambooth.drawing import DrawConfig, Person, check_person, draw, note
 from hyperdreambooth.errors import WrongBase, WrongSpace
 from hyperdreambooth.fitting.finetune import Relax
 from hyperdreambooth.hypernetwork.model import HyperNetwork
+from hyperdreambooth.hypernetwork.training import RESULT_FILE
 from hyperdreambooth.identity import Identity
 from hyperdreambooth.lidb import LiDBSpace, find_sites, inject
 from hyperdreambooth.personalization import Personalization, PersonalizeConfig, Photo
@@ -58,7 +59,8 @@ class HyperDreamBooth:
             base: "embedded" or a folder in diffusers' layout.
             device: None takes a GPU where there is one, else the CPU.
             dtype: of the base; None is float32.
-            hypernetwork: "embedded", which is the shipped one where it fits the base, else none; a file; or None.
+            hypernetwork: "embedded", which is the shipped one where it fits the base, else none; a file, or the
+                folder of its training; or None.
 
         Raises:
             BadBase, BadFile: not whole. WrongBase, WrongSpace: the hypernetwork's file is for another base.
@@ -165,6 +167,8 @@ def _load_hypernetwork(booth: HyperDreamBooth, choice: str | Path | None) -> Hyp
     if choice is None or (choice == "embedded" and not EMBEDDED_HYPERNETWORK.is_file()):
         return None
     path = EMBEDDED_HYPERNETWORK if choice == "embedded" else Path(choice)
+    if path.is_dir():
+        path = path / RESULT_FILE
     try:
         network = HyperNetwork.load(path, booth.space, booth.fingerprint, booth.base.name)
     except (WrongBase, WrongSpace):

@@ -154,7 +154,7 @@ class _Plan:
         left, top = self.grid
         lines = -(-len(self.columns) // self.across)
         width = left + min(self.across, len(self.columns)) * (self.cell + self.gap) - self.gap + self.margin
-        height = top + lines * self.line + (lines - 1) * self.gap - self.gap + self.margin
+        height = top + lines * self.line + (2 * lines - 3) * self.gap + self.margin
         below_reference = self.cell_at(0, 0)[1] + self.reference + 6 * self.text + self.margin
         return width, max(height, below_reference) if self.has_reference else height
 
@@ -163,7 +163,7 @@ class _Plan:
         left, top = self.grid
         line, place = divmod(column, self.across)
         x = left + place * (self.cell + self.gap)
-        y = top + line * (self.line + self.gap) + self.header + row * (self.cell + self.gap)
+        y = top + line * (self.line + 2 * self.gap) + self.header + row * (self.cell + self.gap)
         return x, y
 
     def font(self, size: float = 1.0) -> _Font:

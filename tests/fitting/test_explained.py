@@ -30,6 +30,13 @@ def test_people_who_explain_nothing_have_a_share_of_zero() -> None:
     assert abs(explained_share(numbers, truth.roll(1, 0))) < 0.03
 
 
+def test_nobody_is_foretold_from_a_regression_that_saw_them() -> None:
+    """Of 60 people, 40 attributes of pure chance would explain two thirds of the numbers if they were not held out."""
+    random = torch.Generator().manual_seed(2)
+    numbers, truth = torch.randn(60, 30, generator=random), torch.randn(60, 40, generator=random)
+    assert explained_share(numbers, truth) < 0.02
+
+
 def test_attributes_that_never_differ_do_no_harm() -> None:
     numbers, _, truth = people(1.0)
     constant = torch.cat([truth, torch.ones(900, 2)], dim=1)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import World, assert_same_fit
+from tests.fitting.conftest import World, assert_same_fit
 
 from hyperdreambooth.fitting.finetune import PRESETS, FinetuneConfig, Finetuning, Relax, finetune
 from hyperdreambooth.fitting.fit import Objective

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import World, assert_same_fit
+from tests.fitting.conftest import World, assert_same_fit
 from diffusers import DDPMScheduler
 
 from hyperdreambooth.fitting.fit import NoiseSequence, Objective, Pictures, fit

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import World, assert_same_fit
+from tests.fitting.conftest import World, assert_same_fit
 
 from hyperdreambooth.errors import UserError
 from hyperdreambooth.fitting.fit import Objective
@@ -56,7 +56,7 @@ KILLED = """
 import sys
 sys.path[:0] = [{tests!r}]
 from pathlib import Path
-from conftest import make_world
+from tests.fitting.conftest import make_world
 from test_preoptimize import CONFIG, NAMES, preoptimize
 world = make_world()
 for report in preoptimize(world.base, world.adapters, NAMES, world.pictures(5, views=2), Path({folder!r}), CONFIG):

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from hyperdreambooth.lidb import LoRALayout, save_diffusers, save_kohya, save_peft, to_lora
 
 if TYPE_CHECKING:
-    from conftest import World
+    from tests.lidb.conftest import World
 
 TOLERANCE = 1 / 255
 

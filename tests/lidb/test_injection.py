@@ -14,7 +14,7 @@ from hyperdreambooth.errors import UserError
 from hyperdreambooth.lidb import LiDBLinear, LiDBSpace, LoRALayout, Site, find_sites, inject
 
 if TYPE_CHECKING:
-    from conftest import World
+    from tests.lidb.conftest import World
 
 
 def merged_by_hand(world: World, weights: torch.Tensor, lora: torch.Tensor | None = None) -> World:

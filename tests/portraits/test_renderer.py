@@ -152,14 +152,24 @@ def test_framing_moves_the_person():
     assert torch.allclose(draw(person, view)[:, 22:48, 22:42], moved[:, 25:51, 26:46], atol=1e-4)
 
 
-def test_eyes_and_chin_are_where_face_crops_have_them():
+def eyes_in(view: View) -> tuple[float, float]:
+    """Height of the eyes and the distance between them in a frontal view, in picture heights, by a blink."""
     person = Person(5).changed(**SYMMETRIC, glasses=0, beard=0)
-    blink = (draw(person, size=128) - draw(person, replace(REFERENCE, eyelids=0.1), size=128)).abs().sum(dim=0)
+    blink = (draw(person, view, size=128) - draw(person, replace(view, eyelids=0.1), size=128)).abs().sum(dim=0)
     rows, columns = blink.sum(dim=1), blink.sum(dim=0)
     axis = (torch.arange(128) + 0.5) / 128
-    assert (rows * axis).sum() / rows.sum() == pytest.approx(0.48, abs=0.02)
     left, right = ((columns * axis * half).sum() / (columns * half).sum() for half in (axis < 0.5, axis > 0.5))
-    assert right - left == pytest.approx(0.24, abs=0.04)
+    return float((rows * axis).sum() / rows.sum()), float(right - left)
+
+
+def test_eyes_are_where_face_crops_have_them():
+    height, apart = eyes_in(REFERENCE)
+    assert height == pytest.approx(0.48, abs=0.02) and apart == pytest.approx(0.24, abs=0.04)
+
+
+def test_zoom_enlarges_in_proportion():
+    near, far = (eyes_in(replace(REFERENCE, zoom=zoom))[1] for zoom in (1.1, 0.9))
+    assert near / far == pytest.approx(1.1 / 0.9, rel=0.02)
 
 
 SCENES = [*(Scene(context=c) for c in CONTEXTS), *(Scene(edit=e) for e in EDITS), *(Scene(domain=d) for d in DOMAINS)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -31,7 +32,7 @@ class EncoderConfig:
     pixel_std: tuple[float, float, float] = (0.5, 0.5, 0.5)
 
 
-class FaceEncoder(nn.Module):  # type: ignore[misc]  # torch is not followed
+class FaceEncoder(nn.Module):
     """A vision transformer with a convolutional stem: (N, 3, H, W) in [0, 1] -> (N, F, width), F patches.
 
     The stem, one convolution of stride 2 for each halving up to the patch, lets it learn to see from few pictures.
@@ -46,7 +47,7 @@ class FaceEncoder(nn.Module):  # type: ignore[misc]  # torch is not followed
         self.stem = nn.Sequential(
             *(
                 nn.Sequential(nn.Conv2d(n, m, 3, stride=2, padding=1), nn.GroupNorm(1, m), nn.GELU())
-                for n, m in zip(channels, channels[1:], strict=False)
+                for n, m in pairwise(channels)
             )
         )
         self.position = nn.Parameter(torch.randn((config.picture_size // config.patch) ** 2, config.width) * 0.02)
@@ -74,7 +75,7 @@ class FaceEncoder(nn.Module):  # type: ignore[misc]  # torch is not followed
         load_parameters(self, tensors, path)
 
 
-class PretrainedEncoder(nn.Module):  # type: ignore[misc]  # torch is not followed
+class PretrainedEncoder(nn.Module):
     """A frozen vision transformer of the transformers library: (N, 3, H, W) in [0, 1] -> (N, F, width)."""
 
     def __init__(self, model: nn.Module, config: EncoderConfig) -> None:

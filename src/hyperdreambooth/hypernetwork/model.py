@@ -54,7 +54,7 @@ PRESETS = {
 }
 
 
-class SiteLinear(nn.Module):  # type: ignore[misc]  # torch is not followed
+class SiteLinear(nn.Module):
     """A linear layer of its own for each site: the bases of two sites have nothing in common, nor do their numbers."""
 
     def __init__(self, sites: int, n_in: int, n_out: int, std: float) -> None:
@@ -67,7 +67,7 @@ class SiteLinear(nn.Module):  # type: ignore[misc]  # torch is not followed
         return torch.einsum("nsi,sio->nso", x, self.weight) + self.bias
 
 
-class HyperNetwork(nn.Module):  # type: ignore[misc]  # torch is not followed
+class HyperNetwork(nn.Module):
     """Encoder and iterative decoder, with the space and the base that the numbers are for.
 
     Args:
@@ -147,7 +147,9 @@ class HyperNetwork(nn.Module):  # type: ignore[misc]  # torch is not followed
         """The persons in pictures (N, 3, H, W) in [0, 1] of any size: packed LiDB numbers (N, S, 1, a + b), float32."""
         return self.numbers(self(pictures.to(self.start.device), rounds)).float()
 
-    def save(self, path: str | Path, dtype: torch.dtype = torch.float16, about: Mapping[str, str] | None = None) -> None:
+    def save(
+        self, path: str | Path, dtype: torch.dtype = torch.float16, about: Mapping[str, str] | None = None
+    ) -> None:
         """Write one safetensors file: the parameters (a pretrained encoder's excepted), and what they are for.
 
         Args:
@@ -191,7 +193,8 @@ class HyperNetwork(nn.Module):  # type: ignore[misc]  # torch is not followed
         _check_space(path, made_in, space.info)
         network = build_hypernetwork(config, space, base, base_name)
         load_parameters(network, network._with_pretrained(tensors), path)
-        return network.eval()
+        network.eval()
+        return network
 
     def _own(self) -> dict[str, Tensor]:
         """What is learnt here, by name: everything but a pretrained encoder."""

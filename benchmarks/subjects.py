@@ -1,0 +1,81 @@
+"""The people that are judged: one reference picture each, and their true pictures in every style."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hyperdreambooth.evaluation.judges import Recogniser
+from hyperdreambooth.portraits.captions import Scene
+from hyperdreambooth.portraits.person import truth_matrix
+from hyperdreambooth.portraits.view import View
+from recipes.photographs import load_photographs
+from recipes.pictures import as_floats, draw, in_styles
+
+PORTRAITS = {"tuning": range(15_000, 15_900), "reporting": range(15_900, 16_000)}
+VIEWS = 3  # true pictures per person and style that a portrait is recognised by
+
+
+@dataclass(frozen=True)
+class Subjects:
+    """N people of one world.
+
+    Attributes:
+        references: (N, 3, S, S) in [0, 1], the one picture that each is made from.
+        seeds: of portraits; None for photographs.
+    """
+
+    world: str
+    references: Tensor
+    seeds: tuple[int, ...] | None
+
+    @property
+    def labels(self) -> Tensor:
+        """(N,) each person's row in a gallery."""
+        return torch.arange(len(self.references))
+
+    @property
+    def truth(self) -> Tensor | None:
+        """(N, T), the attributes of portraits."""
+        return None if self.seeds is None else truth_matrix(self.seeds)
+
+    def true_picture(self, style: str) -> Tensor:
+        """The reference itself in a style: (N, 3, S, S)."""
+        return in_styles(self.references, [style] * len(self.references))
+
+    def gallery(self, recogniser: Recogniser, style: str) -> Tensor:
+        """What each person is recognised by in a style, (N, E).
+
+        Portraits: the mean of true pictures in other views than the reference's. Photographs, of which there is one of
+        each: that one, under the style's filter.
+        """
+        if self.seeds is None:
+            return recogniser.embed(self.true_picture(style))
+        random = np.random.RandomState(7_000)
+        scenes = [Scene("portrait", style)] * len(self.seeds)
+        size = self.references.shape[-1]
+        seen = [
+            recogniser.embed(draw(self.seeds, [View.sample(random) for _ in self.seeds], scenes, size))
+            for _ in range(VIEWS)
+        ]
+        return torch.stack(seen).mean(dim=0)
+
+
+def portraits(split: str, count: int, size: int) -> Subjects:
+    """The first `count` portraits of a split, each seen from the front in surroundings of its own."""
+    seeds = tuple(PORTRAITS[split][:count])
+    random = np.random.RandomState(6_000)
+    views = [View.reference(random) for _ in seeds]
+    return Subjects("portraits", draw(seeds, views, [Scene("portrait")] * len(seeds), size), seeds)
+
+
+def photographs(cache: Path, split: str, count: int, size: int) -> Subjects:
+    """The first `count` aligned photographs of a split, from the file that the recipe's first stage wrote."""
+    held = load_photographs(cache).split(split)
+    room = (held.pictures.shape[-1] - size) // 2
+    pictures = held.pictures[:count, :, room : room + size, room : room + size]
+    return Subjects("photographs", as_floats(pictures), None)

@@ -1,0 +1,306 @@
+"""Stage: the judges, and the encoder that the hypernetwork starts from. Four networks, each trained by itself.
+
+A trained network is the run's average: `for report in run: ...`, then `with run.averaged(): judge.save(path)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hyperdreambooth.evaluation.identification import Rate, identification_rate
+from hyperdreambooth.evaluation.judges import SCENE_OPTIONS, AttributeReader, Judge, Recogniser, SceneClassifier
+from hyperdreambooth.fitting.steps import Checkpoint, FitConfig, Run, steps
+from hyperdreambooth.hypernetwork.encoder import FaceEncoder
+from hyperdreambooth.hypernetwork.jitter import Jitter
+from hyperdreambooth.portraits.captions import CONTEXTS, DOMAINS, EDITS, STYLES, Scene
+from hyperdreambooth.portraits.person import ATTRIBUTES, truth_matrix
+from hyperdreambooth.portraits.view import View
+from recipes.photographs import Photographs
+from recipes.pictures import Pictures, as_floats, draw, in_styles
+
+TEMPERATURE = 0.1  # of the contrastive loss
+STRONG = Jitter(zoom=0.08, shift=0.05, colour=0.2, blur=0.8)  # what a recogniser should not mind
+MILD = Jitter(zoom=0.05, shift=0.03, colour=0.06, blur=0.8)  # colours count: of skin and hair, or of a style
+
+
+@dataclass(frozen=True)
+class Batch:
+    """How many people of a world are in a batch, and how many pictures of each."""
+
+    people: int = 24
+    pictures: int = 4
+
+
+def fresh(kind: type[Judge], seed: int = 0) -> Judge:
+    """A judge with random weights that depend on `seed` alone."""
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(seed)
+        return kind()
+
+
+def random_people(random: np.random.RandomState, count: int, people: int, per_person: int, size: int) -> Pictures:
+    """`count` portraits, `per_person` of each of a few people with seeds below `people`, for `make_shards`.
+
+    Every picture has a view and a style of its own; some are in a context, in a far domain or edited.
+    """
+    seeds = np.repeat(random.choice(people, size=-(-count // per_person), replace=False), per_person)[:count].tolist()
+    scenes = [_scene(random) for _ in seeds]
+    plain = draw(seeds, [View.sample(random) for _ in seeds], scenes, size)
+    return Pictures((plain * 255).round().byte(), tuple(scenes), tuple(seeds))
+
+
+def select(pictures: Pictures, keep: Callable[[Scene], bool]) -> Pictures:
+    """The pictures whose scene is to be kept."""
+    rows = [row for row, scene in enumerate(pictures.scenes) if keep(scene)]
+    return Pictures(
+        pictures.pictures[rows],
+        tuple(pictures.scenes[row] for row in rows),
+        tuple(pictures.people[row] for row in rows),
+    )
+
+
+def true_to_person(scene: Scene) -> bool:
+    """Whether all attributes of the person are as they are: no edit, no other proportions."""
+    return scene.edit is None and scene.domain is None
+
+
+def train_recogniser(
+    recogniser: Recogniser,
+    worlds: Sequence[tuple[Pictures, Batch]],
+    config: FitConfig,
+    generator: torch.Generator,
+    checkpoint: Checkpoint | None = None,
+) -> Run:
+    """Bring each person's pictures together and keep people apart, by the contrastive loss, each world by itself.
+
+    Args:
+        worlds: several pictures each of many people (of photographs: a person is one photograph, cut, mirrored and in
+            several styles), and how many of them are in a batch.
+
+    Returns:
+        The run, whose metric `nearest` is the share of pictures in a batch whose nearest one is of the same person.
+    """
+    samplers = [PeopleSampler(pictures.people, batch) for pictures, batch in worlds]
+    device = next(recogniser.parameters()).device
+
+    def loss(_step: int) -> tuple[Tensor, dict[str, float]]:
+        drawn = [sampler(generator) for sampler in samplers]
+        shown = torch.cat([world.pictures[rows] for (world, _), (rows, _) in zip(worlds, drawn, strict=True)])
+        embeddings = F.normalize(recogniser(_shown(shown, STRONG, generator, device)), dim=1)
+        parts = embeddings.split([len(rows) for rows, _ in drawn])
+        labels = [people.to(device) for _, people in drawn]
+        losses = [contrastive_loss(part, people) for part, people in zip(parts, labels, strict=True)]
+        near = [_nearest_is_same(part, people) for part, people in zip(parts, labels, strict=True)]
+        return torch.stack(losses).mean(), {"nearest": sum(near) / len(near)}
+
+    return _run(recogniser, loss, config, generator, checkpoint)
+
+
+def train_scene_classifier(
+    classifier: SceneClassifier,
+    portraits: Pictures,
+    photographs: Pictures,
+    batch: int,
+    config: FitConfig,
+    generator: torch.Generator,
+    checkpoint: Checkpoint | None = None,
+) -> Run:
+    """Name style, far domain, context and edit of portraits and the style of photographs, half a batch of each.
+
+    The metric `style` is the share of right styles in the batch.
+    """
+    device = next(classifier.parameters()).device
+    half = batch // 2
+    fields = list(SCENE_OPTIONS)
+    labels = [scene_labels(world.scenes) for world in (portraits, photographs)]  # (n, fields) each
+
+    def loss(_step: int) -> tuple[Tensor, dict[str, float]]:
+        rows = [torch.randint(len(known), (half,), generator=generator) for known in labels]
+        shown = torch.cat([portraits.pictures[rows[0]], photographs.pictures[rows[1]]])
+        logits = classifier.by_field(classifier(_shown(shown, MILD, generator, device)))
+        target = torch.cat([known[some] for known, some in zip(labels, rows, strict=True)])  # (batch, fields)
+        target = target.to(device)
+        total = F.cross_entropy(logits["style"], target[:, fields.index("style")])
+        for column, field in enumerate(fields):
+            if field != "style":
+                total = total + F.cross_entropy(logits[field][:half], target[:half, column])
+        right = logits["style"].argmax(dim=1) == target[:, fields.index("style")]
+        return total, {"style": float(right.float().mean())}
+
+    return _run(classifier, loss, config, generator, checkpoint)
+
+
+def train_attribute_reader(
+    reader: AttributeReader,
+    portraits: Pictures,
+    batch: int,
+    config: FitConfig,
+    generator: torch.Generator,
+    checkpoint: Checkpoint | None = None,
+) -> Run:
+    """Read the attributes of the people of portraits that are `true_to_person`, in any style."""
+    portraits = select(portraits, true_to_person)
+    truth, device = truth_matrix(portraits.people), next(reader.parameters()).device
+
+    def loss(_step: int) -> Tensor:
+        rows = torch.randint(len(truth), (batch,), generator=generator)
+        raw = reader(_shown(portraits.pictures[rows], MILD, generator, device))
+        return attribute_loss(raw, truth[rows].to(device))
+
+    return _run(reader, loss, config, generator, checkpoint)
+
+
+class EncoderTask(nn.Module):
+    """A face encoder, and what it is asked to see: attributes of portraits, and which photograph a photograph is.
+
+    Nothing but the encoder is kept; no judge takes part, so that what is judged never learns from its judge.
+    """
+
+    def __init__(self, encoder: FaceEncoder, embedding: int = 128) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.attributes = nn.Linear(encoder.width, sum(attribute.width for attribute in ATTRIBUTES))
+        self.embedding = nn.Linear(encoder.width, embedding)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """(N, 3, H, W) in [0, 1] -> the mean feature (N, D)."""
+        return self.encoder(pictures).mean(dim=1)
+
+
+def train_encoder(
+    task: EncoderTask,
+    portraits: Pictures,
+    photographs: Pictures,
+    portrait_batch: int,
+    photograph_batch: Batch,
+    config: FitConfig,
+    generator: torch.Generator,
+    checkpoint: Checkpoint | None = None,
+) -> Run:
+    """Teach an encoder to see. Afterwards: `with run.averaged(): task.encoder.save(path)`.
+
+    Of portraits those that are `true_to_person` are used. The metrics are the two parts of the loss.
+    """
+    portraits = select(portraits, true_to_person)
+    truth, sampler = truth_matrix(portraits.people), PeopleSampler(photographs.people, photograph_batch)
+    device = next(task.parameters()).device
+
+    def loss(_step: int) -> tuple[Tensor, dict[str, float]]:
+        rows = torch.randint(len(truth), (portrait_batch,), generator=generator)
+        photographed, people = sampler(generator)
+        shown = torch.cat([portraits.pictures[rows], photographs.pictures[photographed]])
+        portrait, photograph = task(_shown(shown, MILD, generator, device)).split([len(rows), len(people)])
+        attributes = attribute_loss(task.attributes(portrait), truth[rows].to(device))
+        contrast = contrastive_loss(F.normalize(task.embedding(photograph), dim=1), people.to(device))
+        return attributes + contrast, {"attributes": attributes.item(), "contrast": contrast.item()}
+
+    return _run(task, loss, config, generator, checkpoint)
+
+
+class PeopleSampler:
+    """Draws a batch of some people and some pictures of each; pictures repeat only where a person has too few."""
+
+    def __init__(self, people: Sequence[int], batch: Batch) -> None:
+        _, label, self._counts = torch.tensor(people).unique(return_inverse=True, return_counts=True)
+        self._order = label.argsort(stable=True)  # the rows of person 0, of person 1, ...
+        self._first = self._counts.cumsum(0) - self._counts
+        self._batch = batch
+        if len(self._counts) < batch.people:
+            raise ValueError(f"got {len(self._counts)} people, expected at least the {batch.people} of a batch")
+
+    def __call__(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Rows of the pictures and a number of each one's person: (people * pictures,) int64 each."""
+        chosen = torch.randperm(len(self._counts), generator=generator)[: self._batch.people]  # (P,)
+        counts = self._counts[chosen, None]  # (P, 1)
+        keys = torch.rand(len(chosen), max(int(counts.max()), self._batch.pictures), generator=generator)
+        keys = keys + (torch.arange(keys.shape[1]) >= counts)  # a person's own pictures come first, shuffled
+        offsets = keys.argsort(dim=1)[:, : self._batch.pictures] % counts  # (P, K)
+        rows = self._order[self._first[chosen, None] + offsets]  # (P, K)
+        return rows.flatten(), chosen.repeat_interleave(self._batch.pictures)
+
+
+def contrastive_loss(embeddings: Tensor, people: Tensor, temperature: float = TEMPERATURE) -> Tensor:
+    """The supervised contrastive loss (Khosla et al., arXiv 2004.11362, L_out): unit embeddings (M, E), people (M,)."""
+    likeness = embeddings @ embeddings.T / temperature  # (M, M)
+    itself = torch.eye(len(people), dtype=torch.bool, device=people.device)
+    log_share = likeness.masked_fill(itself, -torch.inf).log_softmax(dim=1)
+    same = (people[:, None] == people) & ~itself
+    return -(log_share.masked_fill(~same, 0.0).sum(dim=1) / same.sum(dim=1)).mean()
+
+
+def attribute_loss(raw: Tensor, truth: Tensor) -> Tensor:
+    """Mean cross-entropy over attributes: raw numbers (N, T) of an attribute reader, `truth_matrix` rows (N, T)."""
+    widths = [attribute.width for attribute in ATTRIBUTES]
+    losses = [
+        F.cross_entropy(seen, true) if attribute.choices else F.binary_cross_entropy_with_logits(seen, true)
+        for attribute, seen, true in zip(ATTRIBUTES, raw.split(widths, dim=1), truth.split(widths, dim=1), strict=True)
+    ]
+    return torch.stack(losses).mean()
+
+
+def scene_labels(scenes: Sequence[Scene]) -> Tensor:
+    """(N, fields) int64: the option of each field of `SCENE_OPTIONS`."""
+    return torch.tensor(
+        [[options.index(getattr(scene, field)) for field, options in SCENE_OPTIONS.items()] for scene in scenes]
+    )
+
+
+def portraits_identified(
+    recogniser: Recogniser, seeds: Sequence[int], style: str, random: np.random.RandomState, views: int = 3
+) -> Rate:
+    """The recogniser's own rate on true portraits: in one view each, among all, known by `views` other views each."""
+    scenes = [Scene("portrait", style)] * len(seeds)
+    size = recogniser.config.picture_size
+    seen = [recogniser.embed(draw(seeds, [View.sample(random) for _ in seeds], scenes, size)) for _ in range(views + 1)]
+    return identification_rate(torch.stack(seen[1:]).mean(dim=0), seen[0], torch.arange(len(seeds)))
+
+
+def photographs_identified(
+    recogniser: Recogniser, photographs: Photographs, style: str, generator: torch.Generator
+) -> Rate:
+    """The recogniser's own rate on true photographs: mirrored, cut and lit otherwise, among all as they are."""
+    size = recogniser.config.picture_size
+    room = (photographs.pictures.shape[-1] - size) // 2
+    plain = as_floats(photographs.pictures[..., room : room + size, room : room + size])
+    changed = STRONG(plain.flip(-1), generator)
+    gallery, probes = (recogniser.embed(in_styles(some, [style] * len(some))) for some in (plain, changed))
+    return identification_rate(gallery, probes, torch.arange(len(plain)))
+
+
+def _run(
+    network: nn.Module,
+    loss: Callable[[int], Tensor | tuple[Tensor, dict[str, float]]],
+    config: FitConfig,
+    generator: torch.Generator,
+    checkpoint: Checkpoint | None,
+) -> Run:
+    network.train()
+    parameters = dict(network.named_parameters())
+    return steps(parameters, loss, config, checkpoint=checkpoint, generators={"training": generator})
+
+
+def _shown(pictures: Tensor, jitter: Jitter, generator: torch.Generator, device: torch.device) -> Tensor:
+    """uint8 pictures as a network sees them in training."""
+    return jitter(as_floats(pictures.to(device)), generator)
+
+
+@torch.no_grad()
+def _nearest_is_same(embeddings: Tensor, people: Tensor) -> float:
+    likeness = (embeddings @ embeddings.T).fill_diagonal_(-torch.inf)
+    return float((people[likeness.argmax(dim=1)] == people).float().mean())
+
+
+def _scene(random: np.random.RandomState) -> Scene:
+    """Any style; three in ten in a context, in a far domain or edited."""
+    style, kind = STYLES[random.randint(len(STYLES))], random.randint(10)
+    extra = {0: ("context", CONTEXTS), 1: ("domain", DOMAINS), 2: ("edit", EDITS)}
+    if kind not in extra:
+        return Scene("portrait", style)
+    field, options = extra[kind]
+    return Scene("portrait", style, **{field: options[random.randint(len(options))]})

@@ -1,0 +1,143 @@
+"""The commands that make training people, fit them, and train a hypernetwork on them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from hyperdreambooth.cli.console import Job
+from hyperdreambooth.cli.options import (
+    LOAD,
+    BaseOption,
+    FolderOutput,
+    JsonOption,
+    SeedOption,
+    check_outputs,
+    load_booth,
+)
+from hyperdreambooth.progress import Progress
+
+if TYPE_CHECKING:
+    from hyperdreambooth.hypernetwork.training import TrainConfig
+
+TRAIN = "train"
+
+PeopleArgument = Annotated[
+    str,
+    typer.Argument(help="portraits:0-999, or a folder of person/photo.jpg or of photo.jpg.", show_default=False),
+]
+ViewsOption = Annotated[int, typer.Option(min=1, help="Pictures of each synthetic person.")]
+
+
+def portraits(
+    output: FolderOutput,
+    seed: Annotated[int, typer.Option(min=0, help="Of the first person.")] = 0,
+    count: Annotated[int, typer.Option(min=1, help="People, with the seeds that follow.")] = 16,
+    views: ViewsOption = 4,
+    size: Annotated[int, typer.Option(min=16, max=2048, help="Of a picture, in pixels.")] = 64,
+    as_json: JsonOption = False,
+) -> None:
+    """People who do not exist, as PNG files with one JSON file of who is who."""
+    check_outputs(output / "people.json")
+    with Job(as_json) as job:
+        with job.phase(LOAD):
+            from hyperdreambooth.people import RENDER, write_portraits
+        with job.phase(RENDER):
+            written = write_portraits(output, range(seed, seed + count), views, size, job.report)
+        job.finish(folder=str(output), people=count, pictures=count * views, bytes=written, seed=seed)
+
+
+def preoptimize(
+    people: PeopleArgument,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write; an interrupted one goes on.")],
+    base: BaseOption = "embedded",
+    views: ViewsOption = 4,
+    steps: Annotated[int | None, typer.Option(min=1, help="Of each fit.", show_default="the preset's")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """People to fitted LiDB numbers, many at once, for a hypernetwork to learn from."""
+    check_outputs(output / "plan.json")
+    with Job(as_json) as job:
+        booth = load_booth(job, base)
+        from hyperdreambooth.fitting import preoptimize as fitting
+        from hyperdreambooth.people import READ, encode_people, read_people
+
+        config = fitting.PreoptimizeConfig()
+        config = replace(config, fit=replace(config.fit, steps=steps or config.fit.steps))
+        with job.phase(READ):
+            chosen = read_people(people, booth.base.picture_size, views, job.report)
+        with job.phase("encode"):
+            pictures = encode_people(booth.base, chosen)
+        samples, total = 0, len(chosen.names)
+        with job.phase("fit"):
+            for report in fitting.preoptimize(booth.base, booth.adapters, chosen.names, pictures, output, config):
+                at_once = min(config.shard, total - report.people)
+                samples += config.objective.noises * at_once
+                done = report.people + int(at_once * report.step.progress)
+                job.report(Progress("fit", done, total, report.step.metrics["denoising"]))
+        job.finish(
+            folder=str(output),
+            people=total,
+            bytes=sum(file.stat().st_size for file in output.glob("*.safetensors")),
+            sites=len(booth.space.sites),
+            numbers=booth.space.size(),
+            samples=samples,
+            seed=config.objective.seed,
+        )
+
+
+def train(
+    people: PeopleArgument,
+    weights: Annotated[Path, typer.Argument(help="The folder that preoptimize made of them.", show_default=False)],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write; an interrupted one goes on.")],
+    base: BaseOption = "embedded",
+    preset: Annotated[Literal["embedded", "vit-h", "tiny"], typer.Option(help="Sizes of the network.")] = "embedded",
+    views: ViewsOption = 4,
+    steps: Annotated[int | None, typer.Option(min=1, help="Of each phase.", show_default="the preset's")] = None,
+    seed: SeedOption = 0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print all settings and stop.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """People and their fitted numbers to a hypernetwork, for personalize --hypernetwork."""
+    check_outputs(output / "curve.jsonl")
+    with Job(as_json) as job:
+        booth = load_booth(job, base)
+        from hyperdreambooth.hypernetwork import model, training
+        from hyperdreambooth.people import READ, read_people, split_people
+
+        network = model.build_hypernetwork(model.PRESETS[preset], booth.space, booth.fingerprint, booth.base.name, seed)
+        config = _train_config(training.TrainConfig(seed=seed), steps)
+        facts = {
+            "folder": str(output),
+            "parameters": sum(p.numel() for p in network.parameters()),
+            "network": asdict(network.config),
+            "training": asdict(config),
+            "seed": seed,
+        }
+        if dry_run:
+            job.finish(**facts)
+            return
+        with job.phase(READ):
+            chosen = read_people(people, booth.base.picture_size, views, job.report)
+        with job.phase("encode"):
+            worlds, held_out = split_people(booth.base, chosen, weights)
+        samples, phases = 0, config.phases()
+        with job.phase(TRAIN):
+            for report in training.train(
+                network.to(booth.base.device), booth.base, booth.adapters, worlds, held_out, output, config
+            ):
+                samples = report.step.samples
+                done = list(phases).index(report.phase) + report.step.progress
+                job.report(Progress(TRAIN, round(1000 * done / len(phases)), 1000, report.step.loss))
+        file = output / training.RESULT_FILE
+        job.finish(**facts, hypernetwork=str(file), bytes=file.stat().st_size, samples=samples)
+
+
+def _train_config(config: TrainConfig, steps: int | None) -> TrainConfig:
+    """The preset with so many steps in each phase."""
+    if steps is None or config.weights is None or config.both is None:
+        return config
+    return replace(config, weights=replace(config.weights, steps=steps), both=replace(config.both, steps=steps))

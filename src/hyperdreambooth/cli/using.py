@@ -1,0 +1,295 @@
+"""The commands that make people and draw them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, TypedDict
+
+import typer
+
+from hyperdreambooth.cli.console import Job
+from hyperdreambooth.cli.options import (
+    LOAD,
+    SAVE,
+    BaseOption,
+    DTypeOption,
+    FolderOutput,
+    IdentityArgument,
+    IdentityOutput,
+    JsonOption,
+    SeedOption,
+    check_outputs,
+    load_booth,
+)
+from hyperdreambooth.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from hyperdreambooth.drawing import DrawConfig
+    from hyperdreambooth.identity import Dtype
+    from hyperdreambooth.personalization import Personalization, PersonalizeConfig
+    from hyperdreambooth.pipeline import HyperDreamBooth
+
+DEMO_PHOTO = Path(__file__).parents[1] / "embedded" / "demo" / "reference.png"
+DRAW = "draw"
+
+
+class SavedPicture(TypedDict):
+    """One picture of `generate` in its JSON object."""
+
+    file: str
+    identity: str
+    prompt: str
+    seed: int
+    bytes: int
+
+
+def personalize(
+    photo: Annotated[Path, typer.Argument(help="A picture of a face.", show_default=False)],
+    output: IdentityOutput,
+    base: BaseOption = "embedded",
+    hypernetwork: Annotated[str, typer.Option(help='"embedded", a file, or "none": fine-tuning alone.')] = "embedded",
+    method: Annotated[Literal["hyperdreambooth"], typer.Option(help="How to make a person.")] = "hyperdreambooth",
+    steps: Annotated[int, typer.Option(min=0, help="Of fine-tuning; 0 is the hypernetwork alone.")] = 40,
+    noises: Annotated[int, typer.Option(min=1, help="Samples through the U-Net per step.")] = 2,
+    relax: Annotated[Literal["lidb", "lora"], typer.Option(help="Where the fresh ranks live.")] = "lidb",
+    rank: Annotated[int, typer.Option(min=1, help="Fresh ranks beside the prediction.")] = 3,
+    seed: SeedOption = 0,
+    dtype: DTypeOption = "fp16",
+    sheet: Annotated[Path | None, typer.Option(help="A PNG of the person in eight prompts, to write too.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """One photograph to an identity file: predict, relax, fine-tune."""
+    check_outputs(output, sheet)
+    with Job(as_json) as job:
+        picture = _read(job, photo)
+        booth = load_booth(job, base, hypernetwork)
+        from hyperdreambooth.personalization import PersonalizeConfig
+
+        config = PersonalizeConfig(steps=steps, noises=noises, relax=relax, rank=rank, seed=seed)
+        _make_person(job, booth, picture, config, output, sheet, dtype)
+
+
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write into.")] = Path("demo"),
+    as_json: JsonOption = False,
+) -> None:
+    """The main job on a shipped picture of somebody whom the training never saw."""
+    identity, sheet = output / "alice.safetensors", output / "alice.png"
+    check_outputs(identity, sheet)
+    with Job(as_json) as job:
+        picture = _read(job, DEMO_PHOTO)
+        booth = load_booth(job, "embedded", "embedded")
+        from hyperdreambooth.personalization import PersonalizeConfig
+
+        _make_person(job, booth, picture, PersonalizeConfig(), identity, sheet)
+
+
+def generate(
+    identities: Annotated[list[Path], typer.Argument(metavar="IDENTITY...", help="Files.", show_default=False)],
+    prompts: Annotated[list[str], typer.Option("--prompt", help="What to draw; may be repeated.", show_default=False)],
+    output: FolderOutput,
+    base: BaseOption = "embedded",
+    pairs: Annotated[bool, typer.Option("--pairs", help="First with first, not every one with every one.")] = False,
+    count: Annotated[int, typer.Option(min=1, help="Pictures of each pair.")] = 1,
+    seed: SeedOption = 0,
+    strength: Annotated[float, typer.Option(help="0 is the base, 1 the person.")] = 1.0,
+    steps: Annotated[int, typer.Option(min=1, help="Of the sampler.")] = 25,
+    guidance: Annotated[float, typer.Option(help="Classifier-free; 1 is none.")] = 3.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Identities and prompts to pictures, different people in one batch.
+
+    [V] in a prompt is the person. The embedded base knows: a [V] face; a photo or a portrait of a [V] face; a pencil
+    sketch, a watercolor, a bronze statue, pixel art, neon art, pop art, a comic drawing of a [V] face, or "a photo of
+    a [V] face in watercolor style"; a doll or an animation character of a [V] face; an old [V] face. After these may
+    stand: wearing a hat, wearing sunglasses, smiling, with blue hair, with red hair; at the beach, in the snow, in a
+    city at night, in space, in a forest.
+    """
+    check_outputs(output / "picture.png")
+    plan = _plan(identities, prompts, pairs)
+    with Job(as_json) as job:
+        booth = load_booth(job, base)
+        from hyperdreambooth.drawing import DrawConfig
+
+        config = DrawConfig(count, seed, steps, guidance, strength)
+        people = {path: booth.open(path) for path in identities}
+        with job.phase(DRAW):
+            drawn = booth.draw([people[path] for path, _ in plan], [text for _, text in plan], config, job.report)
+        with job.phase(SAVE):
+            files = [_save(output, index, drawn[index], *plan[index // count], config) for index in range(len(drawn))]
+        job.finish(
+            folder=str(output),
+            count=len(files),
+            bytes=sum(file["bytes"] for file in files),
+            samples=config.samples(len(files)),
+            seed=seed,
+            pictures=files,
+        )
+
+
+def inspect(identity: IdentityArgument, as_json: JsonOption = False) -> None:
+    """What an identity file holds and how it was made."""
+    with Job(as_json) as job:
+        with job.phase(LOAD):
+            from dataclasses import asdict
+
+            from hyperdreambooth.identity import Identity
+
+            person = Identity.open(identity)
+        job.finish(
+            identity=str(identity),
+            bytes=identity.stat().st_size,
+            base=person.base_name,
+            fingerprint=person.base,
+            prompt=person.prompt,
+            rare_token=person.rare_token,
+            class_noun=person.class_noun,
+            sites=person.sites,
+            ranks=person.ranks,
+            numbers=person.numbers,
+            relaxed="in the bases" if person.lora is None else "in full space",
+            space=asdict(person.space),
+            how=dict(person.how),
+        )
+
+
+def export(
+    identity: IdentityArgument,
+    layout: Annotated[
+        Literal["kohya", "diffusers", "peft"], typer.Option("--format", help="For whom.", show_default=False)
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="A file; a folder for peft.", show_default=False)],
+    base: BaseOption = "embedded",
+    as_json: JsonOption = False,
+) -> None:
+    """An identity to a LoRA that other programs read."""
+    check_outputs(output / "unet" / "adapter_model.safetensors" if layout == "peft" else output)
+    with Job(as_json) as job:
+        booth = load_booth(job, base)
+        person = booth.open(identity)
+        from hyperdreambooth import lidb
+
+        save = {"kohya": lidb.save_kohya, "diffusers": lidb.save_diffusers, "peft": lidb.save_peft}[layout]
+        with job.phase(SAVE):
+            save(output, booth.space, person.weights, person.lora)
+        files = [output] if output.is_file() else sorted(output.rglob("adapter_*"))
+        job.finish(
+            output=str(output),
+            format=layout,
+            bytes=sum(file.stat().st_size for file in files),
+            base=booth.base.name,
+            sites=person.sites,
+        )
+
+
+def mix(
+    first: Annotated[Path, typer.Argument(metavar="A", help="An identity file.", show_default=False)],
+    second: Annotated[Path, typer.Argument(metavar="B", help="Another one.", show_default=False)],
+    output: IdentityOutput,
+    weight: Annotated[float, typer.Option(help="0 is A, 1 is B.")] = 0.5,
+    base: BaseOption = "embedded",
+    dtype: DTypeOption = "fp16",
+    as_json: JsonOption = False,
+) -> None:
+    """A person between two."""
+    check_outputs(output)
+    with Job(as_json) as job:
+        booth = load_booth(job, base)
+        from hyperdreambooth import identity
+
+        person = identity.mix(booth.open(first), booth.open(second), weight, booth.space)
+        with job.phase(SAVE):
+            size = person.save(output, dtype)
+        job.finish(
+            identity=str(output),
+            bytes=size,
+            base=booth.base.name,
+            sites=person.sites,
+            ranks=person.ranks,
+            numbers=person.numbers,
+        )
+
+
+def _read(job: Job, photo: Path) -> Tensor:
+    """The photograph, before anything slow: a bad one is found at once."""
+    with job.phase("read face"):
+        from hyperdreambooth.faces import read_picture
+
+        return read_picture(photo)
+
+
+def _make_person(
+    job: Job,
+    booth: HyperDreamBooth,
+    picture: Tensor,
+    config: PersonalizeConfig,
+    output: Path,
+    sheet: Path | None,
+    dtype: Dtype = "fp16",
+) -> None:
+    """Personalise, save, draw the sheet if there is to be one, and say what was done."""
+    work = booth.personalizing([picture], config)
+    for report in work:
+        job.report(report)
+    job.add_seconds(work.seconds)
+    (person,) = work.identities
+    with job.phase(SAVE):
+        size = person.save(output, dtype)
+    sheet_bytes, samples = (0, 0) if sheet is None else _draw_sheet(job, booth, work, picture, sheet, size)
+    job.finish(
+        identity=str(output),
+        bytes=size,
+        sheet=None if sheet is None else str(sheet),
+        sheet_bytes=None if sheet is None else sheet_bytes,
+        method="hyperdreambooth",
+        base=booth.base.name,
+        sites=person.sites,
+        ranks=person.ranks,
+        numbers=person.numbers,
+        samples=work.samples,
+        sheet_samples=None if sheet is None else samples,
+        seed=config.seed,
+    )
+
+
+def _draw_sheet(
+    job: Job, booth: HyperDreamBooth, work: Personalization, picture: Tensor, sheet: Path, size: int
+) -> tuple[int, int]:
+    """Draw and write the sheet: its bytes, and the samples that went through the U-Net."""
+    from hyperdreambooth.drawing import DrawConfig
+    from hyperdreambooth.sheet import save_png
+    from hyperdreambooth.showcase import showcase
+
+    config = DrawConfig(seed=work.config.seed)
+    captions = [
+        f"{work.config.steps} steps of {work.config.noises} noises, seed {work.config.seed}",
+        f"{sum(work.seconds.values()):.1f} s, {size:,} bytes",
+    ]
+    with job.phase(DRAW):
+        image, pictures = showcase(booth, work, picture, config, captions=captions, progress=job.report)
+        written = save_png(sheet, image)
+    return written, config.samples(pictures)
+
+
+def _plan(identities: Sequence[Path], prompts: Sequence[str], pairs: bool) -> list[tuple[Path, str]]:
+    """Who is drawn with which prompt."""
+    if not pairs:
+        return [(path, text) for path in identities for text in prompts]
+    if len(identities) != len(prompts):
+        raise UserError(f"got {len(identities)} identities and {len(prompts)} prompts, expected as many with --pairs")
+    return list(zip(identities, prompts, strict=True))
+
+
+def _save(folder: Path, index: int, picture: Tensor, identity: Path, prompt: str, config: DrawConfig) -> SavedPicture:
+    """Write one picture under a name that says whose it is, of what, from which seed."""
+    from hyperdreambooth.sheet import save_png, to_image
+
+    pair, k = divmod(index, config.count)
+    words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60]
+    file, seed = folder / f"{pair:03d}-{identity.stem}-{words}-{config.seed + k}.png", config.seed + k
+    size = save_png(file, to_image(picture))
+    return {"file": str(file), "identity": str(identity), "prompt": prompt, "seed": seed, "bytes": size}

@@ -1,0 +1,9 @@
+"""What ships with the package: the base, the hypernetwork, the judges, a picture to try them on; see the model cards."""
+
+from pathlib import Path
+
+FOLDER = Path(__file__).parent
+BASE = FOLDER / "base"
+HYPERNETWORK = FOLDER / "hypernetwork" / "hypernetwork.safetensors"
+JUDGES = FOLDER / "judges"
+DEMO_PHOTO = FOLDER / "demo" / "reference.png"

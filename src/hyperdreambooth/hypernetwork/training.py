@@ -1,0 +1,290 @@
+"""Training the hypernetwork by eq. 2, over people x with pre-optimised weights theta:
+
+    L(x) = alpha * || D_theta_hat(x + eps, c) - x ||^2  +  beta * || theta_hat - theta ||^2
+
+in two phases: the weight loss alone, which costs no U-Net, then both. A step of the second wears as many predicted
+identities as the batch holds, each under several noises. A folder holds the checkpoints, the curve and the result:
+stop at any moment, run the same again to go on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hyperdreambooth.base.diffusion import denoising_loss
+from hyperdreambooth.base.model import Base
+from hyperdreambooth.files import write_atomically
+from hyperdreambooth.fitting.steps import Checkpoint, FitConfig, Run, StepReport, steps
+from hyperdreambooth.hypernetwork.jitter import Jitter
+from hyperdreambooth.hypernetwork.model import HyperNetwork
+from hyperdreambooth.lidb import Adapters
+
+CURVE_FILE = "curve.jsonl"
+RESULT_FILE = "hypernetwork.safetensors"
+HELD_OUT_NOISES = 4
+
+
+def _phase(steps: int, lr: float) -> FitConfig:
+    return FitConfig(steps, lr=lr, warmup=100, schedule="cosine", weight_decay=0.01, grad_clip=1.0, ema=0.998)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a hypernetwork is trained. A phase that is None is left out; batches are shared evenly by the worlds."""
+
+    weights: FitConfig | None = field(default_factory=lambda: _phase(3000, 5e-4))  # beta's term alone
+    both: FitConfig | None = field(default_factory=lambda: _phase(3000, 3e-4))
+    alpha: float = 1.0
+    beta: float = 0.02  # theta has unit spread: its loss starts at 1, where people differ by hundredths in the other
+    weights_batch: int = 128  # people
+    both_batch: int = 32  # people
+    noises: int = 2  # K, samples through the U-Net per person and step
+    prompt: str = "a [V] face"
+    min_snr: float | None = None
+    jitter: Jitter = field(default_factory=Jitter)  # of the pictures that the encoder sees
+    freeze_encoder: bool = False
+    evaluate_every: int = 200  # steps between two lines of the curve
+    seed: int = 0
+
+    def phases(self) -> dict[str, FitConfig]:
+        """The phases to run, by name, in order."""
+        named = {"weights": self.weights, "both": self.both}
+        return {name: config for name, config in named.items() if config is not None}
+
+
+@dataclass(frozen=True)
+class People:
+    """V pictures of each of N people, and the pre-optimised numbers of the first M, 2 <= M <= N."""
+
+    pictures: Tensor  # (N, V, 3, H, W) uint8, what the encoder sees
+    latents: Tensor  # (N, V, C, h, w), what is denoised, as `Base.encode_pictures` scales them
+    numbers: Tensor  # (M, S, 1, a + b)
+    masks: Tensor | None = None  # (N, V, 1, h, w), >= 0, weights of places
+
+    def __post_init__(self) -> None:
+        shapes = [tuple(t.shape[:2]) for t in (self.pictures, self.latents, self.masks) if t is not None]
+        if len(set(shapes)) != 1 or not 2 <= len(self.numbers) <= len(self.pictures):
+            raise ValueError(
+                f"got (N, V) = {shapes} of pictures, latents and masks, and numbers of {len(self.numbers)} people: "
+                "expected one N and V, and numbers of 2 to N people"
+            )
+
+
+@dataclass(frozen=True)
+class TrainReport:
+    """One step of a phase. At the steps of the curve, `held_out` has each world's figures, as "world/figure"."""
+
+    phase: str
+    step: StepReport
+    held_out: dict[str, float] = field(default_factory=dict)
+
+
+def train(
+    network: HyperNetwork,
+    base: Base,
+    adapters: Adapters,
+    worlds: Mapping[str, People],
+    held_out: Mapping[str, People],
+    folder: Path | str,
+    config: TrainConfig,
+) -> Iterator[TrainReport]:
+    """Train `network` in place, a report per step; at the end it holds, as `RESULT_FILE` does, the averaged iterates.
+
+    Args:
+        network: on the base's device, random or with an encoder that can see (`FaceEncoder.load`).
+        base, adapters: the frozen base, with adapters of the network's space in it.
+        worlds: the people to learn from, by name of their world; tensors may stay on the CPU.
+        held_out: people who are not among them; measured on as it goes, and written to `CURVE_FILE`.
+        folder: made if absent. Where it holds a run of the same settings, that goes on.
+
+    Raises:
+        UserError: the folder holds a run of another network, base or space.
+    """
+    folder = Path(folder)
+    network.set_statistics(torch.cat([people.numbers for people in worlds.values()]).to(base.device))
+    network.encoder.requires_grad_(not config.freeze_encoder and network.config.encoder.pretrained is None)
+    measures = [_HeldOut(name, people, network, base, adapters, config) for name, people in held_out.items()]
+    for number, (phase, fit) in enumerate(config.phases().items()):
+        result = folder / f"{phase}.safetensors"
+        if result.exists():
+            done = HyperNetwork.load(result, network.space, network.base, network.base_name)
+            network.load_state_dict(done.state_dict())
+            continue
+        generator = torch.Generator().manual_seed(config.seed + number)
+        loss = _Loss(network, base, adapters, list(worlds.values()), config, phase, generator)
+        parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
+        checkpoint = Checkpoint(folder / f"{phase}.run.safetensors")
+        run = steps(
+            parameters, loss, fit, checkpoint=checkpoint, generators={"training": generator}, samples=loss.samples
+        )
+        yield from _followed(run, phase, network, measures, folder / CURVE_FILE, config.evaluate_every)
+        network.load_state_dict({**network.state_dict(), **run.averages})
+        network.save(result, torch.float32)
+        Path(checkpoint.path).unlink(missing_ok=True)
+    network.eval().save(folder / RESULT_FILE)
+
+
+class _Loss:
+    """Eq. 2, or its second term alone, on people drawn anew at every call."""
+
+    def __init__(
+        self,
+        network: HyperNetwork,
+        base: Base,
+        adapters: Adapters,
+        worlds: list[People],
+        config: TrainConfig,
+        phase: str,
+        generator: torch.Generator,
+    ) -> None:
+        self.network, self.base, self.adapters, self.worlds = network, base, adapters, worlds
+        self.config, self.generator = config, generator
+        self.denoises = phase == "both"
+        self.people = (config.both_batch if self.denoises else config.weights_batch) // len(worlds)  # of each world
+        self.samples = self.people * len(worlds) * config.noises if self.denoises else 0
+
+    def __call__(self, _step: int) -> tuple[Tensor, dict[str, float]]:
+        """The loss of one batch, and its terms as they are without alpha and beta."""
+        config = self.config
+        drawn = [self._draw(people) for people in self.worlds]
+        theta = self.network(torch.cat([self._seen(world, rows) for world, rows in drawn]))  # (N, S, 1, a + b)
+        weight = self._weight_loss(theta, drawn)
+        if not self.denoises:
+            return weight, {"weight": weight.item()}
+        numbers = self.network.numbers(theta)
+        parts = zip(drawn, numbers.split(self.people), strict=True)
+        denoising = torch.stack([self._denoising(*some, worn) for some, worn in parts]).mean()
+        metrics = {"weight": weight.item(), "denoising": denoising.item()}
+        return config.alpha * denoising + config.beta * weight, metrics
+
+    def _draw(self, world: People) -> tuple[People, Tensor]:
+        """A world and the rows of the people drawn from it; where only numbers are learnt, of those who have some."""
+        among = len(world.pictures) if self.denoises else len(world.numbers)
+        return world, torch.randint(among, (self.people,), generator=self.generator)
+
+    def _seen(self, world: People, rows: Tensor) -> Tensor:
+        """What the encoder sees of these people: one view of each, a little changed; (n, 3, H, W)."""
+        views = torch.randint(world.pictures.shape[1], rows.shape, generator=self.generator)
+        return self.config.jitter(world.pictures[rows, views].to(self.base.device).float() / 255, self.generator)
+
+    def _weight_loss(self, theta: Tensor, drawn: list[tuple[People, Tensor]]) -> Tensor:
+        """Mean of (theta_hat - theta)^2 over all numbers of the people who have some."""
+        fitted = [world.numbers[rows.clamp(max=len(world.numbers) - 1)] for world, rows in drawn]
+        known = torch.cat([rows < len(world.numbers) for world, rows in drawn]).to(theta.device)  # (N,)
+        target = self.network.theta(torch.cat(fitted).to(theta.device))
+        apart = (theta - target).square().mean(dim=(1, 2, 3))  # (N,)
+        return (apart * known).sum() / known.sum().clamp(min=1)
+
+    def _denoising(self, world: People, rows: Tensor, worn: Tensor) -> Tensor:
+        """Mean denoising loss of people who wear `worn` (n, S, 1, a + b), on views of their own, in K noises each."""
+        tiled = rows.repeat(self.config.noises)  # (K * n,), as adapters take it
+        views = torch.randint(world.latents.shape[1], tiled.shape, generator=self.generator)
+        noise = torch.randn((len(tiled), *world.latents.shape[2:]), generator=self.generator)
+        # The timesteps of a batch are spread evenly over all noise levels.
+        shift = torch.rand(1, generator=self.generator)
+        levels = (shift + torch.randperm(len(tiled), generator=self.generator) / len(tiled)) % 1.0
+        losses = _worn_loss(self.base, self.adapters, worn, world, (tiled, views), levels, noise, self.config)
+        return losses.mean()
+
+
+class _HeldOut:
+    """People nobody learnt from, under noises that never change, and what does not depend on the network."""
+
+    def __init__(
+        self, name: str, people: People, network: HyperNetwork, base: Base, adapters: Adapters, config: TrainConfig
+    ) -> None:
+        self.name, self.people, self.base, self.adapters, self.config = name, people, base, adapters, config
+        generator = torch.Generator().manual_seed(config.seed)
+        count = len(people.pictures) * HELD_OUT_NOISES
+        self.noise = torch.randn((count, *people.latents.shape[2:]), generator=generator)
+        self.levels = (torch.randperm(count, generator=generator) + 0.5) / count
+        numbers = people.numbers.to(base.device)
+        self.theta = network.theta(numbers)  # (M, S, 1, a + b)
+        mean = numbers.mean(dim=0, keepdim=True).expand(len(people.pictures), -1, -1, -1)
+        self.constant = {"nobody": self._denoising(None), "mean person": self._denoising(mean)}
+        if len(numbers) == len(people.pictures):
+            self.constant["fitted"] = self._denoising(numbers)
+
+    def __call__(self, network: HyperNetwork) -> dict[str, float]:
+        """By figure: R2 of predicted theta between these people, and denoising losses, predicted and for scale.
+
+        "nobody", "mean person" and "fitted" (where all have numbers) are what the base reaches on the same noises with
+        other things on than the predicted persons.
+        """
+        device = self.base.device
+        parts = [network.predict(some[:, 0].to(device).float() / 255) for some in self.people.pictures.split(64)]
+        numbers = torch.cat(parts)
+        missed = (network.theta(numbers[: len(self.theta)]) - self.theta).square().sum()
+        spread = (self.theta - self.theta.mean(dim=0)).square().sum()
+        figures = {"r2": 1.0 - float(missed / spread), "denoising": self._denoising(numbers), **self.constant}
+        return {f"{self.name}/{figure}": value for figure, value in figures.items()}
+
+    @torch.no_grad()
+    def _denoising(self, worn: Tensor | None) -> float:
+        """Mean loss on the last view of everybody, one noise after the other; the encoder sees the first."""
+        count = len(self.people.pictures)
+        rows, last = torch.arange(count), torch.full((count,), self.people.latents.shape[1] - 1)
+        parts = zip(self.levels.split(count), self.noise.split(count), strict=True)
+        losses = [
+            _worn_loss(self.base, self.adapters, worn, self.people, (rows, last), levels, noise, self.config)
+            for levels, noise in parts
+        ]
+        return float(torch.cat(losses).mean())
+
+
+def _worn_loss(
+    base: Base,
+    adapters: Adapters,
+    worn: Tensor | None,
+    people: People,
+    places: tuple[Tensor, Tensor],
+    levels: Tensor,
+    noise: Tensor,
+    config: TrainConfig,
+) -> Tensor:
+    """The denoising loss (B,) of a base that wears n persons (n, S, 1, a + b), or nobody, each at B / n rows.
+
+    places: rows and views (B,) of `people`; the rows are n persons, tiled. levels: (B,) in [0, 1) of the schedule.
+    """
+    device = base.device
+    latents = people.latents[places].to(device, torch.float32)  # (B, C, h, w)
+    masks = None if people.masks is None else people.masks[places].to(device, torch.float32)
+    timesteps = (levels * base.timesteps).long().to(device)
+    persons = len(latents) if worn is None else len(worn)
+    with adapters.use(worn):
+        states = base.encode_prompts([config.prompt] * persons).repeat(len(latents) // persons, 1, 1)  # (B, L, D)
+        return denoising_loss(base, latents, states, timesteps, noise.to(device), masks, config.min_snr)
+
+
+def _followed(
+    run: Run, phase: str, network: HyperNetwork, measures: list[_HeldOut], curve: Path, every: int
+) -> Iterator[TrainReport]:
+    """The run's reports; every so many steps, and at the end, the averaged network is measured and the curve grows."""
+    _forget_after(curve, phase, run.step)
+    for step in run:
+        held_out = dict[str, float]()
+        if step.step % every == 0 or step.progress >= 1.0:
+            with run.averaged():
+                network.eval()
+                for measure in measures:
+                    held_out |= measure(network)
+                network.train()
+            line = json.dumps({"phase": phase, **asdict(step), "held_out": held_out})
+            _write(curve, [*curve.read_text().splitlines(), line])
+        yield TrainReport(phase, step, held_out)
+
+
+def _forget_after(curve: Path, phase: str, step: int) -> None:
+    """Drop the lines of steps that were lost with a process that died, and will be taken again."""
+    lines = curve.read_text().splitlines() if curve.exists() else []
+    _write(curve, [line for line in lines if (at := json.loads(line))["phase"] != phase or at["step"] <= step])
+
+
+def _write(curve: Path, lines: list[str]) -> None:
+    write_atomically(curve, lambda part: part.write_text("".join(f"{line}\n" for line in lines)))

@@ -1,0 +1,198 @@
+"""PEOPLE, as the commands take them: synthetic ones by their seeds, or folders of photographs."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import cycle, islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hyperdreambooth.base.model import Base
+from hyperdreambooth.errors import BadPicture, UserError, WrongBase
+from hyperdreambooth.faces import crop_face, read_picture, soft_face_mask
+from hyperdreambooth.files import write_atomically
+from hyperdreambooth.fitting.fit import Pictures
+from hyperdreambooth.fitting.preoptimize import PLAN_FILE, load_people
+from hyperdreambooth.hypernetwork.training import People as TrainingPeople
+from hyperdreambooth.portraits.person import ATTRIBUTES, Person
+from hyperdreambooth.portraits.renderer import render
+from hyperdreambooth.portraits.view import View
+from hyperdreambooth.progress import Progress, log
+from hyperdreambooth.sheet import save_png, to_image
+
+WHO_IS_WHO = "people.json"
+READ, RENDER = "read people", "render"
+
+_SEEDS = re.compile(r"portraits:(\d+)(?:-(\d+))?")
+_PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
+_HIGHEST_SEED = 2**32 - 1
+_AT_ONCE = 64  # portraits rendered between two reports
+_HELD_OUT_SHARE = 16  # one in so many people is measured on, not trained on
+_FEWEST = 4  # people to train on and to measure on, two of each
+
+OnProgress = Callable[[Progress], None]
+
+
+@dataclass(frozen=True)
+class People:
+    """N people, V pictures of each, in the training pictures' framing."""
+
+    names: tuple[str, ...]
+    pictures: Tensor  # (N, V, 3, size, size) float32 in [0, 1]
+
+
+def read_people(people: str, size: int, views: int, progress: OnProgress) -> People:
+    """The people that a command names.
+
+    Args:
+        people: "portraits:0-999", the synthetic people of these seeds; or a folder that holds a folder of photographs
+            for each person, or one photograph of each.
+        size: side of the pictures in pixels.
+        views: V of the synthetic people, the same for everybody; of photographs, all are taken.
+
+    Raises:
+        UserError: neither, or nobody there.
+    """
+    if match := _SEEDS.fullmatch(people):
+        first, last = int(match[1]), int(match[2] or match[1])
+        if not first <= last <= _HIGHEST_SEED:
+            raise UserError(f"got {people}, expected portraits:FIRST-LAST, both of 0 to {_HIGHEST_SEED}, in order")
+        return _portraits(range(first, last + 1), size, views, progress)
+    folder = Path(people)
+    if not folder.is_dir():
+        raise UserError(f"got {people}, expected portraits:FIRST-LAST or a folder of photographs: check the path")
+    return _photographs(folder, size, progress)
+
+
+def _portraits(seeds: range, size: int, views: int, progress: OnProgress) -> People:
+    """Everybody in the same views, so that what differs between their numbers is who they are."""
+    random = np.random.RandomState(0)
+    common = [View.reference(), *(View.sample(random) for _ in range(views - 1))]
+    drawn = []
+    for seed in seeds:
+        progress(Progress(READ, len(drawn), len(seeds)))
+        drawn.append(render([Person(seed)] * views, common, size))  # (V, 3, size, size)
+    return People(tuple(f"portrait-{seed}" for seed in seeds), torch.stack(drawn))
+
+
+def _photographs(folder: Path, size: int, progress: OnProgress) -> People:
+    """Whoever has fewer photographs than another shows them again, so that all have V."""
+    files = dict(_files_of_people(folder))
+    found: dict[str, list[Tensor]] = {}
+    for done, (name, paths) in enumerate(files.items()):
+        progress(Progress(READ, done, len(files)))
+        if pictures := [face for path in paths if (face := _face(path, size)) is not None]:
+            found[name] = pictures
+    if not found:
+        raise UserError(f"got {folder} without a photograph, expected person/photo.jpg or photo.jpg inside it")
+    views = max(len(pictures) for pictures in found.values())
+    return People(tuple(found), torch.stack([torch.stack([*islice(cycle(own), views)]) for own in found.values()]))
+
+
+def _files_of_people(folder: Path) -> Iterator[tuple[str, list[Path]]]:
+    """Each person's name and picture files, in order of the names."""
+    for entry in sorted(folder.iterdir()):
+        if entry.is_dir():
+            yield entry.name, sorted(path for path in entry.iterdir() if path.suffix.lower() in _PICTURES)
+        elif entry.suffix.lower() in _PICTURES:
+            yield entry.stem, [entry]
+
+
+def _face(path: Path, size: int) -> Tensor | None:
+    """(3, size, size), or None for a file that is no picture: one of a thousand is no reason to stop."""
+    try:
+        return crop_face(read_picture(path), size).picture
+    except BadPicture as error:
+        log.warning("left out: %s", error)
+        return None
+
+
+@torch.no_grad()
+def encode_people(base: Base, people: People) -> Pictures:
+    """The people's latents under soft face masks, for fitting; a person's pictures pass the VAE at once."""
+    latents = torch.stack([base.encode_pictures(own) for own in people.pictures])  # (N, V, C, h, w)
+    masks = soft_face_mask(latents.shape[-1]).expand(*latents.shape[:2], -1, -1, -1)  # (N, V, 1, h, w)
+    return Pictures(latents.cpu(), masks)
+
+
+def split_people(
+    base: Base, people: People, weights: Path
+) -> tuple[dict[str, TrainingPeople], dict[str, TrainingPeople]]:
+    """The people of a folder of fitted numbers, most to train a hypernetwork on and some to measure it on.
+
+    Raises:
+        UserError: the numbers are of another base, or of people who are not among these, or of fewer than 4.
+    """
+    fitted = load_people(weights)
+    _check_fitted(base, people, weights, fitted.names)
+    rows = torch.tensor([people.names.index(name) for name in fitted.names])
+    encoded = encode_people(base, People(fitted.names, people.pictures[rows]))
+    pictures = (people.pictures[rows] * 255).round().byte()
+    held = max(2, len(rows) // _HELD_OUT_SHARE)
+
+    def some(which: slice) -> dict[str, TrainingPeople]:
+        masks = None if encoded.masks is None else encoded.masks[which]
+        return {"people": TrainingPeople(pictures[which], encoded.latents[which], fitted.weights[which], masks)}
+
+    return some(slice(None, -held)), some(slice(-held, None))
+
+
+def _check_fitted(base: Base, people: People, weights: Path, names: Sequence[str]) -> None:
+    plan = json.loads((weights / PLAN_FILE).read_text())
+    if plan["base"] != base.fingerprint:
+        raise WrongBase(
+            f'{weights} was fitted on base {plan["base"][:8]}..., this is "{base.name}" ({base.fingerprint[:8]}...): '
+            "give the base that it was fitted on"
+        )
+    if strangers := sorted(set(names) - set(people.names)):
+        raise UserError(
+            f"{weights} has {len(strangers)} people whom PEOPLE has not, such as {strangers[0]}: give the same people"
+        )
+    if len(names) < _FEWEST:
+        raise UserError(f"{weights} has {len(names)} fitted people, expected {_FEWEST} or more: fit more")
+
+
+def write_portraits(folder: Path, seeds: range, views: int, size: int, progress: OnProgress) -> int:
+    """Render people as PNG files and write who is who beside them; returns the bytes written.
+
+    Each person's first view is frontal, the others are drawn from the person's seed.
+
+    Raises:
+        UserError: a seed out of range. DiskFull, WorkError: the files that are there are whole.
+    """
+    if not 0 <= seeds.start <= seeds[-1] <= _HIGHEST_SEED:
+        raise UserError(f"got seeds {seeds.start} to {seeds[-1]}, expected them in 0 to {_HIGHEST_SEED}")
+    everyone = [(seed, number, view) for seed in seeds for number, view in enumerate(_views(seed, views))]
+    written = 0
+    for first in range(0, len(everyone), _AT_ONCE):
+        progress(Progress(RENDER, first, len(everyone)))
+        some = everyone[first : first + _AT_ONCE]
+        pictures = render([Person(seed) for seed, _, _ in some], [view for _, _, view in some], size)
+        for (seed, number, _), picture in zip(some, pictures, strict=True):
+            written += save_png(folder / _file(seed, number), to_image(picture))
+    text = json.dumps([_who(seed, views) for seed in seeds], indent=1) + "\n"
+    write_atomically(folder / WHO_IS_WHO, lambda part: part.write_text(text))
+    return written + len(text)
+
+
+def _views(seed: int, count: int) -> list[View]:
+    random = np.random.RandomState([seed, 1])  # a stream of its own beside the person's
+    return [View.reference(random), *(View.sample(random) for _ in range(count - 1))]
+
+
+def _file(seed: int, view: int) -> str:
+    return f"{seed:07d}-{view}.png"
+
+
+def _who(seed: int, views: int) -> dict[str, object]:
+    """One person's entry: attributes, choices in words, and what each picture shows."""
+    person = Person(seed)
+    attributes = {a.name: person.choice(a.name) if a.choices else round(person.values[a.name], 4) for a in ATTRIBUTES}
+    pictures = [{"file": _file(seed, number)} | asdict(view) for number, view in enumerate(_views(seed, views))]
+    return {"seed": seed, "attributes": attributes, "pictures": pictures}

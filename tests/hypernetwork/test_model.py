@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers import CLIPVisionConfig, CLIPVisionModel
+
+from hyperdreambooth.errors import BadFile, UserError, WrongBase, WrongSpace
+from hyperdreambooth.files import load_tensors, save_tensors
+from hyperdreambooth.hypernetwork.encoder import EncoderConfig, FaceEncoder, build_encoder
+from hyperdreambooth.hypernetwork.model import PRESETS, HyperNetwork, HyperNetworkConfig, build_hypernetwork
+from hyperdreambooth.lidb import LiDBSpace
+
+
+def pictures(count: int, size: int = 16) -> torch.Tensor:
+    return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(1))
+
+
+def awake(network: HyperNetwork) -> HyperNetwork:
+    """With a head large enough for rounds to matter."""
+    nn.init.normal_(network.head.weight, std=0.3, generator=torch.Generator().manual_seed(2))
+    return network.eval()
+
+
+def test_training_begins_at_the_mean_person(world) -> None:
+    network, people = world.network(), world.people(20)
+    network.set_statistics(people.numbers)
+    predicted = network.predict(pictures(4))
+    assert predicted.shape == (4, len(world.space.sites), 1, world.space.width)
+    spread = people.numbers.std(dim=0).mean()
+    assert (predicted - people.numbers.mean(dim=0)).abs().mean() < 0.05 * spread
+
+
+def test_theta_and_numbers_are_inverses(world) -> None:
+    network, people = world.network(), world.people(20)
+    network.set_statistics(people.numbers)
+    torch.testing.assert_close(network.numbers(network.theta(people.numbers)), people.numbers)
+
+
+def test_theta_of_the_people_measured_has_zero_mean_and_unit_spread_per_half_site(world) -> None:
+    network, people = world.network(), world.people(40)
+    network.set_statistics(people.numbers)
+    theta = network.theta(people.numbers)
+    torch.testing.assert_close(theta.mean(dim=0), torch.zeros_like(theta[0]), atol=1e-4, rtol=0)
+    for half in world.space.split(theta.var(dim=0)[:, 0]):
+        torch.testing.assert_close(half.mean(dim=-1), torch.ones(len(half)), atol=1e-3, rtol=1e-3)
+
+
+def test_rounds_unroll_equation_3(world) -> None:
+    """theta_k = theta_{k-1} + T(f, theta_{k-1}), written out with the network's parts, features computed once."""
+    network, shown = awake(world.network()), pictures(2)
+    face = network.project(network.encoder(shown))
+    theta = torch.zeros(2, len(world.space.sites), world.space.width)
+    for rounds in (1, 2, 3):
+        read_in = torch.stack([theta[:, s] @ network.feedback.weight[s] for s in range(theta.shape[1])], dim=1)
+        sequence = network.decoder(torch.cat([face, network.position + read_in + network.feedback.bias], dim=1))
+        tokens = network.norm(sequence)[:, -theta.shape[1] :]
+        theta = theta + torch.stack([tokens[:, s] @ network.head.weight[s] for s in range(theta.shape[1])], dim=1)
+        torch.testing.assert_close(network(shown, rounds).squeeze(2), theta, atol=1e-4, rtol=1e-3)
+    assert torch.equal(network(shown), network(shown, 3))
+
+
+def test_gradients_reach_everything_through_all_rounds(world) -> None:
+    network = awake(world.network()).train()
+    network(pictures(2)).square().sum().backward()
+    assert not [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()]
+
+
+def test_one_person_is_the_batch_of_one(world) -> None:
+    network, shown = awake(world.network()), pictures(3)
+    together = network.predict(shown)
+    alone = torch.cat([network.predict(one[None]) for one in shown])
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4)
+    assert (together[0] - together[1]).abs().max() > 1e-3
+
+
+def test_larger_pictures_are_shrunk(world) -> None:
+    network = awake(world.network())
+    large = functional.interpolate(pictures(2, 4), (64, 64), mode="bilinear")
+    expected = network.predict(functional.avg_pool2d(large, 4))
+    apart = (network.predict(large) - expected).norm()
+    assert apart < 0.2 * (expected[0] - expected[1]).norm()
+
+
+def test_a_saved_network_predicts_the_same(world, tmp_path: Path) -> None:
+    network = awake(world.network())
+    network.set_statistics(world.people(20).numbers)
+    expected = network.predict(pictures(2))
+    for dtype, tolerance in ((torch.float32, 0.0), (torch.float16, 0.01)):
+        network.save(tmp_path / "network.safetensors", dtype, about={"card": "of a test"})
+        loaded = HyperNetwork.load(tmp_path / "network.safetensors", world.space, world.base.fingerprint)
+        torch.testing.assert_close(loaded.predict(pictures(2)), expected, atol=tolerance, rtol=tolerance)
+        assert loaded.config == network.config
+    assert load_tensors(tmp_path / "network.safetensors")[1]["card"] == "of a test"
+
+
+def test_a_file_for_another_base_or_space_is_refused_by_name(world, tmp_path: Path) -> None:
+    path = tmp_path / "network.safetensors"
+    world.network().save(path)
+    with pytest.raises(WrongBase, match=world.base.name):
+        HyperNetwork.load(path, world.space, "0123456789abcdef", "other")
+    other = LiDBSpace(world.space.sites, world.space.a, world.space.b, seed=5)
+    with pytest.raises(WrongSpace, match="seed 0, here 5"):
+        HyperNetwork.load(path, other, world.base.fingerprint)
+
+
+def test_a_file_that_is_no_sound_hypernetwork_is_refused(world, tmp_path: Path) -> None:
+    path = tmp_path / "network.safetensors"
+    save_tensors(path, {"x": torch.zeros(1)})
+    with pytest.raises(BadFile, match="no format"):
+        HyperNetwork.load(path, world.space, world.base.fingerprint)
+    network = world.network()
+    with torch.no_grad():
+        network.position[0, 0] = float("nan")
+    network.save(path)
+    with pytest.raises(BadFile, match="not finite"):
+        HyperNetwork.load(path, world.space, world.base.fingerprint)
+    tensors, metadata = load_tensors(path)
+    save_tensors(path, tensors, {**metadata, "config": "{}"})
+    with pytest.raises(BadFile, match="damaged"):
+        HyperNetwork.load(path, world.space, world.base.fingerprint)
+
+
+def test_seed_decides_the_parameters_and_leaves_global_state_alone(world) -> None:
+    before = torch.get_rng_state()
+    one, same, other = world.network(1), world.network(1), world.network(2)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(one.position, same.position) and not torch.equal(one.position, other.position)
+
+
+def test_an_encoder_trained_elsewhere_is_taken_over(world, tmp_path: Path) -> None:
+    trained = FaceEncoder(PRESETS["tiny"].encoder)
+    trained.save(tmp_path / "encoder.safetensors")
+    network = world.network()
+    network.encoder.load(tmp_path / "encoder.safetensors")
+    torch.testing.assert_close(network.encoder(pictures(2)), trained(pictures(2)))
+    with pytest.raises(UserError, match="other sizes"):
+        FaceEncoder(EncoderConfig(picture_size=32, patch=4, width=32, depth=1, heads=2)).load(
+            tmp_path / "encoder.safetensors"
+        )
+
+
+def test_features_see_where_things_are(world) -> None:
+    shown = pictures(1)
+    encoder = world.network().encoder
+    assert (encoder(shown).mean(dim=1) - encoder(shown.flip(-1)).mean(dim=1)).abs().max() > 1e-3
+
+
+def test_a_pretrained_encoder_is_frozen_and_not_saved(world, tmp_path: Path) -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vit = CLIPVisionModel(CLIPVisionConfig(**sizes, image_size=28, patch_size=14)).eval()
+    vit.save_pretrained(tmp_path / "vit")
+    encoder = EncoderConfig(picture_size=28, pretrained=str(tmp_path / "vit"), pixel_mean=(0.4, 0.5, 0.6))
+    shown = pictures(2, 28)
+    expected = vit(pixel_values=(shown - torch.tensor([0.4, 0.5, 0.6]).view(3, 1, 1)) / 0.5).last_hidden_state
+    torch.testing.assert_close(build_encoder(encoder)(shown), expected)
+
+    config = replace(PRESETS["tiny"], encoder=encoder)
+    assert isinstance(config, HyperNetworkConfig)
+    network = awake(build_hypernetwork(config, world.space, world.base.fingerprint))
+    network.save(tmp_path / "network.safetensors", torch.float32)
+    assert not [name for name in load_tensors(tmp_path / "network.safetensors")[0] if name.startswith("encoder.")]
+    loaded = HyperNetwork.load(tmp_path / "network.safetensors", world.space, world.base.fingerprint)
+    torch.testing.assert_close(loaded.predict(shown), network.predict(shown))
+    assert not any(p.requires_grad for p in loaded.train().encoder.parameters())
+    assert not loaded.encoder.training

@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+
+from hyperdreambooth.errors import WrongBase
+from hyperdreambooth.fitting.fit import Objective, Pictures, fit
+from hyperdreambooth.fitting.steps import FitConfig
+from hyperdreambooth.hypernetwork.jitter import Jitter
+from hyperdreambooth.hypernetwork.model import HyperNetwork
+from hyperdreambooth.hypernetwork.training import CURVE_FILE, RESULT_FILE, People, TrainConfig, _Loss, train
+
+STILL = Jitter(zoom=0, shift=0, colour=0, blur=0)
+SHORT = TrainConfig(
+    weights=FitConfig(4, lr=1e-3, ema=0.5),
+    both=FitConfig(3, lr=1e-3),
+    weights_batch=8,
+    both_batch=4,
+    evaluate_every=2,
+)
+
+
+def run(world, folder: Path, config: TrainConfig, network: HyperNetwork | None = None, stop: int | None = None):
+    """Train on two worlds; the network and the reports."""
+    network = network or world.network()
+    worlds = {"portraits": world.people(12), "photographs": world.people(8, views=1, seed=1)}
+    held_out = {"portraits": world.people(6, seed=7)}
+    reports = train(network, world.base, world.adapters, worlds, held_out, folder, config)
+    return network, list(islice(reports, stop))
+
+
+def test_the_weight_loss_teaches_people_never_seen(world, tmp_path: Path) -> None:
+    config = replace(
+        SHORT, weights=FitConfig(60, lr=3e-3, schedule="cosine"), both=None, jitter=STILL, evaluate_every=60
+    )
+    _, reports = run(world, tmp_path, config)
+    assert reports[-1].held_out["portraits/r2"] > 0.5
+    assert reports[-1].step.metrics["weight"] < 0.5 < reports[0].step.metrics["weight"]
+
+
+def test_both_losses_lower_the_denoising_loss_of_people_never_seen(world, tmp_path: Path) -> None:
+    config = replace(SHORT, weights=None, both=FitConfig(40, lr=3e-3), beta=0.0, both_batch=8, evaluate_every=40)
+    _, reports = run(world, tmp_path, config)
+    held_out = reports[-1].held_out
+    assert held_out["portraits/denoising"] < held_out["portraits/nobody"]
+
+
+def test_the_denoising_term_is_that_of_fitting(world) -> None:
+    """A network without a head predicts the mean person; its term is the loss of a fit that begins there."""
+    network, people = world.network(), world.people(3, views=1)
+    network.set_statistics(people.numbers)
+    torch.nn.init.zeros_(network.head.weight)
+    worn = people.numbers.mean(dim=0, keepdim=True).expand(3, -1, -1, -1)
+    same = People(people.pictures, people.latents, people.numbers)
+    config = TrainConfig(both_batch=300, noises=2, jitter=STILL)
+    loss = _Loss(network, world.base, world.adapters, [same], config, "both", torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        _, metrics = loss(0)
+
+    weights = worn.clone().requires_grad_()
+    objective = Objective(noises=200)
+    fitted = fit(
+        world.base,
+        {"weights": weights},
+        lambda: world.adapters.use(weights),
+        Pictures(people.latents),
+        objective,
+        FitConfig(1, lr=1e-9),
+    )
+    expected = next(iter(fitted)).metrics["denoising"]
+    assert metrics["denoising"] == pytest.approx(expected, rel=0.03)  # as other noises allow
+    theta = network.theta(people.numbers)
+    assert metrics["weight"] == pytest.approx(float(theta.square().mean()), rel=0.15)  # drawn people
+
+
+def test_people_without_numbers_are_left_out_of_the_weight_loss(world) -> None:
+    people = world.people(8)
+    numbers = people.numbers[:2]
+    some = replace(people, numbers=numbers)
+    network = world.network()
+    network.set_statistics(people.numbers)
+    torch.nn.init.zeros_(network.head.weight)
+    loss = _Loss(network, world.base, world.adapters, [some], replace(SHORT, both_batch=64), "both", torch.Generator())
+    drawn = [(some, torch.tensor([1, 0, 5, 7]))]
+    own = loss._weight_loss(torch.zeros(4, *numbers.shape[1:]), drawn)
+    torch.testing.assert_close(own, network.theta(numbers).square().mean())
+    only = _Loss(network, world.base, world.adapters, [some], SHORT, "weights", torch.Generator())
+    assert {int(row) for _ in range(20) for row in only._draw(some)[1]} == {0, 1}
+
+
+def test_samples_and_curve_are_written_as_it_goes(world, tmp_path: Path) -> None:
+    _, reports = run(world, tmp_path, SHORT)
+    assert [(report.phase, report.step.step) for report in reports] == [
+        *(("weights", step) for step in (1, 2, 3, 4)),
+        *(("both", step) for step in (1, 2, 3)),
+    ]
+    assert [report.step.samples for report in reports] == [0, 0, 0, 0, 8, 16, 24]
+    lines = [json.loads(line) for line in (tmp_path / CURVE_FILE).read_text().splitlines()]
+    assert [(line["phase"], line["step"]) for line in lines] == [
+        ("weights", 2),
+        ("weights", 4),
+        ("both", 2),
+        ("both", 3),
+    ]
+    figures = {f"portraits/{name}" for name in ("r2", "denoising", "nobody", "mean person", "fitted")}
+    assert all(set(line["held_out"]) == figures for line in lines)
+
+
+@pytest.mark.parametrize("stop", [1, 3, 4, 6])
+def test_a_stopped_run_ends_as_an_uninterrupted_one(world, tmp_path: Path, stop: int) -> None:
+    whole, _ = run(world, tmp_path / "whole", SHORT)
+    run(world, tmp_path / "parts", SHORT, stop=stop)
+    resumed, reports = run(world, tmp_path / "parts", SHORT)
+    for name, tensor in whole.state_dict().items():
+        torch.testing.assert_close(resumed.state_dict()[name], tensor, atol=1e-6, rtol=1e-5, msg=name)
+    assert len(reports) <= 7 - stop + (stop == 4)
+    steps = [
+        [
+            (json.loads(line)["phase"], json.loads(line)["step"])
+            for line in (folder / CURVE_FILE).read_text().splitlines()
+        ]
+        for folder in (tmp_path / "whole", tmp_path / "parts")
+    ]
+    assert steps[0] == steps[1]
+
+
+def test_the_result_is_the_network(world, tmp_path: Path) -> None:
+    network, _ = run(world, tmp_path, SHORT)
+    loaded = HyperNetwork.load(tmp_path / RESULT_FILE, world.space, world.base.fingerprint)
+    shown = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(loaded.predict(shown), network.predict(shown), atol=1e-3, rtol=1e-2)
+
+
+def test_a_frozen_encoder_does_not_move(world, tmp_path: Path) -> None:
+    network = world.network()
+    before = {name: p.clone() for name, p in network.encoder.state_dict().items()}
+    head = network.head.weight.clone()
+    run(world, tmp_path, replace(SHORT, both=None, freeze_encoder=True), network)
+    assert all(torch.equal(p, before[name]) for name, p in network.encoder.state_dict().items())
+    assert not torch.equal(network.head.weight, head)
+
+
+def test_a_finished_phase_of_another_base_is_refused(world, tmp_path: Path) -> None:
+    run(world, tmp_path, replace(SHORT, both=None))
+    other = world.network()
+    other.base = "0123456789abcdef"
+    with pytest.raises(WrongBase):
+        run(world, tmp_path, replace(SHORT, both=None), other)
+
+
+def test_people_must_agree(world) -> None:
+    people = world.people(4)
+    with pytest.raises(ValueError, match="expected one N and V"):
+        People(people.pictures[:3], people.latents, people.numbers[:3])
+    with pytest.raises(ValueError, match="numbers of 2 to N"):
+        People(people.pictures, people.latents, people.numbers[:1])

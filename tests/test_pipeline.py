@@ -1,0 +1,245 @@
+"""The main job, against its parts done by hand: what is fitted, what is drawn, and who is drawn in a shared batch."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+import hyperdreambooth
+from hyperdreambooth.base.model import Base
+from hyperdreambooth.drawing import DrawConfig, stack
+from hyperdreambooth.errors import BadPicture, UserError, WrongBase, WrongSpace
+from hyperdreambooth.faces import crop_face, read_picture, soft_face_mask
+from hyperdreambooth.fitting.finetune import PRESETS, finetune
+from hyperdreambooth.hypernetwork import model as hypernetworks
+from hyperdreambooth.identity import Identity
+from hyperdreambooth.lidb import LoRALayout
+from hyperdreambooth.personalization import PHASES, PersonalizeConfig
+from hyperdreambooth.pipeline import HyperDreamBooth
+from hyperdreambooth.progress import Progress
+
+QUICK = DrawConfig(steps=3)
+
+
+@pytest.fixture(scope="module")
+def booth(tiny_base: Base) -> Iterator[HyperDreamBooth]:
+    """A booth without a hypernetwork; nothing may change its base."""
+    before = tiny_base.fingerprint
+    booth = HyperDreamBooth(tiny_base)
+    yield booth
+    booth.adapters.eject()
+    assert tiny_base.fingerprint == before
+
+
+@pytest.fixture
+def predicting(booth: HyperDreamBooth) -> Iterator[HyperDreamBooth]:
+    """The same booth with a random hypernetwork that says something of everybody."""
+    network = hypernetworks.build_hypernetwork(hypernetworks.PRESETS["tiny"], booth.space, booth.fingerprint)
+    network.offset_mean += 0.1
+    booth.hypernetwork = network.eval()
+    yield booth
+    booth.hypernetwork = None
+
+
+def somebody(booth: HyperDreamBooth, seed: int, ranks: int = 1, lora_rank: int = 0) -> Identity:
+    """A person strong enough to change a picture by far more than rounding."""
+    random = torch.Generator().manual_seed(seed)
+    start = booth.space.start(ranks)
+    layout = LoRALayout(booth.space.sites, lora_rank)
+    lora = 0.2 * torch.randn(layout.size, generator=random) if lora_rank else None
+    weights = start + 0.5 * torch.randn(start.shape, generator=random)
+    return Identity(weights, booth.space.info, booth.fingerprint, lora=lora)
+
+
+def test_personalize_is_its_parts(predicting: HyperDreamBooth, portrait_file: Path) -> None:
+    booth, base = predicting, predicting.base
+    alice = booth.personalize(portrait_file, steps=3, noises=2, rank=2, seed=5)
+    face = crop_face(read_picture(portrait_file), base.picture_size).picture.unsqueeze(0)
+    assert booth.hypernetwork is not None
+    prediction = booth.hypernetwork.predict(face)
+    config = PRESETS["lidb"].config
+    objective = replace(config.objective, noises=2, seed=5)
+    config = replace(config, rank=2, fit=replace(config.fit, steps=3), objective=objective)
+    latents = base.encode_pictures(face)
+    tuning = finetune(base, booth.adapters, latents, prediction, config, masks=soft_face_mask(latents.shape[-1])[None])
+    list(tuning)
+    assert torch.allclose(alice.weights, tuning.weights[0], atol=1e-6)
+    assert torch.equal(alice.weights[:, :1], prediction[0]) and alice.ranks == 3
+    assert (alice.base, alice.space, alice.prompt) == (booth.fingerprint, booth.space.info, "a [V] face")
+
+
+def test_the_hypernetwork_alone(predicting: HyperDreamBooth, portrait_file: Path) -> None:
+    work = predicting.personalizing([portrait_file], PersonalizeConfig(steps=0))
+    list(work)
+    assert predicting.hypernetwork is not None and work.predicted is not None
+    assert torch.equal(work.identities[0].weights, predicting.hypernetwork.predict(work.faces)[0])
+    assert work.identities[0] is work.predicted[0] and work.samples == 0
+    assert work.identities[0].how["hypernetwork"] == "yes"
+
+
+def test_without_a_hypernetwork(booth: HyperDreamBooth, portrait_file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    work = booth.personalizing([portrait_file], PersonalizeConfig(steps=2, rank=2))
+    list(work)
+    assert work.predicted is None and work.identities[0].ranks == 1 + 2
+    assert [r.message for r in caplog.records if "no hypernetwork" in r.message] != []
+    with pytest.raises(UserError, match="0 steps and no hypernetwork"):
+        booth.personalizing([portrait_file], PersonalizeConfig(steps=0))
+
+
+def test_progress_and_figures(predicting: HyperDreamBooth, portrait_file: Path) -> None:
+    work = predicting.personalizing([portrait_file, portrait_file], PersonalizeConfig(steps=3, noises=2))
+    reports = list(work)
+    assert list(dict.fromkeys(report.phase for report in reports)) == list(PHASES) == list(work.seconds)
+    assert [report.done for report in reports if report.phase == "fine-tune"] == [0, 1, 2, 3]
+    assert all(seconds > 0 for seconds in work.seconds.values())
+    assert work.samples == 2 * 3 * 2
+
+
+def test_people_of_one_batch_are_strangers(predicting: HyperDreamBooth, portrait_file: Path) -> None:
+    other = 1 - read_picture(portrait_file)
+    config = PersonalizeConfig(steps=1)
+    together = predicting.personalizing([portrait_file, other], config)
+    alone = predicting.personalizing([other], config)
+    list(together), list(alone)
+    assert torch.allclose(together.identities[1].weights, alone.identities[0].weights, atol=1e-4)
+    assert not torch.allclose(together.identities[0].weights, alone.identities[0].weights, atol=1e-3)
+
+
+def test_a_photo_in_any_form_is_the_same_person(booth: HyperDreamBooth, portrait_file: Path, tmp_path: Path) -> None:
+    with Image.open(portrait_file) as image:
+        forms = [portrait_file, str(portrait_file), image, read_picture(portrait_file)]
+        files = []
+        for number, photo in enumerate(forms):
+            booth.personalize(photo, steps=1, noises=1).save(tmp_path / f"{number}.safetensors")
+            files.append((tmp_path / f"{number}.safetensors").read_bytes())
+    assert len(set(files)) == 1  # and the same work writes the same bytes
+    with pytest.raises(BadPicture, match=r"\(3, H, W\)"):
+        booth.personalize(torch.zeros(1, 3, 8, 8))
+
+
+@pytest.mark.parametrize("settings", [{"steps": -1}, {"noises": 0}, {"rank": 0}, {"relax": "loha"}])
+def test_settings_without_sense_are_refused(settings: dict[str, int]) -> None:
+    with pytest.raises(UserError, match="expected"):
+        PersonalizeConfig(**settings)  # type: ignore[arg-type]
+
+
+def test_full_space_relaxation(booth: HyperDreamBooth, portrait_file: Path, tmp_path: Path) -> None:
+    alice = booth.personalize(portrait_file, steps=2, noises=1, relax="lora", rank=2)
+    assert alice.lora is not None and alice.lora.shape == (LoRALayout(booth.space.sites, 2).size,)
+    alice.save(tmp_path / "alice.safetensors", "fp32")
+    back = booth.open(tmp_path / "alice.safetensors")
+    assert torch.equal(booth.draw(back, "a [V] face", QUICK), booth.draw(alice, "a [V] face", QUICK))
+
+
+def test_drawing_equals_a_merged_model(booth: HyperDreamBooth) -> None:
+    """A worn person and a person merged into the weights are the same; merging knows nothing of batches."""
+    alice = somebody(booth, 1, ranks=2, lora_rank=1)
+    worn = booth.draw(alice, "a watercolor of a [V] face", QUICK)
+    nobody = booth.draw(None, "a watercolor of a [V] face", QUICK)
+    booth.adapters.merge(alice.weights, alice.lora)
+    merged = booth.draw(None, "a watercolor of a [V] face", QUICK)
+    booth.adapters.unmerge()
+    assert worn.shape == (1, 3, 16, 16) and worn.min() >= 0 and worn.max() <= 1
+    assert torch.allclose(worn, merged, atol=1e-4)
+    assert not torch.allclose(worn, nobody, atol=1e-2)
+
+
+def test_a_picture_is_the_same_whatever_the_batch(booth: HyperDreamBooth) -> None:
+    """Different people, ranks, full-space factors, prompts and noises in one batch: each as if it were alone."""
+    people = [somebody(booth, 1, 1), None, somebody(booth, 2, 3, 2), somebody(booth, 3, 2, 1)]
+    prompts = ["a [V] face", "a watercolor of a [V] face", "a [V] face in the snow", "a pencil sketch of a [V] face"]
+    together = booth.draw(people, prompts, replace(QUICK, count=2, seed=7)).unflatten(0, (4, 2))
+    chunked = booth.draw(people, prompts, replace(QUICK, count=2, seed=7, batch=3)).unflatten(0, (4, 2))
+    assert torch.allclose(together, chunked, atol=1e-4)
+    for n in range(4):
+        for k in range(2):
+            alone = booth.draw(people[n], prompts[n], replace(QUICK, seed=7 + k))
+            assert torch.allclose(alone[0], together[n, k], atol=1e-4)
+    apart = (together.flatten(0, 1).unsqueeze(0) - together.flatten(0, 1).unsqueeze(1)).abs().amax(dim=(2, 3, 4))
+    assert (apart + torch.eye(8)).min() > 1e-2  # no two are alike
+
+
+def test_strength(booth: HyperDreamBooth) -> None:
+    alice = somebody(booth, 1, 2, 1)
+    prompt = "a [V] face"
+    nobody = booth.draw(None, prompt, QUICK)
+    assert torch.allclose(booth.draw(alice, prompt, replace(QUICK, strength=0.0)), nobody, atol=1e-5)
+    half = replace(alice, weights=booth.space.strength(alice.weights, 0.5), lora=None)
+    expected = booth.draw(half, prompt, QUICK)
+    assert torch.allclose(
+        booth.draw(replace(alice, lora=None), prompt, replace(QUICK, strength=0.5)), expected, atol=1e-5
+    )
+
+
+def test_generate_gives_images_pair_by_pair(booth: HyperDreamBooth) -> None:
+    alice, bob = somebody(booth, 1), somebody(booth, 2)
+    reports: list[Progress] = []
+    images = booth.generate([alice, bob], "a [V] face", count=2, seed=3, steps=3, progress=reports.append)
+    drawn = booth.draw([alice, bob], ["a [V] face"] * 2, replace(QUICK, count=2, seed=3))
+    assert [image.size for image in images] == [(16, 16)] * 4
+    for image, picture in zip(images, drawn, strict=True):
+        levels = torch.tensor(list(image.tobytes())).view(16, 16, 3).permute(2, 0, 1)
+        assert torch.equal(levels, (picture * 255).round().long())
+    assert [(r.phase, r.done, r.total) for r in reports] == [("draw", n, 3) for n in (1, 2, 3)]
+
+
+def test_guidance_counts_twice() -> None:
+    assert DrawConfig(steps=25).samples(8) == 400 and DrawConfig(steps=25, guidance=1.0).samples(8) == 200
+
+
+def test_people_and_prompts_that_do_not_pair(booth: HyperDreamBooth) -> None:
+    alice = somebody(booth, 1)
+    for people, prompts in (([alice] * 2, ["a", "b", "c"]), ([], "a"), (alice, [])):
+        with pytest.raises(UserError, match="as many of each, or one"):
+            booth.draw(people, prompts, QUICK)
+
+
+def test_people_of_elsewhere_are_refused(booth: HyperDreamBooth) -> None:
+    alice = somebody(booth, 1)
+    with pytest.raises(WrongBase, match="expected one of"):
+        booth.draw(replace(alice, base="0" * 16), "a [V] face", QUICK)
+    with pytest.raises(WrongSpace):
+        booth.draw(replace(alice, space=replace(alice.space, seed=9)), "a [V] face", QUICK)
+
+
+def test_unknown_words_are_named_once(booth: HyperDreamBooth, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        booth.draw(somebody(booth, 1), ["a [V] face on a zebra"] * 2, QUICK)
+    assert [record.message.count("zebra") for record in caplog.records] == [2]  # the word, and the prompt it stands in
+
+
+def test_stack_pads_with_nothing(booth: HyperDreamBooth) -> None:
+    weights, lora = stack([somebody(booth, 1, 1), somebody(booth, 2, 3)], booth.space)
+    assert weights.shape[:3] == (2, len(booth.space.sites), 3) and lora is None
+    assert not weights[0, :, 1:].any()
+
+
+def test_load(base_folder: Path, tmp_path: Path, portrait_file: Path) -> None:
+    booth = HyperDreamBooth.load(base_folder, device="cpu")
+    assert booth.hypernetwork is None  # the embedded one is for another base
+    tiny = hypernetworks.PRESETS["tiny"]
+    network = hypernetworks.build_hypernetwork(tiny, booth.space, booth.fingerprint)
+    network.save(tmp_path / "hypernetwork.safetensors", torch.float32)
+    for path in (tmp_path, tmp_path / "hypernetwork.safetensors"):
+        again = HyperDreamBooth.load(base_folder, device="cpu", hypernetwork=path)
+        assert again.hypernetwork is not None
+        picture: Tensor = read_picture(portrait_file).unsqueeze(0)
+        assert torch.equal(again.hypernetwork.predict(picture), network.eval().predict(picture))
+    hypernetworks.build_hypernetwork(tiny, booth.space, "0" * 16).save(tmp_path / "other.safetensors")
+    with pytest.raises(WrongBase):
+        HyperDreamBooth.load(base_folder, device="cpu", hypernetwork=tmp_path / "other.safetensors")
+
+
+def test_public_names() -> None:
+    for name in hyperdreambooth.__all__:
+        assert getattr(hyperdreambooth, name).__name__ == name
+    assert hyperdreambooth.HyperDreamBooth is HyperDreamBooth
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = hyperdreambooth.nothing
