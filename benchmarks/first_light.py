@@ -19,40 +19,21 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from benchmarks.judges import Judges
 from benchmarks.speed import measure_speed
 from benchmarks.subjects import Subjects, photographs, portraits
 from hyperdreambooth import HyperDreamBooth, Personalization, PersonalizeConfig
 from hyperdreambooth.drawing import DrawConfig
-from hyperdreambooth.embedded import JUDGES
 from hyperdreambooth.evaluation.attributes import attribute_error
 from hyperdreambooth.evaluation.identification import Rate, identified, paired_difference, scene_recognised
-from hyperdreambooth.evaluation.judges import AttributeReader, Recogniser, SceneClassifier
-from hyperdreambooth.hypernetwork.model import HyperNetwork
 from hyperdreambooth.files import load_tensors, save_tensors, write_atomically
+from hyperdreambooth.hypernetwork.model import HyperNetwork
 from hyperdreambooth.portraits.captions import STYLE_SCENES, STYLES, caption
 
 BATCH = 20  # people fitted at once
 OURS, TUNED_ALONE, HYPER_ALONE = "ours", "fine-tuning alone", "hypernetwork alone"
 LONG_FIT = "200 steps alone"
 console = Console(stderr=True)
-
-
-@dataclass(frozen=True)
-class Judges:
-    """Who judges, none of whom any network that is judged has learnt from."""
-
-    recogniser: Recogniser
-    scenes: SceneClassifier
-    attributes: AttributeReader
-
-    @classmethod
-    def load(cls) -> Judges:
-        """The shipped ones."""
-        return cls(
-            Recogniser.load(JUDGES / "recogniser.safetensors"),
-            SceneClassifier.load(JUDGES / "scene-classifier.safetensors"),
-            AttributeReader.load(JUDGES / "attribute-reader.safetensors"),
-        )
 
 
 @dataclass(frozen=True)
@@ -103,7 +84,7 @@ def drawn_people(
     config: PersonalizeConfig,
     folder: Path,
 ) -> Iterator[str | Tensor]:
-    """Personalise everybody and draw each in every style, a batch of people per file; yields lines, then the pictures."""
+    """Personalise everybody, draw each in every style, a batch of people per file: yields lines, then the pictures."""
     prompts, parts = [caption(scene, "[V] face") for scene in STYLE_SCENES], []
     for first in range(0, len(subjects.references), BATCH):
         path = folder / f"people-{first:04d}.safetensors"
@@ -114,7 +95,8 @@ def drawn_people(
                 if report.done and report.done % 20 == 0:
                     yield f"people {first} to {first + BATCH}: {report.phase} {report.done} of {report.total}"
             pictures = [
-                booth.draw(work.identities, prompt, DrawConfig(seed=first)).mul(255).round().byte() for prompt in prompts
+                booth.draw(work.identities, prompt, DrawConfig(seed=first)).mul(255).round().byte()
+                for prompt in prompts
             ]
             save_tensors(path, {"pictures": torch.stack(pictures)})  # (styles, batch, 3, S, S)
         parts.append(load_tensors(path)[0]["pictures"])
@@ -182,7 +164,9 @@ def main(
     people: Annotated[int, typer.Option(help="Of each world.")] = 100,
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("runs/first-light"),
     split: Annotated[str, typer.Option(help="tuning, or reporting: looked at only to report.")] = "tuning",
-    photos: Annotated[Path | None, typer.Option(help="The recipe's photographs.safetensors, for the second world.")] = None,
+    photos: Annotated[
+        Path | None, typer.Option(help="The recipe's photographs.safetensors, for the second world.")
+    ] = None,
     long_fit: Annotated[bool, typer.Option(help="With the ceiling of 200 steps.")] = False,
     speed: Annotated[bool, typer.Option(help="With seconds, memory and ratios.")] = True,
 ) -> None:

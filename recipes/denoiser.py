@@ -35,8 +35,10 @@ def encode(base: Base, pictures: Pictures, batch: int = 100) -> Latents:
     return Latents(torch.cat(parts), pictures.scenes, pictures.people)
 
 
-def training_loss(base: Base, worlds: tuple[Latents, ...], batch: int, generator: torch.Generator) -> Callable[[int], Tensor]:
-    """The loss of a step: `batch` samples, the worlds in equal shares, each under a fresh caption, noise and timestep."""
+def training_loss(
+    base: Base, worlds: tuple[Latents, ...], batch: int, generator: torch.Generator
+) -> Callable[[int], Tensor]:
+    """The loss of a step: `batch` samples, the worlds in equal shares, each with fresh caption, noise and timestep."""
 
     def loss(_step: int) -> Tensor:
         drawn = [_draw(world, batch // len(worlds), generator) for world in worlds]

@@ -7,6 +7,7 @@ Each stage keeps its state in the cache folder: what is finished is skipped, wha
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -14,21 +15,27 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import torch
 import typer
 from rich.console import Console
 
 from hyperdreambooth.base.build import PRESETS, build_base
 from hyperdreambooth.base.model import Base
-from hyperdreambooth.files import load_tensors, save_tensors
+from hyperdreambooth.embedded import BASE, DEMO_PHOTO, JUDGES
+from hyperdreambooth.evaluation.judges import AttributeReader, Judge, Recogniser, SceneClassifier
+from hyperdreambooth.files import load_tensors, save_tensors, write_atomically
 from hyperdreambooth.fitting.steps import Checkpoint, FitConfig, Run, StepReport, steps
 from hyperdreambooth.portraits.captions import vocabulary
-from hyperdreambooth.evaluation.judges import AttributeReader, Judge, Recogniser, SceneClassifier
-from recipes import denoiser, judges, vae
+from hyperdreambooth.portraits.person import Person
+from hyperdreambooth.portraits.renderer import render
+from hyperdreambooth.portraits.view import View
+from hyperdreambooth.sheet import to_image
+from recipes import cards, denoiser, judges, vae
 from recipes.photographs import frame_photographs, load_photographs
 from recipes.pictures import Pictures, load_shards, make_shards, random_photographs, random_portraits
 
-EMBEDDED = Path(__file__).parents[1] / "src" / "hyperdreambooth" / "embedded"
+DEMO_SEED = 15_005  # a tuning person: the training never saw them
 ROOM = 8  # pixels that a photograph may be shifted by
 console = Console(stderr=True)
 
@@ -97,11 +104,19 @@ def train_vae(shop: Workshop) -> Iterator[str]:
     generator = torch.Generator().manual_seed(0)
 
     def loss(_step: int) -> tuple[torch.Tensor, dict[str, float]]:
-        return vae.reconstruction_loss(model, vae.batch_of(pictures, shop.budget.vae_batch, generator, shop.device), generator)
+        return vae.reconstruction_loss(
+            model, vae.batch_of(pictures, shop.budget.vae_batch, generator, shop.device), generator
+        )
 
     vae.quiet_residuals(model)
     config = FitConfig(
-        steps=10**9, seconds=60 * shop.budget.vae_minutes, lr=2e-3, warmup=100, schedule="cosine", grad_clip=1.0, ema=0.999
+        steps=10**9,
+        seconds=60 * shop.budget.vae_minutes,
+        lr=2e-3,
+        warmup=100,
+        schedule="cosine",
+        grad_clip=1.0,
+        ema=0.999,
     )
     run = steps(
         dict(model.named_parameters()),
@@ -176,19 +191,40 @@ def train_judges(shop: Workshop) -> Iterator[str]:
         with training.averaged():
             judge.save(result)
 
-    yield from run(judges.fresh(Recogniser), judges.train_recogniser, [(people, judges.Batch()), (photographs, judges.Batch())])
+    yield from run(
+        judges.fresh(Recogniser), judges.train_recogniser, [(people, judges.Batch()), (photographs, judges.Batch())]
+    )
     yield from run(judges.fresh(SceneClassifier), judges.train_scene_classifier, portraits, photographs, 64)
     yield from run(judges.fresh(AttributeReader), judges.train_attribute_reader, people, 64)
 
 
 def ship(shop: Workshop) -> Iterator[str]:
-    """Write the trained networks into the package."""
-    base = _with_vae(shop)
-    weights, _ = load_tensors(shop.cache / "denoiser.safetensors")
-    for name, network in (("unet", base.unet), ("text_encoder", base.text_encoder)):
-        network.load_state_dict({key.removeprefix(f"{name}."): t for key, t in weights.items() if key.startswith(name)})
-    base.save(EMBEDDED / "base")
-    yield f"shipped {base.fingerprint}"
+    """Write the trained networks, their cards and the demo's picture into the package."""
+    base = trained_base(shop)
+    base.save(BASE)
+    cards.write_card(
+        BASE,
+        "The embedded base",
+        "A latent diffusion model of faces, 64 x 64 pixels, in Stable Diffusion's layout.",
+        _seconds(shop, "vae", "denoiser"),
+        _scores(shop.cache / "quality.json"),
+        _text(shop.cache / "looks.txt"),
+    )
+    for judge in (Recogniser, SceneClassifier, AttributeReader):
+        name = judge.kind.replace(" ", "-")
+        if (shop.cache / f"{name}.safetensors").exists():
+            judge.load(shop.cache / f"{name}.safetensors").save(JUDGES / f"{name}.safetensors")
+    cards.write_card(
+        JUDGES,
+        "The judges",
+        "Who is it, which scene is it, what do they look like: three convolutional networks for 64 x 64 pictures.",
+        _seconds(shop, "recogniser", "scene-classifier", "attribute-reader"),
+        {},
+    )
+    view = View.reference(np.random.RandomState(5))
+    picture = to_image(render([Person(DEMO_SEED)], [view], 256)[0])
+    write_atomically(DEMO_PHOTO, lambda part: picture.save(part, format="PNG"))
+    yield f"shipped the base {base.fingerprint}"
 
 
 STAGES: dict[str, Callable[[Workshop], Iterable[str]]] = {
@@ -228,6 +264,29 @@ def main(
         console.print(f"[bold]{name}")
         for line in STAGES[name](shop):
             console.print(f"  {line}")
+
+
+def trained_base(shop: Workshop) -> Base:
+    """The base with all that was trained."""
+    base = _with_vae(shop)
+    weights, _ = load_tensors(shop.cache / "denoiser.safetensors")
+    for name, network in (("unet", base.unet), ("text_encoder", base.text_encoder)):
+        network.load_state_dict({key.removeprefix(f"{name}."): t for key, t in weights.items() if key.startswith(name)})
+    return base
+
+
+def _seconds(shop: Workshop, *stages: str) -> dict[str, float]:
+    """What trainings took, read from their last checkpoints."""
+    paths = {stage: shop.cache / f"{stage}.run.safetensors" for stage in stages}
+    return {stage: Checkpoint(path).read()[1]["seconds"] for stage, path in paths.items() if path.exists()}
+
+
+def _scores(path: Path) -> dict[str, object]:
+    return json.loads(_text(path) or "{}")
+
+
+def _text(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
 
 
 def _with_vae(shop: Workshop) -> Base:

@@ -128,7 +128,7 @@ def _one(random: np.random.RandomState, options: tuple[str, ...]) -> str:
 
 
 def _jittered(picture: Tensor, random: np.random.RandomState, size: int) -> Tensor:
-    """A photograph (3, T, T), T > size, cut to `size` around the middle, give or take, and mirrored half of the time."""
+    """A photograph (3, T, T), T > size, cut to `size` near the middle, and mirrored half of the time."""
     room = picture.shape[-1] - size
     top, left = (int(random.randint(room + 1)) if room else 0 for _ in range(2))
     cut = picture[:, top : top + size, left : left + size]

@@ -15,7 +15,9 @@ EDGE_WEIGHT = 1.0  # eyes and mouths are a few pixels: L1 alone blurs them away
 KL_WEIGHT = 1e-6
 
 
-def reconstruction_loss(vae: AutoencoderKL, pictures: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+def reconstruction_loss(
+    vae: AutoencoderKL, pictures: Tensor, generator: torch.Generator
+) -> tuple[Tensor, dict[str, float]]:
     """Loss of a round trip of (N, 3, S, S) pictures in [0, 1], and its parts."""
     x = pictures * 2 - 1
     posterior = vae.encode(x).latent_dist
@@ -37,7 +39,7 @@ def batch_of(pictures: Tensor, batch: int, generator: torch.Generator, device: t
 
 @torch.no_grad()
 def quiet_residuals(vae: AutoencoderKL) -> None:
-    """Start with every residual branch at zero: the network begins as a short chain of linear maps and learns faster."""
+    """Start with every residual branch at zero: a short chain of linear maps, which learns faster."""
     for module in vae.modules():
         if isinstance(module, ResnetBlock2D):
             module.conv2.weight.zero_()

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.fitting.conftest import World, assert_same_fit
 
 from hyperdreambooth.fitting.finetune import PRESETS, FinetuneConfig, Finetuning, Relax, finetune
 from hyperdreambooth.fitting.fit import Objective
 from hyperdreambooth.fitting.steps import FitConfig, StepReport
 from hyperdreambooth.lidb import LoRALayout
+from tests.fitting.conftest import World, assert_same_fit
 
 RELAXATIONS: list[Relax] = ["lidb", "lora", "none"]
 

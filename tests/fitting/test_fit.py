@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.fitting.conftest import World, assert_same_fit
 from diffusers import DDPMScheduler
 
 from hyperdreambooth.fitting.fit import NoiseSequence, Objective, Pictures, fit
 from hyperdreambooth.fitting.preoptimize import PreoptimizeConfig, fit_people
 from hyperdreambooth.fitting.steps import FitConfig, StepReport
+from tests.fitting.conftest import World, assert_same_fit
 
 CONFIG = PreoptimizeConfig(
     fit=FitConfig(steps=6, lr=1e-2, average_last=0.5), objective=Objective(noises=3, pull=1e-2), shard=8

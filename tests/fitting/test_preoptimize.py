@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.fitting.conftest import World, assert_same_fit
 
 from hyperdreambooth.errors import UserError
 from hyperdreambooth.fitting.fit import Objective
 from hyperdreambooth.fitting.preoptimize import PreoptimizeConfig, PreoptimizeReport, load_people, preoptimize
 from hyperdreambooth.fitting.steps import FitConfig
+from tests.fitting.conftest import World, assert_same_fit
 
 NAMES = ["ann", "ben", "cem", "dia", "eva"]
 CONFIG = PreoptimizeConfig(
@@ -54,10 +54,10 @@ def test_interrupted_at_every_step_nothing_is_lost_or_done_twice(world: World, t
 
 KILLED = """
 import sys
-sys.path[:0] = [{tests!r}]
+sys.path[:0] = [{root!r}]
 from pathlib import Path
 from tests.fitting.conftest import make_world
-from test_preoptimize import CONFIG, NAMES, preoptimize
+from tests.fitting.test_preoptimize import CONFIG, NAMES, preoptimize
 world = make_world()
 for report in preoptimize(world.base, world.adapters, NAMES, world.pictures(5, views=2), Path({folder!r}), CONFIG):
     print(report.shard, report.step.step, flush=True)
@@ -66,7 +66,7 @@ for report in preoptimize(world.base, world.adapters, NAMES, world.pictures(5, v
 
 def test_killed_in_the_second_shard_it_goes_on_to_the_same_bits(world: World, tmp_path: Path) -> None:
     everybody(world, tmp_path / "whole")
-    code = KILLED.format(tests=str(Path(__file__).parent), folder=str(tmp_path / "killed"))
+    code = KILLED.format(root=str(Path(__file__).parents[2]), folder=str(tmp_path / "killed"))
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     while process.stdout.readline().strip() != "1 2":

@@ -77,10 +77,10 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(
 
 KILLED = """
 import sys
-sys.path[:0] = [{tests!r}]
+sys.path[:0] = [{root!r}]
 from dataclasses import replace
 from pathlib import Path
-from test_steps import CONFIGS, make_run
+from tests.fitting.test_steps import CONFIGS, make_run
 for report in make_run(replace(CONFIGS[0], checkpoint_every_seconds=0.0), Path({path!r}), pause=0.02):
     print(report.step, flush=True)
 """
@@ -88,7 +88,7 @@ for report in make_run(replace(CONFIGS[0], checkpoint_every_seconds=0.0), Path({
 
 def test_a_run_killed_at_any_moment_resumes_to_the_same_bits(tmp_path: Path) -> None:
     path = tmp_path / "run.safetensors"
-    code = KILLED.format(tests=str(Path(__file__).parent), path=str(path))
+    code = KILLED.format(root=str(Path(__file__).parents[2]), path=str(path))
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     while process.stdout.readline().strip() != "5":

@@ -20,7 +20,7 @@ SHORT = TrainConfig(
     weights=FitConfig(4, lr=1e-3, ema=0.5),
     both=FitConfig(3, lr=1e-3),
     weights_batch=8,
-    both_batch=4,
+    both_batch=2,
     evaluate_every=2,
 )
 
@@ -29,14 +29,14 @@ def run(world, folder: Path, config: TrainConfig, network: HyperNetwork | None =
     """Train on two worlds; the network and the reports."""
     network = network or world.network()
     worlds = {"portraits": world.people(12), "photographs": world.people(8, views=1, seed=1)}
-    held_out = {"portraits": world.people(6, seed=7)}
+    held_out = {"portraits": world.people(4, seed=7)}
     reports = train(network, world.base, world.adapters, worlds, held_out, folder, config)
     return network, list(islice(reports, stop))
 
 
 def test_the_weight_loss_teaches_people_never_seen(world, tmp_path: Path) -> None:
     config = replace(
-        SHORT, weights=FitConfig(60, lr=3e-3, schedule="cosine"), both=None, jitter=STILL, evaluate_every=60
+        SHORT, weights=FitConfig(40, lr=3e-3, schedule="cosine"), both=None, jitter=STILL, evaluate_every=40
     )
     _, reports = run(world, tmp_path, config)
     assert reports[-1].held_out["portraits/r2"] > 0.5
@@ -44,7 +44,7 @@ def test_the_weight_loss_teaches_people_never_seen(world, tmp_path: Path) -> Non
 
 
 def test_both_losses_lower_the_denoising_loss_of_people_never_seen(world, tmp_path: Path) -> None:
-    config = replace(SHORT, weights=None, both=FitConfig(40, lr=3e-3), beta=0.0, both_batch=8, evaluate_every=40)
+    config = replace(SHORT, weights=None, both=FitConfig(12, lr=5e-3), beta=0.0, both_batch=8, evaluate_every=12)
     _, reports = run(world, tmp_path, config)
     held_out = reports[-1].held_out
     assert held_out["portraits/denoising"] < held_out["portraits/nobody"]
@@ -57,13 +57,13 @@ def test_the_denoising_term_is_that_of_fitting(world) -> None:
     torch.nn.init.zeros_(network.head.weight)
     worn = people.numbers.mean(dim=0, keepdim=True).expand(3, -1, -1, -1)
     same = People(people.pictures, people.latents, people.numbers)
-    config = TrainConfig(both_batch=300, noises=2, jitter=STILL)
+    config = TrainConfig(both_batch=128, noises=2, jitter=STILL)
     loss = _Loss(network, world.base, world.adapters, [same], config, "both", torch.Generator().manual_seed(0))
     with torch.no_grad():
         _, metrics = loss(0)
 
     weights = worn.clone().requires_grad_()
-    objective = Objective(noises=200)
+    objective = Objective(noises=64)
     fitted = fit(
         world.base,
         {"weights": weights},
@@ -73,9 +73,9 @@ def test_the_denoising_term_is_that_of_fitting(world) -> None:
         FitConfig(1, lr=1e-9),
     )
     expected = next(iter(fitted)).metrics["denoising"]
-    assert metrics["denoising"] == pytest.approx(expected, rel=0.03)  # as other noises allow
+    assert metrics["denoising"] == pytest.approx(expected, rel=0.05)  # as other noises allow
     theta = network.theta(people.numbers)
-    assert metrics["weight"] == pytest.approx(float(theta.square().mean()), rel=0.15)  # drawn people
+    assert metrics["weight"] == pytest.approx(float(theta.square().mean()), rel=0.2)  # drawn people
 
 
 def test_people_without_numbers_are_left_out_of_the_weight_loss(world) -> None:
@@ -99,7 +99,7 @@ def test_samples_and_curve_are_written_as_it_goes(world, tmp_path: Path) -> None
         *(("weights", step) for step in (1, 2, 3, 4)),
         *(("both", step) for step in (1, 2, 3)),
     ]
-    assert [report.step.samples for report in reports] == [0, 0, 0, 0, 8, 16, 24]
+    assert [report.step.samples for report in reports] == [0, 0, 0, 0, 4, 8, 12]
     lines = [json.loads(line) for line in (tmp_path / CURVE_FILE).read_text().splitlines()]
     assert [(line["phase"], line["step"]) for line in lines] == [
         ("weights", 2),
@@ -111,14 +111,14 @@ def test_samples_and_curve_are_written_as_it_goes(world, tmp_path: Path) -> None
     assert all(set(line["held_out"]) == figures for line in lines)
 
 
-@pytest.mark.parametrize("stop", [1, 3, 4, 6])
+@pytest.mark.parametrize("stop", [3, 5])
 def test_a_stopped_run_ends_as_an_uninterrupted_one(world, tmp_path: Path, stop: int) -> None:
     whole, _ = run(world, tmp_path / "whole", SHORT)
     run(world, tmp_path / "parts", SHORT, stop=stop)
     resumed, reports = run(world, tmp_path / "parts", SHORT)
     for name, tensor in whole.state_dict().items():
         torch.testing.assert_close(resumed.state_dict()[name], tensor, atol=1e-6, rtol=1e-5, msg=name)
-    assert len(reports) <= 7 - stop + (stop == 4)
+    assert len(reports) == 7 - stop
     steps = [
         [
             (json.loads(line)["phase"], json.loads(line)["step"])

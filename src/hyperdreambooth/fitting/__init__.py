@@ -1,1 +1,1 @@
-"""Everything that learns: one loop (steps), fits of people on pictures (fit), many people (preoptimize), one (finetune)."""
+"""Everything that learns: one loop (steps); fits to pictures (fit), of many people (preoptimize), of one (finetune)."""
