@@ -22,16 +22,21 @@ from rich.console import Console
 
 from hyperdreambooth.base.build import PRESETS, build_base
 from hyperdreambooth.base.model import Base
-from hyperdreambooth.embedded import BASE, DEMO_PHOTO, JUDGES
+from hyperdreambooth.embedded import BASE, DEMO_PHOTO, HYPERNETWORK, JUDGES
 from hyperdreambooth.evaluation.judges import AttributeReader, Judge, Recogniser, SceneClassifier
 from hyperdreambooth.files import load_tensors, save_tensors, write_atomically
 from hyperdreambooth.fitting.steps import Checkpoint, FitConfig, Run, StepReport, steps
+from hyperdreambooth.hypernetwork.model import PRESETS as HYPERNETWORK_PRESETS
+from hyperdreambooth.hypernetwork.model import HyperNetwork, build_hypernetwork
+from hyperdreambooth.hypernetwork.training import RESULT_FILE
+from hyperdreambooth.people import People
+from hyperdreambooth.pipeline import HyperDreamBooth, space_of
 from hyperdreambooth.portraits.captions import vocabulary
 from hyperdreambooth.portraits.person import Person
 from hyperdreambooth.portraits.renderer import render
 from hyperdreambooth.portraits.view import View
 from hyperdreambooth.sheet import to_image
-from recipes import cards, denoiser, judges, vae
+from recipes import cards, denoiser, hyper, judges, vae
 from recipes.photographs import frame_photographs, load_photographs
 from recipes.pictures import Pictures, load_shards, make_shards, random_photographs, random_portraits
 
@@ -52,7 +57,11 @@ class Budget:
     denoiser_minutes: float = 120
     denoiser_batch: int = 24
     people_pictures: int = 16  # thousand portraits, eight of each person, that judges and encoder learn from
-    judge_minutes: float = 12  # each of the three judges, and the encoder
+    judge_minutes: float = 12  # each of the three judges
+    encoder_minutes: float = 12  # learning to see
+    fitted_portraits: int = 1024  # people who are pre-optimised
+    fitted_photographs: int = 1024
+    hypernetwork_minutes: float = 45  # of both losses; the weight loss alone gets a fifth of that
 
 
 @dataclass(frozen=True)
@@ -76,6 +85,15 @@ class Workshop:
             load_shards(folder, "portraits", self.budget.portraits),
             load_shards(folder, "photographs", self.budget.photographs),
         )
+
+    def people(self) -> Pictures:
+        """Several portraits of each of many people."""
+        return load_shards(self.cache / "pictures", "people", self.budget.people_pictures)
+
+    def fitted_worlds(self) -> dict[str, People]:
+        """The people who are pre-optimised."""
+        budget, framed = self.budget, self.cache / "photographs.safetensors"
+        return hyper.worlds(budget.fitted_portraits, budget.fitted_photographs, framed, self.size)
 
 
 def frame(shop: Workshop) -> Iterator[str]:
@@ -173,18 +191,14 @@ def draw_people(shop: Workshop) -> Iterator[str]:
 
 def train_judges(shop: Workshop) -> Iterator[str]:
     """Recogniser, scene classifier and attribute reader: each by itself, on true pictures."""
-    people = load_shards(shop.cache / "pictures", "people", shop.budget.people_pictures)
-    portraits, photographs = shop.pictures()
+    people, (portraits, photographs) = shop.people(), shop.pictures()
 
     def run(judge: Judge, train: Callable[..., Run], *data: object) -> Iterator[str]:
         name = judge.kind.replace(" ", "-")
         result = shop.cache / f"{name}.safetensors"
         if result.exists():
             return
-        config = FitConfig(
-            steps=10**9, seconds=60 * shop.budget.judge_minutes, lr=2e-3, warmup=50, schedule="cosine",
-            weight_decay=0.02, ema=0.998,
-        )  # fmt: skip
+        config = _schedule(shop.budget.judge_minutes, lr=2e-3)
         generator, checkpoint = torch.Generator().manual_seed(0), Checkpoint(shop.cache / f"{name}.run.safetensors")
         training = train(judge.to(shop.device), *data, config, generator, checkpoint)
         yield from (f"{name}: {line}" for line in _lines(training, 100))
@@ -196,6 +210,40 @@ def train_judges(shop: Workshop) -> Iterator[str]:
     )
     yield from run(judges.fresh(SceneClassifier), judges.train_scene_classifier, portraits, photographs, 64)
     yield from run(judges.fresh(AttributeReader), judges.train_attribute_reader, people, 64)
+
+
+def train_encoder(shop: Workshop) -> Iterator[str]:
+    """The encoder that the hypernetwork starts from: a network apart from all judges."""
+    result = shop.cache / "encoder.safetensors"
+    if result.exists():
+        return
+    people, (_, photographs) = shop.people(), shop.pictures()
+    task = judges.fresh_encoder(HYPERNETWORK_PRESETS["embedded"].encoder).to(shop.device)
+    generator, checkpoint = torch.Generator().manual_seed(0), Checkpoint(shop.cache / "encoder.run.safetensors")
+    config = _schedule(shop.budget.encoder_minutes, lr=1e-3)
+    run = judges.train_encoder(task, people, photographs, 64, judges.Batch(16, 4), config, generator, checkpoint)
+    yield from _lines(run, 100)
+    with run.averaged():
+        task.encoder.save(result)
+
+
+def fit_people(shop: Workshop) -> Iterator[str]:
+    """Pre-optimised people of both worlds."""
+    booth = HyperDreamBooth(trained_base(shop))
+    for world, people in shop.fitted_worlds().items():
+        yield from (f"{world}: {line}" for line in hyper.fit_world(booth, people, shop.cache / f"fitted-{world}"))
+
+
+def train_hypernetwork(shop: Workshop) -> Iterator[str]:
+    """The hypernetwork, by eq. 2."""
+    if (shop.cache / "hypernetwork" / RESULT_FILE).exists():
+        return
+    booth = HyperDreamBooth(trained_base(shop))
+    network = build_hypernetwork(HYPERNETWORK_PRESETS["embedded"], booth.space, booth.fingerprint, booth.base.name)
+    network.encoder.load(shop.cache / "encoder.safetensors")
+    fitted = {world: (people, shop.cache / f"fitted-{world}") for world, people in shop.fitted_worlds().items()}
+    minutes = shop.budget.hypernetwork_minutes
+    yield from hyper.train_network(network.to(shop.device), booth, fitted, shop.cache / "hypernetwork", minutes)
 
 
 def ship(shop: Workshop) -> Iterator[str]:
@@ -221,6 +269,8 @@ def ship(shop: Workshop) -> Iterator[str]:
         _seconds(shop, "recogniser", "scene-classifier", "attribute-reader"),
         {},
     )
+    if (trained := shop.cache / "hypernetwork" / RESULT_FILE).exists():
+        HyperNetwork.load(trained, space_of(base), base.fingerprint, base.name).save(HYPERNETWORK)
     view = View.reference(np.random.RandomState(5))
     picture = to_image(render([Person(DEMO_SEED)], [view], 256)[0])
     write_atomically(DEMO_PHOTO, lambda part: picture.save(part, format="PNG"))
@@ -235,6 +285,9 @@ STAGES: dict[str, Callable[[Workshop], Iterable[str]]] = {
     "denoiser": train_denoiser,
     "people": draw_people,
     "judges": train_judges,
+    "encoder": train_encoder,
+    "fit": fit_people,
+    "hypernetwork": train_hypernetwork,
     "ship": ship,
 }
 
@@ -273,6 +326,13 @@ def trained_base(shop: Workshop) -> Base:
     for name, network in (("unet", base.unet), ("text_encoder", base.text_encoder)):
         network.load_state_dict({key.removeprefix(f"{name}."): t for key, t in weights.items() if key.startswith(name)})
     return base
+
+
+def _schedule(minutes: float, lr: float) -> FitConfig:
+    """How judges and encoder learn."""
+    return FitConfig(
+        steps=10**9, seconds=60 * minutes, lr=lr, warmup=50, schedule="cosine", weight_decay=0.02, ema=0.998
+    )
 
 
 def _seconds(shop: Workshop, *stages: str) -> dict[str, float]:

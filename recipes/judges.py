@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from hyperdreambooth.evaluation.identification import Rate, identification_rate
 from hyperdreambooth.evaluation.judges import SCENE_OPTIONS, AttributeReader, Judge, Recogniser, SceneClassifier
 from hyperdreambooth.fitting.steps import Checkpoint, FitConfig, Run, steps
-from hyperdreambooth.hypernetwork.encoder import FaceEncoder
+from hyperdreambooth.hypernetwork.encoder import EncoderConfig, FaceEncoder
 from hyperdreambooth.hypernetwork.jitter import Jitter
 from hyperdreambooth.portraits.captions import CONTEXTS, DOMAINS, EDITS, STYLES, Scene
 from hyperdreambooth.portraits.person import ATTRIBUTES, truth_matrix
@@ -42,6 +42,13 @@ def fresh(kind: type[Judge], seed: int = 0) -> Judge:
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
         return kind()
+
+
+def fresh_encoder(config: EncoderConfig, seed: int = 0) -> EncoderTask:
+    """An encoder to be taught, with random weights that depend on `seed` alone."""
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(seed)
+        return EncoderTask(FaceEncoder(config))
 
 
 def random_people(random: np.random.RandomState, count: int, people: int, per_person: int, size: int) -> Pictures:

@@ -40,7 +40,7 @@ def test_errors_are_distances_of_numbers_and_shares_of_wrong_choices() -> None:
 def test_attributes_that_all_share_are_left_out() -> None:
     same = truth_matrix([5] * 4)
     truth = same.clone()
-    truth[:, 0] = torch.tensor([0.0, 0.2, 0.4, 1.0])
+    truth[:, 0] = torch.tensor([0.0, 0.2, 0.2, 1.0])
     assert Person(5).values  # everything but the first is one person's
     assert attribute_error(truth, truth) == 0.0
     halfway = truth.clone()

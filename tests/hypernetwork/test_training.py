@@ -129,11 +129,32 @@ def test_a_stopped_run_ends_as_an_uninterrupted_one(world, tmp_path: Path, stop:
     assert steps[0] == steps[1]
 
 
-def test_the_result_is_the_network(world, tmp_path: Path) -> None:
-    network, _ = run(world, tmp_path, SHORT)
+def test_the_result_is_the_averaged_network_that_was_measured(world, tmp_path: Path) -> None:
+    fast = replace(SHORT, weights=FitConfig(4, lr=1e-2, ema=0.5), both=None)
+    network, reports = run(world, tmp_path, fast)
+    people = world.people(4, seed=7)
+    predicted = network.predict(people.pictures[:, 0] / 255)
+    scale = network.offset_std.unsqueeze(1)
+    missed = ((predicted - people.numbers) / scale).square().sum()
+    spread = ((people.numbers - people.numbers.mean(dim=0)) / scale).square().sum()
+    assert reports[-1].held_out["portraits/r2"] == pytest.approx(float(1 - missed / spread), rel=1e-3)
+
     loaded = HyperNetwork.load(tmp_path / RESULT_FILE, world.space, world.base.fingerprint)
-    shown = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(loaded.predict(shown), network.predict(shown), atol=1e-3, rtol=1e-2)
+    torch.testing.assert_close(loaded.predict(people.pictures[:, 0] / 255), predicted, atol=1e-3, rtol=1e-2)
+
+
+def test_a_person_learns_from_their_own_pictures_alone(world) -> None:
+    people = world.people(3)
+    strange = replace(people, latents=people.latents * torch.tensor([1.0, 1.0, 9.0])[:, None, None, None, None])
+    gradients = []
+    for one in (people, strange):
+        generator = torch.Generator().manual_seed(0)
+        loss = _Loss(world.network(), world.base, world.adapters, [one], SHORT, "both", generator)
+        worn = people.numbers[:2].clone().requires_grad_()
+        loss._denoising(one, torch.tensor([0, 2]), worn).backward()
+        gradients.append(worn.grad)
+    torch.testing.assert_close(gradients[0][0], gradients[1][0])
+    assert not torch.allclose(gradients[0][1], gradients[1][1], rtol=0.1)
 
 
 def test_a_frozen_encoder_does_not_move(world, tmp_path: Path) -> None:

@@ -5,6 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
+from hyperdreambooth.evaluation.judges import AttributeReader, JudgeConfig, Recogniser, SceneClassifier
+from hyperdreambooth.fitting.steps import Checkpoint, FitConfig, Run
+from hyperdreambooth.hypernetwork.encoder import EncoderConfig, FaceEncoder
+from hyperdreambooth.portraits.captions import Scene
+from hyperdreambooth.portraits.person import ATTRIBUTES, truth_matrix
 from recipes.judges import (
     Batch,
     EncoderTask,
@@ -25,12 +31,6 @@ from recipes.judges import (
 from recipes.photographs import Photographs
 from recipes.pictures import Pictures
 
-from hyperdreambooth.evaluation.judges import AttributeReader, JudgeConfig, Recogniser, SceneClassifier
-from hyperdreambooth.fitting.steps import Checkpoint, FitConfig, Run
-from hyperdreambooth.hypernetwork.encoder import EncoderConfig, FaceEncoder
-from hyperdreambooth.portraits.captions import Scene
-from hyperdreambooth.portraits.person import ATTRIBUTES, truth_matrix
-
 TINY = JudgeConfig(picture_size=16, channels=(8, 16), embedding=12)
 
 
@@ -41,10 +41,11 @@ def portraits() -> Pictures:
 
 @pytest.fixture(scope="module")
 def photographs() -> Pictures:
-    """Six flat colours, four pictures of each."""
-    colours = torch.randint(256, (6, 3, 1, 1), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    """Six coarse patterns, four pictures of each."""
+    patterns = torch.randint(256, (6, 3, 4, 4), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    shown = patterns.repeat_interleave(4, dim=2).repeat_interleave(4, dim=3)  # (6, 3, 16, 16)
     people = tuple(-1 - row for row in range(6) for _ in range(4))
-    return Pictures(colours.repeat_interleave(4, dim=0).repeat(1, 1, 16, 16), (Scene("photo"),) * 24, people)
+    return Pictures(shown.repeat_interleave(4, dim=0), (Scene("photo"),) * 24, people)
 
 
 def losses(run: Run) -> list[float]:

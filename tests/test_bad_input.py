@@ -1,0 +1,201 @@
+"""Bad input: one clear line, the right exit status, no half-written file, nothing lost."""
+
+from __future__ import annotations
+
+import pickle
+import struct
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from hyperdreambooth.cli import run
+from hyperdreambooth.identity import Identity
+from hyperdreambooth.pipeline import HyperDreamBooth
+
+Capture = pytest.CaptureFixture[str]
+
+
+def error_of(capsys: Capture, *arguments: object, status: int = 2) -> str:
+    """Run the program, which must fail with one line on standard error and nothing on standard output."""
+    capsys.readouterr()
+    got = run([str(argument) for argument in arguments])
+    out, err = capsys.readouterr()
+    assert (got, out) == (status, "")
+    lines = [line for line in err.splitlines() if not line.startswith("note:")]
+    assert len(lines) == 1 and lines[0].startswith("error: "), err
+    return lines[0]
+
+
+def huge_png(width: int, height: int) -> bytes:
+    """A PNG file that says it is so large, and holds next to nothing."""
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)),
+        (b"IDAT", zlib.compress(b"")),
+        (b"IEND", b""),
+    ]
+    parts = [
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def truncated(path: Path) -> None:
+    Image.effect_noise((64, 64), 50).save(path, "JPEG")
+    path.write_bytes(path.read_bytes()[:-600])
+
+
+BAD_PHOTOS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no picture": (lambda path: path.write_bytes(b"hello"), "not a picture"),
+    "empty": (lambda path: path.write_bytes(b""), "not a picture"),
+    "truncated": (truncated, "damaged or cut off"),
+    "1 x 1": (lambda path: Image.new("RGB", (1, 1)).save(path, "PNG"), "1 x 1"),
+    "30,000 x 30,000": (lambda path: path.write_bytes(huge_png(30_000, 30_000)), "pixels"),
+    "a folder": (lambda path: path.mkdir(), "a folder"),
+    "not there": (lambda path: None, "does not exist"),
+    "below a file": (lambda path: path.parent.joinpath("file").touch(), "cannot be reached"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_PHOTOS)
+def test_bad_photos_are_found_before_the_base_is_opened(kind: str, tmp_path: Path, capsys: Capture) -> None:
+    make, words = BAD_PHOTOS[kind]
+    photo, output = tmp_path / "photo.jpg", tmp_path / "alice.safetensors"
+    make(photo)
+    if kind == "below a file":
+        photo = tmp_path / "file" / "photo.jpg"
+    line = error_of(capsys, "personalize", photo, "-o", output, "--base", tmp_path / "no base")
+    assert words in line and photo.name in line
+    assert not output.exists()
+
+
+@pytest.fixture(scope="module")
+def sound(base_folder: Path) -> Identity:
+    booth = HyperDreamBooth.load(base_folder)
+    return Identity(booth.space.start(1), booth.space.info, booth.fingerprint, booth.base.name)
+
+
+def test_bad_identity_files(sound: Identity, base_folder: Path, tmp_path: Path, capsys: Capture) -> None:
+    """Each is told apart by name, in every command that opens one; one load of the base per kind is enough."""
+    file, data = tmp_path / "alice.safetensors", b""
+    sound.save(file)
+    data = file.read_bytes()
+    nan = data[:-2] + struct.pack("<e", float("nan"))
+    kinds: dict[str, bytes] = {
+        "truncated": data[:-9],
+        "empty": b"",
+        "not a safetensors file": b"\xff\xd8 a picture, say, that was given by mistake",
+        "pickled": pickle.dumps({"lidb": [1.0]}),
+        "not all finite": nan,
+    }
+    for words, content in kinds.items():
+        file.write_bytes(content)
+        assert words in error_of(capsys, "inspect", file)
+    for other, words in (
+        (replace(sound, base="0" * 16, base_name="stable-diffusion-v1-5"), "--base stable-diffusion-v1-5"),
+        (replace(sound, space=replace(sound.space, seed=9)), "seed 9, here 0"),
+    ):
+        other.save(file)
+        command = ("generate", file, "--prompt", "a [V] face", "-o", tmp_path / "out", "--base", base_folder)
+        assert words in error_of(capsys, *command)
+        assert not (tmp_path / "out").exists()
+
+
+def test_bad_bases(sound: Identity, base_folder: Path, tmp_path: Path, capsys: Capture) -> None:
+    file = tmp_path / "alice.safetensors"
+    sound.save(file)
+    command = ("export", file, "--format", "kohya", "-o", tmp_path / "out.safetensors", "--base")
+    assert "no folder" in error_of(capsys, *command, tmp_path / "nowhere")
+    assert "model_index" in error_of(capsys, *command, tmp_path) or "has no" in error_of(capsys, *command, tmp_path)
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_outputs_that_cannot_be_written_are_found_first(tmp_path: Path, capsys: Capture) -> None:
+    """Before the photograph is looked at, and before anything slow."""
+    (tmp_path / "file").write_text("mine")
+    below, folder = tmp_path / "file" / "alice.safetensors", tmp_path
+    for command in (
+        ("personalize", "nobody.jpg", "-o", below),
+        ("personalize", "nobody.jpg", "-o", folder),
+        ("personalize", "nobody.jpg", "-o", tmp_path / "alice.safetensors", "--sheet", below),
+        ("generate", "nobody.safetensors", "--prompt", "a [V] face", "-o", tmp_path / "file"),
+        ("export", "nobody.safetensors", "--format", "peft", "-o", tmp_path / "file"),
+        ("mix", "a", "b", "-o", below),
+        ("portraits", "-o", tmp_path / "file"),
+        ("preoptimize", "portraits:0-1", "-o", tmp_path / "file"),
+        ("train", "portraits:0-1", "weights", "-o", tmp_path / "file"),
+        ("demo", "-o", tmp_path / "file"),
+    ):
+        assert str(command[command.index("-o") + 1]) in (line := error_of(capsys, *command)) or "file" in line
+    assert (tmp_path / "file").read_text() == "mine" and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("personalize",), "Missing argument"),
+        (("personalize", "a.jpg"), "--output"),
+        (("personalize", "a.jpg", "-o", "a", "--steps", "-1"), "-1"),
+        (("personalize", "a.jpg", "-o", "a", "--relax", "loha"), "loha"),
+        (("paint",), "paint"),
+        (("preoptimize", "portraits:9-3", "-o", "weights"), "portraits:FIRST-LAST"),
+        (("preoptimize", "nowhere", "-o", "weights"), "check the path"),
+        (("portraits", "--seed", "4294967295", "--count", "2", "-o", "faces"), "4294967295"),
+    ],
+)
+def test_wrong_use(
+    arguments: tuple[str, ...],
+    words: str,
+    capsys: Capture,
+    tmp_path: Path,
+    base_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("hyperdreambooth.base.loading.EMBEDDED", base_folder)
+    assert words in error_of(capsys, *arguments)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unknown_word_is_named_and_the_work_goes_on(
+    sound: Identity, base_folder: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    sound.save(tmp_path / "alice.safetensors")
+    command = ["generate", tmp_path / "alice.safetensors", "--prompt", "a [V] face on a zebra", "-o", tmp_path / "out"]
+    assert run([*map(str, command), "--base", str(base_folder), "--steps", "1"]) == 0
+    assert 'note: the base "tiny" never saw the word "on", "zebra"' in capsys.readouterr().err
+    assert len(list((tmp_path / "out").iterdir())) == 1
+
+
+def test_a_full_disk_fails_the_work_and_loses_nothing(
+    sound: Identity, base_folder: Path, portrait_file: Path, tmp_path: Path
+) -> None:
+    """In a process that may not write files of more than 2 KB: the former file stays, and no part of a new one."""
+    output = tmp_path / "alice.safetensors"
+    sound.save(output)
+    before = output.read_bytes()
+    code = (
+        "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (2048, resource.RLIM_INFINITY)); "
+        "from hyperdreambooth.cli import main; main()"
+    )
+    command = ["personalize", portrait_file, "-o", output, "--base", base_folder, "--steps", "1", "--noises", "1"]
+    done = subprocess.run([sys.executable, "-c", code, *map(str, command)], capture_output=True, text=True)
+    assert done.returncode == 1 and done.stdout == ""
+    (line,) = [line for line in done.stderr.splitlines() if not line.startswith("note:")]
+    assert line.startswith("error: no room to write") and str(output) in line
+    assert output.read_bytes() == before and list(tmp_path.iterdir()) == [output]
+
+
+def test_what_nobody_foresaw_is_one_line_too(
+    sound: Identity, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError("torch wanted\nmore")
+
+    monkeypatch.setattr(Identity, "open", fail)
+    assert "MemoryError: torch wanted more" in error_of(capsys, "inspect", tmp_path / "alice.safetensors", status=1)

@@ -1,0 +1,216 @@
+"""The commands on the tiny base: what they leave, what they print where, and that they say what the library says."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from hyperdreambooth.cli import run, using
+from hyperdreambooth.files import load_tensors
+from hyperdreambooth.identity import Identity
+from hyperdreambooth.lidb import save_kohya
+from hyperdreambooth.personalization import PHASES
+from hyperdreambooth.pipeline import HyperDreamBooth
+from hyperdreambooth.portraits.captions import CONTEXTS, DOMAINS, EDIT_SCENES, STYLE_SCENES, caption
+from hyperdreambooth.portraits.person import Person
+from hyperdreambooth.portraits.renderer import render
+from hyperdreambooth.portraits.view import View
+from hyperdreambooth.sheet import to_tensor
+
+
+@dataclass
+class Hdb:
+    """The program on the tiny base."""
+
+    base: Path
+    capsys: pytest.CaptureFixture[str]
+
+    def __call__(self, *arguments: object, status: int = 0) -> tuple[str, str]:
+        """Run it; what it printed for programs and for people."""
+        self.capsys.readouterr()
+        got = run([str(argument) for argument in arguments])
+        out, err = self.capsys.readouterr()
+        assert got == status, err
+        return out, err
+
+    def json(self, *arguments: object) -> dict[str, Any]:
+        """Run it with --json: the one object on standard output."""
+        out, _ = self(*arguments, "--json")
+        values: dict[str, Any] = json.loads(out)
+        assert values["seconds"]["total"] > 0 and values["versions"]["torch"] == torch.__version__
+        return values
+
+
+@pytest.fixture
+def hdb(base_folder: Path, capsys: pytest.CaptureFixture[str]) -> Hdb:
+    return Hdb(base_folder, capsys)
+
+
+@pytest.fixture(scope="module")
+def identities(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two identity files of the tiny base."""
+    folder = tmp_path_factory.mktemp("people")
+    booth = HyperDreamBooth.load(base_folder)
+    files = folder / "alice.safetensors", folder / "bob.safetensors"
+    for seed, file in enumerate(files):
+        weights = 0.5 * torch.randn(booth.space.start(2).shape, generator=torch.Generator().manual_seed(seed))
+        Identity(weights, booth.space.info, booth.fingerprint, booth.base.name, how={"steps": 7}).save(file, "fp32")
+    return files
+
+
+def test_personalize(hdb: Hdb, tmp_path: Path, portrait_file: Path) -> None:
+    file, sheet = tmp_path / "a" / "alice.safetensors", tmp_path / "a" / "alice.png"
+    settings = ("--base", hdb.base, "--steps", 2, "--noises", 3, "--rank", 2, "--dtype", "int8", "--seed", 4)
+    got = hdb.json("personalize", portrait_file, "-o", file, *settings, "--sheet", sheet)
+    person = Identity.open(file)
+    assert (got["bytes"], got["sheet_bytes"]) == (file.stat().st_size, sheet.stat().st_size)
+    assert (got["sites"], got["numbers"], got["ranks"]) == (person.sites, person.numbers, 3)
+    assert (got["samples"], got["seed"]) == (2 * 3, 4)
+    assert got["sheet_samples"] == 2 * 16 * 25  # guided, two rows of eight prompts
+    assert {*PHASES, "load", "save", "draw", "total"} == set(got["seconds"])
+    assert got["seconds"]["total"] >= sum(got["seconds"].values()) / 2 - 0.01
+    assert any("no hypernetwork" in note for note in got["notes"])
+    assert person.how["seed"] == 4 and person.how["noises"] == 3
+    assert min(Image.open(sheet).size) > 4 * 192
+
+
+def test_personalize_is_what_the_library_does(hdb: Hdb, tmp_path: Path, portrait_file: Path) -> None:
+    out, err = hdb(
+        "personalize", portrait_file, "-o", tmp_path / "a.safetensors", "--base", hdb.base,
+        "--steps", 1, "--relax", "lora", "--dtype", "fp32", "--hypernetwork", "none",
+    )  # fmt: skip
+    assert out == "" and "fine-tune" in err and "total" in err and "bytes" in err
+    person = Identity.open(tmp_path / "a.safetensors")
+    expected = HyperDreamBooth.load(hdb.base).personalize(portrait_file, steps=1, relax="lora")
+    assert person.lora is not None and expected.lora is not None
+    assert torch.equal(person.lora, expected.lora) and torch.equal(person.weights, expected.weights)
+
+
+def test_generate_every_one_with_every_one(hdb: Hdb, tmp_path: Path, identities: tuple[Path, Path]) -> None:
+    prompts = ["a [V] face", "a [V] face in the snow"]
+    flags = [flag for prompt in prompts for flag in ("--prompt", prompt)]
+    settings = ("--base", hdb.base, "--count", 2, "--seed", 3, "--steps", 2, "--strength", 0.5)
+    got = hdb.json("generate", *identities, *flags, "-o", tmp_path, *settings)
+    assert got["count"] == 8 and got["samples"] == 8 * 2 * 2 and len(list(tmp_path.glob("*.png"))) == 8
+    said = [(picture["identity"], picture["prompt"], picture["seed"]) for picture in got["pictures"]]
+    assert said == [(str(file), prompt, seed) for file in identities for prompt in prompts for seed in (3, 4)]
+    booth = HyperDreamBooth.load(hdb.base)
+    (expected,) = booth.generate(booth.open(identities[1]), prompts[0], seed=4, steps=2, strength=0.5)
+    with Image.open(got["pictures"][5]["file"]) as image:
+        assert (to_tensor(image) - to_tensor(expected)).abs().max() <= 1.01 / 255
+
+
+def test_generate_pairs(hdb: Hdb, tmp_path: Path, identities: tuple[Path, Path]) -> None:
+    prompts = ("--prompt", "a [V] face", "--prompt", "a zebra")
+    got = hdb.json("generate", *identities, *prompts, "--pairs", "-o", tmp_path, "--base", hdb.base, "--steps", 1)
+    assert [(p["identity"], p["prompt"]) for p in got["pictures"]] == [
+        (str(identities[0]), "a [V] face"),
+        (str(identities[1]), "a zebra"),
+    ]
+    assert ["zebra" in note for note in got["notes"]] == [True]
+    _, err = hdb("generate", *identities, *prompts[:2], "--pairs", "-o", tmp_path, status=2)
+    assert "2 identities and 1 prompts" in err
+
+
+def test_generates_help_lists_what_the_base_knows(hdb: Hdb) -> None:
+    text = " ".join((using.generate.__doc__ or "").replace("|", " ").split())
+    for scene in (*STYLE_SCENES, *EDIT_SCENES):
+        words = scene.context or (scene.edit if scene.edit != "old" else None) or caption(scene, "[V] face")
+        assert words.removesuffix(" of a [V] face") in text, words
+    assert len(CONTEXTS) + len(DOMAINS) > 0
+    assert "identities and prompts" in " ".join(hdb("generate", "--help")[0].lower().split())
+
+
+def test_inspect(hdb: Hdb, identities: tuple[Path, Path]) -> None:
+    got = hdb.json("inspect", identities[0])
+    person = Identity.open(identities[0])
+    assert (got["numbers"], got["ranks"], got["fingerprint"]) == (person.numbers, 2, person.base)
+    assert got["how"] == {"steps": 7} and got["space"]["a"] == person.space.a
+    out, err = hdb("inspect", identities[0])
+    assert out == "" and "how steps" in err and f"{person.numbers:,}" in err
+
+
+@pytest.mark.parametrize("layout", ["kohya", "diffusers", "peft"])
+def test_export(hdb: Hdb, tmp_path: Path, identities: tuple[Path, Path], layout: str) -> None:
+    output = tmp_path / ("folder" if layout == "peft" else "alice.safetensors")
+    got = hdb.json("export", identities[0], "--format", layout, "-o", output, "--base", hdb.base)
+    files = [output] if output.is_file() else [file for file in output.rglob("*") if file.is_file()]
+    assert got["bytes"] == sum(file.stat().st_size for file in files) > 0
+    if layout == "kohya":
+        booth = HyperDreamBooth.load(hdb.base)
+        save_kohya(tmp_path / "expected.safetensors", booth.space, booth.open(identities[0]).weights)
+        exported, expected = load_tensors(output)[0], load_tensors(tmp_path / "expected.safetensors")[0]
+        assert exported.keys() == expected.keys() and all(torch.equal(exported[k], expected[k]) for k in expected)
+
+
+def test_mix(hdb: Hdb, tmp_path: Path, identities: tuple[Path, Path]) -> None:
+    booth = HyperDreamBooth.load(hdb.base)
+    first, second = map(booth.open, identities)
+    output = tmp_path / "between.safetensors"
+    for weight, like in ((0, first), (1, second)):
+        hdb("mix", *identities, "--weight", weight, "-o", output, "--base", hdb.base, "--dtype", "fp32")
+        assert booth.space.distance(booth.open(output).weights, like.weights) < 1e-4
+    got = hdb.json("mix", *identities, "-o", output, "--base", hdb.base)
+    between = booth.open(output)
+    assert got["bytes"] == output.stat().st_size and between.ranks == 2
+    assert (
+        0 < booth.space.distance(between.weights, first.weights) < booth.space.distance(second.weights, first.weights)
+    )
+
+
+def test_portraits(hdb: Hdb, tmp_path: Path) -> None:
+    got = hdb.json("portraits", "--seed", 7, "--count", 2, "--views", 2, "--size", 32, "-o", tmp_path)
+    people = json.loads((tmp_path / "people.json").read_text())
+    assert [person["seed"] for person in people] == [7, 8] and got["pictures"] == 4
+    assert got["bytes"] == sum(file.stat().st_size for file in tmp_path.iterdir())
+    assert people[1]["attributes"]["beard"] == Person(8).choice("beard")
+    for person in people:
+        for number, entry in enumerate(person["pictures"]):
+            view = {name: tuple(v) if isinstance(v, list) else v for name, v in entry.items() if name != "file"}
+            expected = render([Person(person["seed"])], [View(**view)], 32)[0]
+            with Image.open(tmp_path / entry["file"]) as image:
+                assert (to_tensor(image) - expected).abs().max() <= 1.01 / 255
+            assert (view["yaw"] == 0) == (number == 0)
+
+
+def test_people_to_a_hypernetwork_to_a_person(hdb: Hdb, tmp_path: Path, portrait_file: Path) -> None:
+    weights, folder, alice = tmp_path / "weights", tmp_path / "trained", tmp_path / "alice.safetensors"
+    people, base = "portraits:0-4", ("--base", hdb.base)
+    got = hdb.json("preoptimize", people, "-o", weights, *base, "--views", 2, "--steps", 1)
+    assert (got["people"], got["samples"]) == (5, 5 * 4)
+    assert hdb.json("preoptimize", people, "-o", weights, *base, "--views", 2, "--steps", 1)["samples"] == 0  # all done
+    training = ("train", people, weights, "-o", folder, *base, "--preset", "tiny", "--views", 2, "--steps", 1)
+    got = hdb.json(*training, "--dry-run")
+    assert got["training"]["both"]["steps"] == 1 and got["network"]["rounds"] >= 1 and not folder.exists()
+    got = hdb.json(*training)
+    assert got["bytes"] == (folder / "hypernetwork.safetensors").stat().st_size
+    got = hdb.json("personalize", portrait_file, "-o", alice, *base, "--steps", 0, "--hypernetwork", folder)
+    assert got["ranks"] == 1 and got["samples"] == 0 and got["notes"] == []
+    _, err = hdb("train", "portraits:0-1", weights, "-o", folder, *base, status=2)
+    assert "3 people whom PEOPLE has not" in err
+
+
+def test_people_from_photographs(hdb: Hdb, tmp_path: Path, portrait_file: Path) -> None:
+    folder = tmp_path / "people"
+    for name in ("ann/1.png", "ann/2.png", "bea/1.png", "carl.png"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(portrait_file.read_bytes())
+    (folder / "broken.png").write_bytes(b"no picture")
+    got = hdb.json("preoptimize", folder, "-o", tmp_path / "weights", "--base", hdb.base, "--steps", 1)
+    assert got["people"] == 3 and ["broken.png" in note for note in got["notes"]] == [True]
+    plan = json.loads((tmp_path / "weights" / "plan.json").read_text())
+    assert plan["names"] == ["ann", "bea", "carl"]
+
+
+def test_demo(hdb: Hdb, tmp_path: Path, portrait_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hyperdreambooth.base.loading.EMBEDDED", hdb.base)
+    monkeypatch.setattr(using, "DEMO_PHOTO", portrait_file)
+    got = hdb.json("demo", "-o", tmp_path / "demo")
+    assert {file.name for file in (tmp_path / "demo").iterdir()} == {"alice.safetensors", "alice.png"}
+    assert got["seed"] == 0 and got["samples"] == 80
