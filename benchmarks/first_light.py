@@ -1,14 +1,16 @@
 """Are they the right people in the right style? Identification among N people, with every ceiling, and speed.
 
-    python -m benchmarks.first_light --people 100 --out runs/first-light
+    python -m benchmarks.first_light --people 100 --photos CACHE/photographs.safetensors --out runs/first-light
 
 Every result lies in the output folder as soon as it is there: the same command again goes on where it stopped.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -16,152 +18,152 @@ from typing import Annotated
 import torch
 import typer
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from benchmarks.judges import Judges
+from benchmarks.kept import kept
+from benchmarks.score import HYPER_ALONE, LONG_FIT, OURS, ROUND_TRIP, TRUE, TUNED_ALONE, Score, as_json, score, table
 from benchmarks.speed import measure_speed
 from benchmarks.subjects import Subjects, photographs, portraits
 from hyperdreambooth import HyperDreamBooth, Personalization, PersonalizeConfig
 from hyperdreambooth.drawing import DrawConfig
-from hyperdreambooth.evaluation.attributes import attribute_error
-from hyperdreambooth.evaluation.identification import Rate, identified, paired_difference, scene_recognised
-from hyperdreambooth.files import load_tensors, save_tensors, write_atomically
+from hyperdreambooth.embedded import JUDGES
+from hyperdreambooth.files import write_atomically
 from hyperdreambooth.hypernetwork.model import HyperNetwork
 from hyperdreambooth.portraits.captions import STYLE_SCENES, STYLES, caption
+from hyperdreambooth.progress import log
 
-BATCH = 20  # people fitted at once
-OURS, TUNED_ALONE, HYPER_ALONE = "ours", "fine-tuning alone", "hypernetwork alone"
-LONG_FIT = "200 steps alone"
+BATCH = 20  # people made at once
+PROMPTS = tuple(caption(scene, "[V] face") for scene in STYLE_SCENES)
 console = Console(stderr=True)
 
 
 @dataclass(frozen=True)
-class Score:
-    """How one way of making pictures did: per style and overall."""
+class Way:
+    """How people are made: who predicts them, if anybody, and how they are fine-tuned."""
 
-    hits: Tensor  # (styles, N) bool, the right one of the N was nearest
-    style: Rate
-    attributes: float | None  # 0 all read back, 1 no better than a guess; plain style, portraits
+    hypernetwork: HyperNetwork | None
+    config: PersonalizeConfig
 
-    @property
-    def identification(self) -> Rate:
-        """Over all styles."""
-        return Rate(int(self.hits.sum()), self.hits.numel())
-
-
-def score(subjects: Subjects, pictures: Tensor, judges: Judges, galleries: dict[str, Tensor]) -> Score:
-    """Judge pictures (styles, N, 3, S, S), one of each person in each style."""
-    hits = torch.stack(
-        [
-            identified(galleries[style], judges.recogniser.embed(drawn), subjects.labels)
-            for style, drawn in zip(STYLES, pictures, strict=True)
-        ]
-    )
-    prompted = [scene for scene in STYLE_SCENES for _ in subjects.labels]
-    style = scene_recognised(judges.scenes.read(pictures.flatten(0, 1)), prompted)
-    truth = subjects.truth
-    error = None if truth is None else attribute_error(judges.attributes.read(pictures[0]), truth)
-    return Score(hits, style, error)
+    def about(self) -> dict[str, str]:
+        """All of it, for a file's metadata."""
+        tuning = repr(self.config.finetune) if self.config.steps else "none"
+        return {"hypernetwork": digest_of(self.hypernetwork), "config": repr(self.config), "tuning": tuning}
 
 
-def true_pictures(subjects: Subjects) -> Tensor:
-    """The references under every style's filter, (styles, N, 3, S, S)."""
-    return torch.stack([subjects.true_picture(style) for style in STYLES])
+def ways(hypernetwork: HyperNetwork | None, long_fit: bool) -> dict[str, Way]:
+    """What is compared, by name; without a hypernetwork, fine-tuning alone."""
+    alone = {TUNED_ALONE: Way(None, PersonalizeConfig())}
+    if long_fit:
+        alone = {LONG_FIT: Way(None, PersonalizeConfig(steps=200))} | alone
+    if hypernetwork is None:
+        return alone
+    predicted = Way(hypernetwork, PersonalizeConfig(steps=0))
+    return alone | {HYPER_ALONE: predicted, OURS: Way(hypernetwork, PersonalizeConfig())}
 
 
 @torch.no_grad()
 def round_trip(booth: HyperDreamBooth, pictures: Tensor) -> Tensor:
     """Pictures (styles, N, 3, S, S) through the VAE and back."""
-    parts = [booth.base.decode(booth.base.encode_pictures(some)) for some in pictures.flatten(0, 1).split(100)]
+    parts = [booth.base.decode(booth.base.encode_pictures(some)).cpu() for some in pictures.flatten(0, 1).split(100)]
     return torch.cat(parts).view_as(pictures)
 
 
-def drawn_people(
-    booth: HyperDreamBooth,
-    hypernetwork: HyperNetwork | None,
-    subjects: Subjects,
-    config: PersonalizeConfig,
-    folder: Path,
-) -> Iterator[str | Tensor]:
-    """Personalise everybody, draw each in every style, a batch of people per file: yields lines, then the pictures."""
-    prompts, parts = [caption(scene, "[V] face") for scene in STYLE_SCENES], []
+def drawn_people(booth: HyperDreamBooth, name: str, way: Way, subjects: Subjects, folder: Path) -> Tensor:
+    """Everybody made this way, one picture in each style: (styles, N, 3, S, S); a batch of people per file."""
+    parts = []
     for first in range(0, len(subjects.references), BATCH):
-        path = folder / f"people-{first:04d}.safetensors"
-        if not path.exists():
-            photos = list(subjects.references[first : first + BATCH])
-            work = Personalization(booth.base, booth.adapters, hypernetwork, photos, config)
-            for report in work:
-                if report.done and report.done % 20 == 0:
-                    yield f"people {first} to {first + BATCH}: {report.phase} {report.done} of {report.total}"
-            pictures = [
-                booth.draw(work.identities, prompt, DrawConfig(seed=first)).mul(255).round().byte()
-                for prompt in prompts
-            ]
-            save_tensors(path, {"pictures": torch.stack(pictures)})  # (styles, batch, 3, S, S)
-        parts.append(load_tensors(path)[0]["pictures"])
-    yield torch.cat(parts, dim=1).float() / 255
+        references = subjects.references[first : first + BATCH]
+
+        def make(first: int = first, references: Tensor = references) -> Tensor:
+            console.print(f"  {subjects.world}, {name}: people {first + 1} to {first + len(references)}")
+            return _draw(booth, way, references, DrawConfig(seed=first))
+
+        about = way.about() | {"base": booth.fingerprint, "people": digest_of(references), "prompts": repr(PROMPTS)}
+        parts.append(kept(folder / f"people-{first:04d}.safetensors", about, make))
+    return torch.cat(parts, dim=1)
 
 
-def ways(booth: HyperDreamBooth, long_fit: bool) -> Iterator[tuple[str, HyperNetwork | None, PersonalizeConfig]]:
-    """What is compared: name, who predicts, how people are made."""
-    if long_fit:
-        yield LONG_FIT, None, PersonalizeConfig(steps=200)
-    yield TUNED_ALONE, None, PersonalizeConfig()
-    if booth.hypernetwork is not None:
-        yield HYPER_ALONE, booth.hypernetwork, PersonalizeConfig(steps=0)
-        yield OURS, booth.hypernetwork, PersonalizeConfig()
+def _draw(booth: HyperDreamBooth, way: Way, references: Tensor, config: DrawConfig) -> Tensor:
+    """Make the people of references (n, 3, S, S) in one batch and draw them: (styles, n, 3, S, S)."""
+    work = Personalization(booth.base, booth.adapters, way.hypernetwork, list(references), way.config)
+    for report in work:
+        if report.done and report.done % 20 == 0:
+            console.print(f"    {report.phase} {report.done} of {report.total}")
+    return torch.stack([booth.draw(work.identities, prompt, config) for prompt in PROMPTS])
 
 
-def evaluate(booth: HyperDreamBooth, subjects: Subjects, judges: Judges, out: Path, long_fit: bool) -> dict[str, Score]:
-    """Every row of the table, ceilings first."""
+def digest_of(something: HyperNetwork | Tensor | None) -> str:
+    """16 hex digits of the numbers; "none" of None."""
+    if something is None:
+        return "none"
+    tensors = [something] if isinstance(something, Tensor) else list(something.state_dict().values())
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def evaluate(
+    booth: HyperDreamBooth, subjects: Subjects, judges: Judges, compared: Mapping[str, Way], folder: Path
+) -> Iterator[tuple[str, Score]]:
+    """Every row of a world's table, ceilings first."""
     galleries = {style: subjects.gallery(judges.recogniser, style) for style in STYLES}
-    true = true_pictures(subjects)
-    scores = {"true pictures": score(subjects, true, judges, galleries)}
-    scores["VAE round trip"] = score(subjects, round_trip(booth, true), judges, galleries)
-    for name, hypernetwork, config in ways(booth, long_fit):
-        folder = out / subjects.world / name.replace(" ", "-")
-        for result in drawn_people(booth, hypernetwork, subjects, config, folder):
-            if isinstance(result, Tensor):
-                scores[name] = score(subjects, result, judges, galleries)
-            else:
-                console.print(f"  {name}: {result}")
-    return scores
+    true = torch.stack([subjects.another_picture(style) for style in STYLES])  # (styles, N, 3, S, S)
+    yield TRUE, score(subjects, true, judges, galleries)
+    yield ROUND_TRIP, score(subjects, round_trip(booth, true), judges, galleries)
+    for name, way in compared.items():
+        pictures = drawn_people(booth, name, way, subjects, folder / name.replace(" ", "-"))
+        yield name, score(subjects, pictures, judges, galleries)
 
 
-def table(world: str, people: int, scores: dict[str, Score]) -> Table:
-    """The scores for people to read."""
-    result = Table(title=f"{world}: identification of {people}, chance {1 / people:.0%}")
-    for column in ("", "all styles", *STYLES, "style recognised", "attribute error"):
-        result.add_column(column)
-    for name, value in scores.items():
-        per_style = [f"{share:.0%}" for share in value.hits.float().mean(dim=1).tolist()]
-        error = "" if value.attributes is None else f"{value.attributes:.2f}"
-        result.add_row(name, str(value.identification), *per_style, f"{value.style.share:.1%}", error)
-    return result
+def first_light(
+    booth: HyperDreamBooth,
+    judges: Judges,
+    worlds: Iterable[Subjects],
+    out: Path,
+    split: str,
+    long_fit: bool = False,
+    speed: Callable[[HyperDreamBooth], Mapping[str, float]] | None = measure_speed,
+) -> dict[str, object]:
+    """All figures, which also lie in `out`/SPLIT.json from the first row on; prints the tables.
 
-
-def as_json(scores: dict[str, Score], people: Tensor) -> dict[str, object]:
-    """The scores for programs; with the paired difference of ours to fine-tuning alone where both are there."""
-    result: dict[str, object] = {
-        name: {
-            "identification": value.identification.share,
-            "interval": value.identification.interval,
-            "by_style": dict(zip(STYLES, value.hits.float().mean(dim=1).tolist(), strict=True)),
-            "style_recognised": value.style.share,
-            "attribute_error": value.attributes,
-        }
-        for name, value in scores.items()
+    Args:
+        booth: base and hypernetwork to be judged; without a hypernetwork, its rows are left out.
+        judges: see `Judges`.
+        worlds: the people of each world, all of `split`.
+        out: folder of the results; pictures that are there are not made again.
+        split: "tuning" or "reporting".
+        long_fit: with the ceiling of 200 steps.
+        speed: what measures seconds and memory; None leaves them out.
+    """
+    results: dict[str, object] = {
+        "split": split,
+        "base": booth.fingerprint,
+        "hypernetwork": digest_of(booth.hypernetwork),
     }
-    if OURS in scores:
-        ours, others = scores[OURS].hits, scores[TUNED_ALONE].hits
-        labels = people.expand(len(STYLES), -1).flatten()
-        result["ours minus fine-tuning alone"] = paired_difference(ours.flatten(), others.flatten(), labels)
-    return result
+
+    def write() -> None:
+        text = json.dumps(results, indent=1) + "\n"
+        write_atomically(out / f"{split}.json", lambda part: part.write_text(text))
+
+    for subjects in worlds:
+        scores = dict[str, Score]()
+        for name, value in evaluate(
+            booth, subjects, judges, ways(booth.hypernetwork, long_fit), out / split / subjects.world
+        ):
+            scores[name] = value
+            results[subjects.world] = as_json(scores)
+            write()
+        Console().print(table(subjects.world, scores))
+    if speed is not None:
+        results["speed"] = dict(speed(booth))
+        write()
+    return results
 
 
 def main(
-    people: Annotated[int, typer.Option(help="Of each world.")] = 100,
+    people: Annotated[int, typer.Option(help="Of each world, at most.")] = 100,
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("runs/first-light"),
     split: Annotated[str, typer.Option(help="tuning, or reporting: looked at only to report.")] = "tuning",
     photos: Annotated[
@@ -169,23 +171,19 @@ def main(
     ] = None,
     long_fit: Annotated[bool, typer.Option(help="With the ceiling of 200 steps.")] = False,
     speed: Annotated[bool, typer.Option(help="With seconds, memory and ratios.")] = True,
+    base: Annotated[str, typer.Option(help="The base to judge.")] = "embedded",
+    hypernetwork: Annotated[str, typer.Option(help="The hypernetwork to judge, a file or a folder.")] = "embedded",
+    judges: Annotated[Path, typer.Option(help="Folder of the judges.")] = JUDGES,
 ) -> None:
     """Print the figures of the README and leave them as JSON."""
     torch.set_flush_denormal(True)
-    booth, judges = HyperDreamBooth.load(), Judges.load()
+    log.setLevel(logging.ERROR)  # pictures of 64 pixels are framed already: that no face is found says nothing
+    booth = HyperDreamBooth.load(base, hypernetwork=hypernetwork)
     size = booth.base.picture_size
-    worlds: list[Callable[[], Subjects]] = [lambda: portraits(split, people, size)]
+    worlds = [portraits(split, people, size)]
     if photos is not None:
-        worlds.append(lambda: photographs(photos, split, people, size))
-    results: dict[str, object] = {"split": split, "people": people, "base": booth.fingerprint}
-    for make in worlds:
-        subjects = make()
-        scores = evaluate(booth, subjects, judges, out / split, long_fit)
-        Console().print(table(subjects.world, len(subjects.references), scores))
-        results[subjects.world] = as_json(scores, subjects.labels)
-    if speed:
-        results["speed"] = measure_speed(booth)
-    write_atomically(out / f"{split}.json", lambda part: part.write_text(json.dumps(results, indent=1) + "\n"))
+        worlds.append(photographs(photos, split, people, size))
+    first_light(booth, Judges.load(judges), worlds, out, split, long_fit, measure_speed if speed else None)
 
 
 if __name__ == "__main__":

@@ -9,23 +9,25 @@ too), judged by networks that were trained on true pictures. A sheet of 64 of ea
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import torch
 import typer
 from rich.console import Console
 from torch import Tensor
 
 from benchmarks.judges import Judges
-from benchmarks.subjects import photographs, portraits
+from benchmarks.kept import kept
+from benchmarks.subjects import PORTRAITS, photographs, portraits
 from hyperdreambooth.base.loading import load_base
 from hyperdreambooth.base.model import Base
+from hyperdreambooth.embedded import JUDGES
 from hyperdreambooth.evaluation.identification import scene_recognised, spread_ratio
-from hyperdreambooth.files import load_tensors, save_tensors, write_atomically
+from hyperdreambooth.files import write_atomically
 from hyperdreambooth.portraits.captions import EDIT_SCENES, STYLES, Scene, caption
-from hyperdreambooth.sheet import to_image
+from hyperdreambooth.sheet import save_png, to_image
 from recipes.pictures import in_styles
 
 BATCH = 25
@@ -50,37 +52,77 @@ def drawn(base: Base, scenes: list[Scene], folder: Path, world: str) -> Tensor:
     """One picture of each scene, (N, 3, S, S); a batch per file, so that an interrupted run goes on."""
     parts = []
     for first in range(0, len(scenes), BATCH):
-        path = folder / f"{world}-{first:04d}.safetensors"
-        if not path.exists():
-            some = scenes[first : first + BATCH]
-            generator = torch.Generator().manual_seed(first)
-            with torch.inference_mode():
-                states, nothing = base.encode_prompts([caption(scene) for scene in some]), base.encode_prompts([""])
-                latents = base.sample(states, nothing, base.noise(len(some), generator), guidance=GUIDANCE)
-                save_tensors(path, {"pictures": (base.decode(latents) * 255).round().byte()})
-            console.print(f"  {world}: {first + len(some)} of {len(scenes)}")
-        parts.append(load_tensors(path)[0]["pictures"])
-    return torch.cat(parts).float() / 255
+        prompts = [caption(scene) for scene in scenes[first : first + BATCH]]
+
+        def make(first: int = first, prompts: list[str] = prompts) -> Tensor:
+            console.print(f"  {world}: {first + 1} to {first + len(prompts)} of {len(scenes)}")
+            return _sample(base, prompts, first)
+
+        about = {"base": base.fingerprint, "prompts": repr(prompts), "guidance": str(GUIDANCE), "seed": str(first)}
+        parts.append(kept(folder / f"{world}-{first:04d}.safetensors", about, make))
+    return torch.cat(parts)
 
 
-def true_pictures(world: str, scenes: list[Scene], size: int, photos: Path | None) -> Tensor:
+@torch.inference_mode()
+def _sample(base: Base, prompts: list[str], seed: int) -> Tensor:
+    """(n, 3, S, S) in [0, 1], on the CPU."""
+    states, nothing = base.encode_prompts(prompts), base.encode_prompts([""])
+    noise = base.noise(len(prompts), torch.Generator().manual_seed(seed))
+    return base.decode(base.sample(states, nothing, noise, guidance=GUIDANCE)).cpu().clone()
+
+
+def true_pictures(references: Tensor, scenes: list[Scene]) -> Tensor:
     """As many true pictures in the same styles, (N, 3, S, S); people repeat where there are fewer of them."""
-    if world == "photo":
-        assert photos is not None
-        references = photographs(photos, "training", len(scenes), size).references
-    else:
-        references = portraits("tuning", min(900, len(scenes)), size).references
-    rows = np.arange(len(scenes)) % len(references)
+    rows = [row % len(references) for row in range(len(scenes))]
     return in_styles(references[rows], [scene.style for scene in scenes])
 
 
 def sheet_of(pictures: Tensor, path: Path) -> None:
-    """The first 64 pictures (N, 3, S, S), eight in a row, twice their size."""
+    """The first 64 pictures (N, 3, S, S), eight in a row, twice their size; white where there are fewer."""
     some = pictures[:64]
     size = some.shape[-1]
-    grid = some.view(-1, 8, 3, size, size).permute(2, 0, 3, 1, 4).reshape(3, -1, 8 * size)
-    image = to_image(grid)
-    write_atomically(path, lambda part: image.resize((2 * image.width, 2 * image.height)).save(part))
+    blank = some.new_ones(-len(some) % 8, 3, size, size)
+    rows = torch.cat([some, blank]).view(-1, 8, 3, size, size)
+    image = to_image(rows.permute(2, 0, 3, 1, 4).reshape(3, -1, 8 * size))  # (3, rows * S, 8 * S)
+    save_png(path, image.resize((2 * image.width, 2 * image.height)))
+
+
+def quality(
+    base: Base, judges: Judges, worlds: Mapping[str, Tensor], count: int, out: Path
+) -> dict[str, dict[str, float]]:
+    """The figures of each world, which also lie in `out`/quality.json with the sheets; prints them.
+
+    Args:
+        base: to be judged.
+        judges: see `Judges`; without a scene classifier, what was prompted is not judged.
+        worlds: true plain pictures (M, 3, S, S) of people, by "portrait" or "photo".
+        count: pictures of each world.
+        out: folder; pictures that are there are not drawn again.
+    """
+    results: dict[str, dict[str, float]] = {}
+    for world, references in worlds.items():
+        scenes = asked_scenes(world, count)
+        pictures = drawn(base, scenes, out / base.fingerprint, world)
+        sheet_of(pictures, out / f"{world}.png")
+        results[world] = measured(judges, scenes, pictures, true_pictures(references, scenes))
+        results[world] |= {"pictures": count, "true people": min(count, len(references))}
+        Console().print(f"{world}:", ", ".join(f"{name} {value:.4g}" for name, value in results[world].items()))
+        text = json.dumps({"base": base.fingerprint, **results}, indent=1) + "\n"
+        write_atomically(out / "quality.json", lambda part, text=text: part.write_text(text))
+    return results
+
+
+def measured(judges: Judges, scenes: list[Scene], pictures: Tensor, true: Tensor) -> dict[str, float]:
+    """Of generated pictures (N, 3, S, S) and true ones in the same styles: spread, and how often scenes are read."""
+    embed = judges.recogniser.embed
+    figures = {"spread": spread_ratio(embed(pictures), embed(true))}  # in units of that of true pictures
+    if judges.scenes is not None:
+        recognised = scene_recognised(judges.scenes.read(pictures), scenes)
+        own = scene_recognised(judges.scenes.read(true), [Scene(style=scene.style) for scene in scenes])
+        low, high = recognised.interval
+        figures |= {"recognised": recognised.share, "recognised, low": low, "recognised, high": high}
+        figures["judge on true styles"] = own.share
+    return figures
 
 
 def main(
@@ -89,23 +131,17 @@ def main(
         Path | None, typer.Option(help="The recipe's photographs.safetensors, for the second world.")
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("runs/quality"),
-    base: Annotated[str, typer.Option()] = "embedded",
+    base: Annotated[str, typer.Option(help="The base to judge.")] = "embedded",
+    judges: Annotated[Path, typer.Option(help="Folder of the judges.")] = JUDGES,
 ) -> None:
     """Print the share of prompts that are recognised and the spread of people, and leave sheets."""
     torch.set_flush_denormal(True)
-    opened, judges = load_base(base), Judges.load()
-    results: dict[str, object] = {"base": opened.fingerprint, "count": count}
-    for world in ("portrait", "photo") if photos is not None else ("portrait",):
-        scenes = asked_scenes(world, count)
-        pictures = drawn(opened, scenes, out / opened.fingerprint, world)
-        sheet_of(pictures, out / f"{world}.png")
-        recognised = scene_recognised(judges.scenes.read(pictures), scenes)
-        true = true_pictures(world, scenes, opened.picture_size, photos)
-        own = scene_recognised(judges.scenes.read(true), [Scene(style=scene.style) for scene in scenes])
-        ratio = spread_ratio(judges.recogniser.embed(pictures), judges.recogniser.embed(true))
-        results[world] = {"recognised": recognised.share, "spread": ratio, "judge on true styles": own.share}
-        Console().print(f"{world}: prompt recognised {recognised}, spread {ratio:.2f} of true; judge on true {own}")
-    write_atomically(out / "quality.json", lambda part: part.write_text(json.dumps(results, indent=1) + "\n"))
+    opened = load_base(base)
+    size = opened.picture_size
+    worlds = {"portrait": portraits("tuning", min(count, len(PORTRAITS["tuning"])), size).references}
+    if photos is not None:
+        worlds["photo"] = photographs(photos, "training", count, size).references
+    quality(opened, Judges.load(judges), worlds, count, out)
 
 
 if __name__ == "__main__":

@@ -9,12 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hyperdreambooth.errors import UserError
 from hyperdreambooth.evaluation.judges import Recogniser
 from hyperdreambooth.portraits.captions import Scene
 from hyperdreambooth.portraits.person import truth_matrix
 from hyperdreambooth.portraits.view import View
+from recipes.judges import STRONG
 from recipes.photographs import load_photographs
-from recipes.pictures import as_floats, draw, in_styles
+from recipes.pictures import draw, in_styles
 
 PORTRAITS = {"tuning": range(15_000, 15_900), "reporting": range(15_900, 16_000)}
 VIEWS = 3  # true pictures per person and style that a portrait is recognised by
@@ -47,6 +49,16 @@ class Subjects:
         """The reference itself in a style: (N, 3, S, S)."""
         return in_styles(self.references, [style] * len(self.references))
 
+    def another_picture(self, style: str) -> Tensor:
+        """A true picture in a style that is not in the gallery, (N, 3, S, S): the best that anybody can draw.
+
+        Portraits: the reference. Photographs: the one there is, mirrored, cut and lit otherwise.
+        """
+        if self.seeds is not None:
+            return self.true_picture(style)
+        changed = STRONG(self.references.flip(-1), torch.Generator().manual_seed(8_000))
+        return in_styles(changed, [style] * len(changed))
+
     def gallery(self, recogniser: Recogniser, style: str) -> Tensor:
         """What each person is recognised by in a style, (N, E).
 
@@ -66,7 +78,13 @@ class Subjects:
 
 
 def portraits(split: str, count: int, size: int) -> Subjects:
-    """The first `count` portraits of a split, each seen from the front in surroundings of its own."""
+    """The first `count` portraits of a split, each seen from the front in surroundings of its own.
+
+    Raises:
+        UserError: the split has not so many.
+    """
+    if not 1 <= count <= len(PORTRAITS[split]):
+        raise UserError(f"got {count} people, expected 1 to the {len(PORTRAITS[split])} of the split {split}")
     seeds = tuple(PORTRAITS[split][:count])
     random = np.random.RandomState(6_000)
     views = [View.reference(random) for _ in seeds]
@@ -74,8 +92,12 @@ def portraits(split: str, count: int, size: int) -> Subjects:
 
 
 def photographs(cache: Path, split: str, count: int, size: int) -> Subjects:
-    """The first `count` aligned photographs of a split, from the file that the recipe's first stage wrote."""
-    held = load_photographs(cache).split(split)
-    room = (held.pictures.shape[-1] - size) // 2
-    pictures = held.pictures[:count, :, room : room + size, room : room + size]
-    return Subjects("photographs", as_floats(pictures), None)
+    """The first `count` photographs of a split, fewer where it has fewer, from the file of the recipe's first stage.
+
+    Raises:
+        UserError: there are none.
+    """
+    references = load_photographs(cache).split(split).centre(size)[:count]
+    if not len(references):
+        raise UserError(f"{cache} has no {split} photographs, expected some: frame a folder that holds those listed")
+    return Subjects("photographs", references, None)

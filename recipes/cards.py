@@ -4,41 +4,73 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 from hyperdreambooth.files import write_atomically
 
-DATA = """\
-- Portraits of people who do not exist, drawn by `hyperdreambooth.portraits` (seeds 0 to 14,999; MIT, this project).
-- Photographs of people who do not exist, from the sample figures of SFHQ (MIT, (c) 2022 David Beniaguev) and SFHQ-T2I
-  (MIT, (c) 2024 David Beniaguev), but for those that `recipes/splits/` holds out."""
+PORTRAITS = "Portraits of people who do not exist, drawn by `hyperdreambooth.portraits` (seeds 0 to {last:,}; MIT)."
+SOURCES = {  # by folder
+    "sfhq": "of people who do not exist, from the sample figures of SFHQ (MIT, (c) 2022 David Beniaguev)",
+    "sfhq-t2i": "of people who do not exist, from the sample figures of SFHQ-T2I (MIT, (c) 2024 David Beniaguev)",
+}
 
 
-def write_card(
-    folder: Path, title: str, about: str, seconds: Mapping[str, float], scores: Mapping[str, object], looks: str = ""
-) -> None:
-    """Write `README.md` into the folder of some shipped weights.
+@dataclass(frozen=True)
+class Card:
+    """What a model card says.
 
-    Args:
-        seconds: that each stage took.
+    Attributes:
+        title: of the card.
+        about: what the network is, in a sentence.
+        data: what it learnt from, a line each.
+        seconds: that each training took.
         scores: as the benchmarks left them; empty where they were not run yet.
-        looks: what the pictures look like, in honest words.
+        looks: what its pictures look like, in honest words.
     """
-    lines = [f"# {title}", "", about, "", "## Data", "", DATA, "", "## Recipe", ""]
-    lines += [f"`python -m recipes.embedded`, torch {torch.__version__}, seed 0, {_hardware()}.", ""]
-    lines += [f"- {stage}: {spent:.0f} s" for stage, spent in seconds.items()]
-    if scores:
-        lines += ["", "## Scores", "", "```json", json.dumps(scores, indent=1), "```"]
-    if looks:
-        lines += ["", "## What it looks like", "", looks]
-    text = "\n".join([*lines, "", "Licence: MIT.", ""])
-    write_atomically(folder / "README.md", lambda part: part.write_text(text))
+
+    title: str
+    about: str
+    data: Sequence[str]
+    seconds: Mapping[str, float]
+    scores: Mapping[str, object] = field(default_factory=dict)
+    looks: str = ""
+
+    def write(self, folder: Path) -> None:
+        """Write `README.md` into the folder of the shipped weights."""
+        text = "\n".join([*self._lines(), "", "Licence: MIT.", ""])
+        write_atomically(folder / "README.md", lambda part: part.write_text(text))
+
+    def _lines(self) -> list[str]:
+        lines = [f"# {self.title}", "", self.about, "", "## Data", "", *(f"- {line}" for line in self.data), ""]
+        lines += [
+            "## Recipe",
+            "",
+            f"`python -m recipes.embedded`, torch {torch.__version__}, seed 0, {hardware()}.",
+            "",
+        ]
+        lines += [f"- {training}: {spent:.0f} s" for training, spent in self.seconds.items()]
+        if self.scores:
+            lines += ["", "## Scores", "", "```json", json.dumps(self.scores, indent=1), "```"]
+        if self.looks:
+            lines += ["", "## What it looks like", "", self.looks.strip()]
+        return lines
 
 
-def _hardware() -> str:
+def data_lines(last_seed: int, photographs: Sequence[str]) -> list[str]:
+    """What there was to learn from: portraits up to a seed, and photographs by their files' names."""
+    folders = Counter(name.rpartition("/")[0].partition("/")[0] for name in photographs)
+    unknown = "whose licence and consent are those of their folder"
+    counted = [f"{count:,} photographs {SOURCES.get(folder, unknown)}." for folder, count in sorted(folders.items())]
+    return [PORTRAITS.format(last=last_seed), *counted, "Held out of training: the lists in `recipes/splits/`."]
+
+
+def hardware() -> str:
+    """The machine that trained, in words."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f"{torch.get_num_threads()} thread(s) of a {platform.machine()} CPU"

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hyperdreambooth.base.diffusion import denoising_loss
 from hyperdreambooth.base.model import Base
+from hyperdreambooth.files import save_tensors
 from hyperdreambooth.portraits.captions import Scene, training_caption
 from hyperdreambooth.portraits.person import Person
 from recipes.pictures import Pictures, as_floats
 
 CAPTION_DROPPED = 0.1  # for classifier-free guidance
-MIN_SNR = 5.0
+MIN_SNR: float | None = None  # plain errors of v: min-SNR takes the weight off the noisiest levels, where faces form
 
 
 @dataclass(frozen=True)
@@ -28,17 +30,44 @@ class Latents:
     people: tuple[int, ...]
 
 
-@torch.no_grad()
-def encode(base: Base, pictures: Pictures, batch: int = 100) -> Latents:
-    """The latents of all pictures."""
-    parts = [base.encode_pictures(as_floats(some)).half().cpu() for some in pictures.pictures.split(batch)]
-    return Latents(torch.cat(parts), pictures.scenes, pictures.people)
+def networks(base: Base) -> dict[str, nn.Module]:
+    """What this stage trains, by name."""
+    return {"unet": base.unet, "text_encoder": base.text_encoder}
+
+
+def parameters(base: Base) -> dict[str, Tensor]:
+    """Everything that this stage trains, by name of the network and its own."""
+    return {
+        f"{name}.{own}": tensor
+        for name, network in networks(base).items()
+        for own, tensor in network.named_parameters()
+    }
+
+
+def encode(base: Base, pictures: Pictures, path: Path, batch: int = 100) -> Iterator[str]:
+    """Write the latents (N, C, h, w) float16 of all pictures into a file, unless it is there; a line per 5,000."""
+    if path.exists():
+        return
+    parts = list[Tensor]()
+    for number, some in enumerate(pictures.pictures.split(batch), start=1):
+        with torch.no_grad():
+            parts.append(base.encode_pictures(as_floats(some)).half().cpu())
+        if number * batch % 5000 == 0 or number * batch >= len(pictures):
+            yield f"{min(number * batch, len(pictures))} of {len(pictures)} pictures encoded"
+    save_tensors(path, {"latents": torch.cat(parts)})
 
 
 def training_loss(
     base: Base, worlds: tuple[Latents, ...], batch: int, generator: torch.Generator
 ) -> Callable[[int], Tensor]:
-    """The loss of a step: `batch` samples, the worlds in equal shares, each with fresh caption, noise and timestep."""
+    """The loss of a step: samples of the worlds in equal shares, each with fresh caption, noise and timestep.
+
+    Args:
+        base: on its device; the latents may stay on the CPU.
+        worlds: what there is to draw.
+        batch: samples of all worlds together; a multiple of their number.
+        generator: on the CPU, of everything that is drawn.
+    """
 
     def loss(_step: int) -> Tensor:
         drawn = [_draw(world, batch // len(worlds), generator) for world in worlds]

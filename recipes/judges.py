@@ -37,7 +37,7 @@ class Batch:
     pictures: int = 4
 
 
-def fresh(kind: type[Judge], seed: int = 0) -> Judge:
+def fresh(kind: Callable[[], Judge], seed: int = 0) -> Judge:
     """A judge with random weights that depend on `seed` alone."""
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)

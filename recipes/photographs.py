@@ -40,11 +40,19 @@ class Photographs:
             rows = [position[file] for file in held[name] if file in position]
         return Photographs(self.pictures[rows], tuple(self.names[row] for row in rows))
 
+    def centre(self, size: int) -> Tensor:
+        """The middle of each picture, (N, 3, size, size) float32 in [0, 1]."""
+        room = (self.pictures.shape[-1] - size) // 2
+        return self.pictures[:, :, room : room + size, room : room + size].float() / 255
+
 
 def frame_photographs(folder: Path, cache: Path, size: int) -> Iterator[str]:
     """Find, crop and shrink every face below `folder` into `cache`; yields a line per 100 files, and what was left out.
 
     A picture without a face that can be found is left out. Does nothing where `cache` exists.
+
+    Raises:
+        UserError: no pictures, or no face in any of them.
     """
     if cache.exists():
         return
@@ -64,6 +72,8 @@ def frame_photographs(folder: Path, cache: Path, size: int) -> Iterator[str]:
             left_out += 1
         if number % 100 == 99:
             yield f"{number + 1} of {len(files)} photographs, {left_out} without a face"
+    if not pictures:
+        raise UserError(f"{folder} holds {len(files)} pictures without a face, expected face photographs")
     save_tensors(cache, {"pictures": torch.stack(pictures)}, {"names": "\n".join(names)})
     yield f"{len(names)} photographs framed, {left_out} without a face left out"
 

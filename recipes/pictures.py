@@ -45,17 +45,31 @@ def as_floats(pictures: Tensor) -> Tensor:
 
 
 def make_shards(
-    folder: Path, kind: str, shards: int, make: Callable[[np.random.RandomState, int], Pictures], seed: int
+    folder: Path,
+    kind: str,
+    shards: int,
+    make: Callable[[np.random.RandomState, int], Pictures],
+    seed: int,
+    shard: int = SHARD,
 ) -> Iterator[str]:
-    """Write the shards that are missing, each from a random state of its own; yields a line per shard."""
+    """Write the shards that are missing; yields a line per shard.
+
+    Args:
+        folder: of all kinds.
+        kind: names the files.
+        shards: how many files there are to be.
+        make: the pictures of a file, of a random state and their number.
+        seed: of the first file's random state; each file has one of its own, whichever others are there.
+        shard: pictures per file.
+    """
     for number in range(shards):
         path = _shard(folder, kind, number)
         if path.exists():
             continue
-        made = make(np.random.RandomState(seed + number), SHARD)
+        made = make(np.random.RandomState(seed + number), shard)
         about = {"scenes": json.dumps([asdict(scene) for scene in made.scenes]), "people": json.dumps(made.people)}
         save_tensors(path, {"pictures": made.pictures}, about)
-        yield f"{kind} {number + 1} of {shards} thousand"
+        yield f"{kind}, file {number + 1} of {shards}: {shard} pictures"
 
 
 def load_shards(folder: Path, kind: str, shards: int) -> Pictures:

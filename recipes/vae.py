@@ -39,7 +39,7 @@ def batch_of(pictures: Tensor, batch: int, generator: torch.Generator, device: t
 
 @torch.no_grad()
 def quiet_residuals(vae: AutoencoderKL) -> None:
-    """Start with every residual branch at zero: a short chain of linear maps, which learns faster."""
+    """Start with every residual branch at a constant: a short chain of linear maps, which learns faster."""
     for module in vae.modules():
         if isinstance(module, ResnetBlock2D):
             module.conv2.weight.zero_()

@@ -140,7 +140,7 @@ def test_outputs_that_cannot_be_written_are_found_first(tmp_path: Path, capsys: 
     [
         (("personalize",), "Missing argument"),
         (("personalize", "a.jpg"), "--output"),
-        (("personalize", "a.jpg", "-o", "a", "--steps", "-1"), "-1"),
+        (("personalize", "a.jpg", "-o", "a", "--steps", "-1"), "--steps"),
         (("personalize", "a.jpg", "-o", "a", "--relax", "loha"), "loha"),
         (("paint",), "paint"),
         (("preoptimize", "portraits:9-3", "-o", "weights"), "portraits:FIRST-LAST"),
@@ -157,7 +157,7 @@ def test_wrong_use(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("hyperdreambooth.base.loading.EMBEDDED", base_folder)
+    monkeypatch.setattr("hyperdreambooth.base.loading.BASE", base_folder)
     assert words in error_of(capsys, *arguments)
     assert not list(tmp_path.iterdir())
 

@@ -77,7 +77,8 @@ def test_personalize(hdb: Hdb, tmp_path: Path, portrait_file: Path) -> None:
     assert got["seconds"]["total"] >= sum(got["seconds"].values()) / 2 - 0.01
     assert any("no hypernetwork" in note for note in got["notes"])
     assert person.how["seed"] == 4 and person.how["noises"] == 3
-    assert min(Image.open(sheet).size) > 4 * 192
+    with Image.open(sheet) as image:
+        assert min(image.size) > 4 * 192
 
 
 def test_personalize_is_what_the_library_does(hdb: Hdb, tmp_path: Path, portrait_file: Path) -> None:
@@ -194,6 +195,10 @@ def test_people_to_a_hypernetwork_to_a_person(hdb: Hdb, tmp_path: Path, portrait
     assert got["ranks"] == 1 and got["samples"] == 0 and got["notes"] == []
     _, err = hdb("train", "portraits:0-1", weights, "-o", folder, *base, status=2)
     assert "3 people whom PEOPLE has not" in err
+    plan = weights / "plan.json"
+    plan.write_text(plan.read_text().replace(HyperDreamBooth.load(hdb.base).fingerprint, "0" * 16))
+    _, err = hdb("train", people, weights, "-o", folder, *base, status=2)
+    assert "was fitted on base 00000000" in err
 
 
 def test_people_from_photographs(hdb: Hdb, tmp_path: Path, portrait_file: Path) -> None:
@@ -209,7 +214,7 @@ def test_people_from_photographs(hdb: Hdb, tmp_path: Path, portrait_file: Path) 
 
 
 def test_demo(hdb: Hdb, tmp_path: Path, portrait_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hyperdreambooth.base.loading.EMBEDDED", hdb.base)
+    monkeypatch.setattr("hyperdreambooth.base.loading.BASE", hdb.base)
     monkeypatch.setattr(using, "DEMO_PHOTO", portrait_file)
     got = hdb.json("demo", "-o", tmp_path / "demo")
     assert {file.name for file in (tmp_path / "demo").iterdir()} == {"alice.safetensors", "alice.png"}

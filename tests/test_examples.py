@@ -16,7 +16,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 
 @pytest.fixture(autouse=True)
 def _embedded(monkeypatch: pytest.MonkeyPatch, base_folder: Path) -> None:
-    monkeypatch.setattr("hyperdreambooth.base.loading.EMBEDDED", base_folder)
+    monkeypatch.setattr("hyperdreambooth.base.loading.BASE", base_folder)
 
 
 def run(monkeypatch: pytest.MonkeyPatch, name: str, *arguments: Path) -> None:
@@ -35,12 +35,14 @@ def test_one_photo(
 
 def test_two_people(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, portrait_file: Path) -> None:
     run(monkeypatch, "two_people.py", portrait_file, portrait_file, tmp_path / "sheet.png")
-    assert min(Image.open(tmp_path / "sheet.png").size) > 3 * 192
+    with Image.open(tmp_path / "sheet.png") as image:
+        assert min(image.size) > 3 * 192
 
 
 def test_styles(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     run(monkeypatch, "styles.py", tmp_path / "sheet.png")
-    assert min(Image.open(tmp_path / "sheet.png").size) > 4 * 128
+    with Image.open(tmp_path / "sheet.png") as image:
+        assert min(image.size) > 4 * 128
 
 
 def test_every_example_is_tested() -> None:

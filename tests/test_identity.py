@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from hyperdreambooth.errors import BadIdentityFile, DiskFull, NewerFormat, UserError, WrongBase, WrongSpace
+from hyperdreambooth.errors import BadIdentityFile, DiskFull, NewerFormat, UserError, WorkError, WrongBase, WrongSpace
 from hyperdreambooth.identity import Identity, average, combine, mix, strength
 from hyperdreambooth.lidb import LiDBSpace, LoRALayout, Site
 
@@ -139,6 +139,25 @@ def test_foreign_and_damaged_safetensors(space: LiDBSpace, tmp_path: Path) -> No
         Identity.open(path)
 
 
+@pytest.mark.parametrize("numbers", [0, 1, 46, 777])
+def test_lora_of_no_whole_rank_is_refused(space: LiDBSpace, tmp_path: Path, numbers: int) -> None:
+    path = tmp_path / "alice.safetensors"
+    replace(person(space), lora=torch.ones(numbers)).save(path)
+    with pytest.raises(BadIdentityFile, match=rf"LoRA factors of shape \({numbers},\)\), expected r \* 45 numbers"):
+        Identity.open(path, space=space)
+    replace(person(space), lora=torch.ones(1, 45)).save(path)
+    with pytest.raises(BadIdentityFile, match="LoRA"):
+        Identity.open(path, space=space)
+
+
+def test_numbers_of_other_sites_are_refused(space: LiDBSpace, tmp_path: Path) -> None:
+    path, alice = tmp_path / "alice.safetensors", person(space)
+    for weights in (alice.weights[:1], alice.weights.repeat(2, 1, 1), alice.weights[:, :0]):
+        replace(alice, weights=weights).save(path)
+        with pytest.raises(BadIdentityFile, match="expected 2 sites"):
+            Identity.open(path, space=space)
+
+
 def test_newer_format(space: LiDBSpace, tmp_path: Path) -> None:
     path = tmp_path / "alice.safetensors"
     person(space).save(path)
@@ -178,12 +197,15 @@ def test_what_cannot_be_saved_is_refused_and_the_old_file_stays(space: LiDBSpace
     alice = person(space)
     alice.save(path)
     before = path.read_bytes()
-    with pytest.raises(BadIdentityFile, match="finite"):
+    with pytest.raises(WorkError, match="finite in int8"):
         replace(alice, weights=alice.weights * float("nan")).save(path, "int8")
-    with pytest.raises(BadIdentityFile, match="finite"):
+    with pytest.raises(WorkError, match="finite in fp16"):
         replace(alice, weights=alice.weights * 1e6).save(path, "fp16")
     with pytest.raises(UserError, match="1400"):
         replace(alice, prompt="a [V] face " * 200).save(path)
+    alice.check_description()
+    with pytest.raises(UserError, match="1400"):
+        Identity(space.start(), space.info, BASE, prompt="a [V] face " * 200).check_description()
     with pytest.raises(UserError, match="fp8"):
         alice.save(path, "fp8")  # type: ignore[arg-type]
     assert path.read_bytes() == before

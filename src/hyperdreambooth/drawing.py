@@ -70,7 +70,8 @@ def draw(
         for k in range(config.count)
     ]
     chunks = [jobs[first : first + config.batch] for first in range(0, len(jobs), config.batch)]
-    total, drawn = config.steps * len(chunks), []
+    total = config.steps * len(chunks)
+    drawn: list[Tensor] = []
     for chunk in chunks:
         before = config.steps * len(drawn)
 

@@ -10,9 +10,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from hyperdreambooth.errors import BadFile, BadIdentityFile, NewerFormat, UserError, WrongBase, WrongSpace
+from hyperdreambooth.errors import BadFile, BadIdentityFile, NewerFormat, UserError, WorkError, WrongBase, WrongSpace
 from hyperdreambooth.files import load_tensors, save_tensors
-from hyperdreambooth.lidb import LiDBSpace, SpaceInfo, stack_lora
+from hyperdreambooth.lidb import LiDBSpace, LoRALayout, SpaceInfo, stack_lora
 
 FORMAT = 1
 LICENCE = "likeness of one person: use it only as that person allows"
@@ -73,8 +73,8 @@ class Identity:
             dtype: of the numbers: "fp16", "fp32", or "int8" with one fp16 scale per site, rank and half.
 
         Raises:
-            BadIdentityFile: the numbers are not finite in that dtype.
-            UserError: an unknown dtype, or a description too long for the file.
+            WorkError: the numbers are not finite in that dtype.
+            UserError: an unknown dtype, or a description too long for the file (see `check_description`).
             DiskFull: no room; whatever was at ``path`` is still there.
         """
         if dtype not in get_args(Dtype):
@@ -84,7 +84,11 @@ class Identity:
         )
         if self.lora is not None:
             tensors["lora"] = self.lora.to(_FLOATS.get(dtype, torch.float16))
-        _check_finite(path, tensors)
+        if (name := _not_finite(tensors)) is not None:
+            raise WorkError(
+                f"cannot write {path}: the numbers of {name} are not all finite in {dtype}, expected finite ones: "
+                "fit the person anew with fewer steps, or choose fp32"
+            )
         save_tensors(path, tensors, self._metadata())
         return Path(path).stat().st_size
 
@@ -116,7 +120,15 @@ class Identity:
             )
         if space is not None:
             _check_space(path, identity.space, space)
+            _check_sizes(path, identity, space)
         return identity
+
+    def check_description(self) -> None:
+        """Raise UserError if what the file says of the person beside the numbers is too long for it.
+
+        The numbers do not matter: ask before the work, of an identity with `space.start()` in their place.
+        """
+        self._metadata()
 
     def _metadata(self) -> dict[str, str]:
         metadata = {
@@ -200,7 +212,8 @@ def _parse(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
         raise BadIdentityFile(
             f"{path} is damaged ({type(error).__name__}: {reason}), expected a sound identity file: make it anew"
         ) from error
-    _check_finite(path, {"lidb": weights} if lora is None else {"lidb": weights, "lora": lora})
+    if (name := _not_finite({"lidb": weights} if lora is None else {"lidb": weights, "lora": lora})) is not None:
+        raise BadIdentityFile(f"{path}: the numbers of {name} are not all finite, expected finite ones: make it anew")
     return identity
 
 
@@ -216,12 +229,9 @@ def _check_format(path: str | Path, metadata: Mapping[str, str]) -> None:
         )
 
 
-def _check_finite(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
-    for name, tensor in tensors.items():
-        if not tensor.isfinite().all():
-            raise BadIdentityFile(
-                f"{path}: the numbers of {name} are not all finite, expected finite ones: make it anew"
-            )
+def _not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """The name of the first tensor with a number that is not finite."""
+    return next((name for name, tensor in tensors.items() if not tensor.isfinite().all()), None)
 
 
 def _check_space(what: str | Path, got: SpaceInfo, space: LiDBSpace) -> None:
@@ -231,6 +241,20 @@ def _check_space(what: str | Path, got: SpaceInfo, space: LiDBSpace) -> None:
     ]:
         raise WrongSpace(
             f"{what} lives in another LiDB space ({'; '.join(apart)}): use the base and settings it was made with"
+        )
+
+
+def _check_sizes(path: str | Path, identity: Identity, space: LiDBSpace) -> None:
+    """Raise BadIdentityFile unless there are numbers for every site of the space, and whole ranks of full factors."""
+    if identity.sites != len(space.sites) or not identity.ranks:
+        raise BadIdentityFile(
+            f"{path} is damaged (numbers of {identity.sites} sites and {identity.ranks} ranks), expected "
+            f"{len(space.sites)} sites and 1 rank or more: make it anew"
+        )
+    lora, width = identity.lora, LoRALayout(space.sites, rank=1).size
+    if lora is not None and (lora.dim() != 1 or not lora.numel() or lora.numel() % width):
+        raise BadIdentityFile(
+            f"{path} is damaged (LoRA factors of shape {tuple(lora.shape)}), expected r * {width} numbers: make it anew"
         )
 
 

@@ -18,7 +18,8 @@ from hyperdreambooth.errors import BadPicture, UserError, WrongBase
 from hyperdreambooth.faces import crop_face, read_picture, soft_face_mask
 from hyperdreambooth.files import write_atomically
 from hyperdreambooth.fitting.fit import Pictures
-from hyperdreambooth.fitting.preoptimize import PLAN_FILE, load_people
+from hyperdreambooth.fitting.plan import PLAN_FILE
+from hyperdreambooth.fitting.preoptimize import load_people
 from hyperdreambooth.hypernetwork.training import People as TrainingPeople
 from hyperdreambooth.portraits.person import ATTRIBUTES, Person
 from hyperdreambooth.portraits.renderer import render
@@ -74,7 +75,7 @@ def _portraits(seeds: range, size: int, views: int, progress: OnProgress) -> Peo
     """Everybody in the same views, so that what differs between their numbers is who they are."""
     random = np.random.RandomState(0)
     common = [View.reference(), *(View.sample(random) for _ in range(views - 1))]
-    drawn = []
+    drawn: list[Tensor] = []
     for seed in seeds:
         progress(Progress(READ, len(drawn), len(seeds)))
         drawn.append(render([Person(seed)] * views, common, size))  # (V, 3, size, size)
@@ -144,10 +145,10 @@ def split_people(
 
 
 def _check_fitted(base: Base, people: People, weights: Path, names: Sequence[str]) -> None:
-    plan = json.loads((weights / PLAN_FILE).read_text())
-    if plan["base"] != base.fingerprint:
+    fitted_on = str(json.loads((weights / PLAN_FILE).read_text())["base"])
+    if fitted_on != base.fingerprint:
         raise WrongBase(
-            f'{weights} was fitted on base {plan["base"][:8]}..., this is "{base.name}" ({base.fingerprint[:8]}...): '
+            f'{weights} was fitted on base {fitted_on[:8]}..., this is "{base.name}" ({base.fingerprint[:8]}...): '
             "give the base that it was fitted on"
         )
     if strangers := sorted(set(names) - set(people.names)):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar, get_args
+from typing import TypeAlias, TypeVar, get_args
 
 import torch
 from PIL import Image
@@ -24,7 +24,7 @@ from hyperdreambooth.lidb import Adapters
 from hyperdreambooth.progress import Progress, log
 from hyperdreambooth.sheet import to_tensor
 
-Photo = str | Path | Image.Image | Tensor
+Photo: TypeAlias = "str | Path | Image.Image | Tensor"
 """A picture file, a PIL image, or a tensor (3, H, W) in [0, 1]."""
 
 READ, ENCODE, PREDICT, FINETUNE = PHASES = ("read face", "encode", "predict", "fine-tune")
@@ -107,7 +107,7 @@ class Personalization:
             yield from self._finetune(latents, prediction)
 
     def _read(self) -> Iterator[Progress]:
-        faces = []
+        faces: list[Tensor] = []
         for photo in self._photos:
             yield Progress(READ, len(faces), len(self._photos))
             crop = self._timed(READ, partial(read_face, photo, self._base.picture_size))

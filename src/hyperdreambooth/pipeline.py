@@ -12,6 +12,7 @@ from torch import Tensor
 from hyperdreambooth.base.loading import load_base
 from hyperdreambooth.base.model import Base
 from hyperdreambooth.drawing import DrawConfig, Person, check_person, draw, note_unknown_words, pair
+from hyperdreambooth.embedded import HYPERNETWORK
 from hyperdreambooth.errors import WrongBase, WrongSpace
 from hyperdreambooth.fitting.finetune import Relax
 from hyperdreambooth.hypernetwork.model import HyperNetwork
@@ -21,8 +22,6 @@ from hyperdreambooth.lidb import LiDBSpace, find_sites, inject
 from hyperdreambooth.personalization import Personalization, PersonalizeConfig, Photo
 from hyperdreambooth.progress import Progress
 from hyperdreambooth.sheet import to_image
-
-EMBEDDED_HYPERNETWORK = Path(__file__).parent / "embedded" / "hypernetwork" / "hypernetwork.safetensors"
 
 OnProgress = Callable[[Progress], None]
 
@@ -164,9 +163,9 @@ def space_of(base: Base) -> LiDBSpace:
 
 def _load_hypernetwork(booth: HyperDreamBooth, choice: str | Path | None) -> HyperNetwork | None:
     """The hypernetwork that is asked for, on the base's device; the embedded one only where it fits."""
-    if choice is None or (choice == "embedded" and not EMBEDDED_HYPERNETWORK.is_file()):
+    if choice is None or (choice == "embedded" and not HYPERNETWORK.is_file()):
         return None
-    path = EMBEDDED_HYPERNETWORK if choice == "embedded" else Path(choice)
+    path = HYPERNETWORK if choice == "embedded" else Path(choice)
     if path.is_dir():
         path = path / RESULT_FILE
     try:
@@ -175,4 +174,5 @@ def _load_hypernetwork(booth: HyperDreamBooth, choice: str | Path | None) -> Hyp
         if choice == "embedded":
             return None
         raise
-    return network.to(booth.base.device)
+    there: HyperNetwork = network.to(booth.base.device)
+    return there

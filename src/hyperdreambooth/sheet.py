@@ -23,8 +23,6 @@ MARGIN, GAP = 40, 10
 CELL = 192
 """About how wide a picture comes out: small ones are enlarged by a whole factor to it."""
 
-_Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
-
 
 def to_image(picture: Tensor) -> Image.Image:
     """(3, H, W) in [0, 1] to an 8-bit RGB image."""
@@ -166,16 +164,17 @@ class _Plan:
         y = top + line * (self.line + 2 * self.gap) + self.header + row * (self.cell + self.gap)
         return x, y
 
-    def font(self, size: float = 1.0) -> _Font:
+    def font(self, size: float = 1.0) -> ImageFont.FreeTypeFont:
         """The font of print so many times the ordinary."""
-        return ImageFont.load_default(size * self.text)
+        font: ImageFont.FreeTypeFont = ImageFont.load_default(size * self.text)
+        return font
 
 
 def _resized(picture: Image.Image, side: int) -> Image.Image:
     return picture.convert("RGB").resize((side, side), Image.Resampling.LANCZOS)
 
 
-def _wrapped(text: str, font: _Font, width: int) -> list[str]:
+def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
     """The text in lines of at most `width` pixels, broken between words."""
     lines = [""]
     for word in text.split():

@@ -74,7 +74,7 @@ def test_unknown_name_says_what_is_expected(tmp_path: Path) -> None:
 
 
 def test_embedded_is_the_folder_in_the_package(folder: Path, tiny_base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loading, "EMBEDDED", folder)
+    monkeypatch.setattr(loading, "BASE", folder)
     assert load_base().fingerprint == tiny_base.fingerprint
 
 
@@ -85,6 +85,60 @@ def test_schedulers_without_noise_levels_are_refused(folder: Path) -> None:
         load_base(folder)
     path.write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))
     with pytest.raises(BadBase, match="names 'StableDiffusionPipeline'"):
+        load_base(folder)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"_class_name": "DDPMScheduler"},
+        {"_class_name": "EulerAncestralDiscreteScheduler"},
+        {"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "sde-dpmsolver++"},
+    ],
+)
+def test_samplers_that_draw_noise_are_refused(folder: Path, config: dict[str, str]) -> None:
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
+    state = torch.get_rng_state()
+    with pytest.raises(BadBase, match=f"{config['_class_name']}.*draws noise at every step"):
+        load_base(folder)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("name", ["DDIMScheduler", "PNDMScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler"])
+def test_samplers_without_chance_are_taken(folder: Path, name: str) -> None:
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps({"_class_name": name}))
+    base, seen = load_base(folder, device="cpu"), []
+    states = base.encode_prompts(["a face"])
+    noise = base.noise(1, torch.Generator().manual_seed(0))
+    base.sample(states, states, noise, steps=4, progress=lambda done, steps: seen.append((done, steps)))
+    assert [done for done, _ in seen] == list(range(1, seen[-1][1] + 1))  # some take more steps than asked for
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("a", "64", "int"),
+        ("b", True, "int"),
+        ("b", 0, "1 or more"),
+        ("picture_size", None, "int"),
+        ("scale", "1", "float"),
+        ("closed_vocabulary", 1, "bool"),
+        ("rare_token", None, "str"),
+    ],
+)
+def test_a_card_of_wrong_types_is_refused(folder: Path, name: str, value: object, expected: str) -> None:
+    path = folder / "hyperdreambooth.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
+    with pytest.raises(BadBase, match=f"{name} .*expected {expected}"):
+        load_base(folder)
+
+
+def test_a_base_of_unknown_picture_size_is_refused(folder: Path) -> None:
+    path = folder / "unet" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"sample_size": None}))
+    assert load_base(folder, device="cpu").picture_size == 16  # the card says it
+    (folder / "hyperdreambooth.json").unlink()
+    with pytest.raises(BadBase, match="sample_size None, expected a whole number"):
         load_base(folder)
 
 

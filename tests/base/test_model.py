@@ -10,7 +10,7 @@ from diffusers import DDIMScheduler, EulerDiscreteScheduler, PNDMScheduler, Stab
 
 from hyperdreambooth.base.build import PRESETS, build_base
 from hyperdreambooth.base.loading import load_base
-from hyperdreambooth.base.model import Base
+from hyperdreambooth.base.model import Base, fingerprint_of
 
 COSINE = {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction"}
 PROMPTS = ["a photo of a sks face", "a pencil sketch of a sks face at the beach"]
@@ -144,7 +144,17 @@ def test_fingerprint_tells_bases_apart_in_any_precision(tiny_base: Base, folder:
     other = build_base(PRESETS["tiny"], ["a", "photo"], seed=1)
     assert load_base(folder, "cpu", torch.float16).fingerprint == tiny_base.fingerprint != other.fingerprint
     assert load_base(folder, "cpu").fingerprint == tiny_base.fingerprint
+    assert load_base(folder, "cpu", torch.bfloat16).fingerprint == tiny_base.fingerprint
     assert len(tiny_base.fingerprint) == 16
+
+
+def test_fingerprint_is_of_the_weights_before_any_cast_or_merge(fresh_base: Base, tiny_base: Base) -> None:
+    weight = fresh_base.unet.get_parameter("conv_in.weight")
+    weight.mul_(2.0)  # as training does, before anybody has asked
+    doubled = fingerprint_of(fresh_base.text_encoder, fresh_base.unet)
+    assert fresh_base.to(dtype=torch.bfloat16).fingerprint == doubled != tiny_base.fingerprint
+    fresh_base.unet.get_parameter("conv_in.weight").mul_(2.0)  # as merging does
+    assert fresh_base.fingerprint == doubled != fingerprint_of(fresh_base.text_encoder, fresh_base.unet)
 
 
 def test_saved_folder_is_that_of_diffusers(tiny_base: Base, folder: Path) -> None:

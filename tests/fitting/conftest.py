@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hyperdreambooth.base.build import PRESETS, build_base
-from hyperdreambooth.base.model import Base
+from hyperdreambooth.base.model import Base, fingerprint_of
 from hyperdreambooth.fitting.fit import Pictures
 from hyperdreambooth.lidb import Adapters, LiDBSpace, find_sites, inject
 
@@ -63,6 +63,7 @@ def session_world() -> World:
 @pytest.fixture
 def world(session_world: World) -> Iterator[World]:
     """The same base for all tests: nothing here may change it."""
-    before = session_world.base.fingerprint
+    base = session_world.base
+    before = fingerprint_of(base.text_encoder, base.unet)
     yield session_world
-    assert session_world.base.fingerprint == before
+    assert fingerprint_of(base.text_encoder, base.unet) == before

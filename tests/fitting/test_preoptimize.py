@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from hyperdreambooth.errors import UserError
-from hyperdreambooth.fitting.fit import Objective
+from hyperdreambooth.fitting.fit import Objective, Pictures
 from hyperdreambooth.fitting.preoptimize import PreoptimizeConfig, PreoptimizeReport, load_people, preoptimize
 from hyperdreambooth.fitting.steps import FitConfig
 from tests.fitting.conftest import World, assert_same_fit
@@ -90,8 +90,37 @@ def test_a_folder_of_other_settings_is_refused(world: World, tmp_path: Path) -> 
     everybody(world, tmp_path)
     with pytest.raises(UserError, match="begun with another config,"):
         everybody(world, tmp_path, replace(CONFIG, objective=Objective(seed=1)))
-    with pytest.raises(UserError, match="begun with another names,"):
+    with pytest.raises(UserError, match="begun with another names and another latents,"):
         list(preoptimize(world.base, world.adapters, NAMES[:2], world.pictures(2), tmp_path, CONFIG))
+
+
+def test_a_folder_of_other_pictures_is_refused(world: World, tmp_path: Path) -> None:
+    pictures = world.pictures(5, views=2, masks=True)
+
+    def begin(latents: torch.Tensor, masks: torch.Tensor | None) -> None:
+        next(preoptimize(world.base, world.adapters, NAMES, Pictures(latents, masks), tmp_path, CONFIG))
+
+    latents, masks = pictures.latents, pictures.masks
+    assert masks is not None
+    begin(latents, masks)
+    begin(latents + 1e-3 * torch.randn(latents.shape), masks)  # as another machine rounds
+    changed = latents.clone()
+    changed[3, 1] = changed[2, 1]  # one view of one person
+    with pytest.raises(UserError, match="begun with another latents,"):
+        begin(changed, masks)
+    with pytest.raises(UserError, match="begun with another latents and another masks,"):
+        begin(latents[:, :1], masks[:, :1])
+    for other in (masks.flip(0), None):
+        with pytest.raises(UserError, match="begun with another masks,"):
+            begin(latents, other)
+
+
+@pytest.mark.parametrize("damage", ['{"format": ', "[]", "{}", '{"format": "hyperdreambooth-training-1"}'])
+def test_a_damaged_plan_is_named(world: World, tmp_path: Path, damage: str) -> None:
+    (tmp_path / "plan.json").write_text(damage)
+    for use in (lambda: load_people(tmp_path), lambda: everybody(world, tmp_path)):
+        with pytest.raises(UserError, match=r"plan\.json (cannot be read|holds).*expected"):
+            use()
 
 
 def test_a_folder_with_nobody_finished_says_so(world: World, tmp_path: Path) -> None:

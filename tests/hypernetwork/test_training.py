@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from hyperdreambooth.errors import WrongBase
+from hyperdreambooth.errors import UserError
 from hyperdreambooth.fitting.fit import Objective, Pictures, fit
 from hyperdreambooth.fitting.steps import FitConfig
 from hyperdreambooth.hypernetwork.jitter import Jitter
-from hyperdreambooth.hypernetwork.model import HyperNetwork
+from hyperdreambooth.hypernetwork.model import PRESETS, HyperNetwork, build_hypernetwork
 from hyperdreambooth.hypernetwork.training import CURVE_FILE, RESULT_FILE, People, TrainConfig, _Loss, train
 
 STILL = Jitter(zoom=0, shift=0, colour=0, blur=0)
@@ -166,12 +166,48 @@ def test_a_frozen_encoder_does_not_move(world, tmp_path: Path) -> None:
     assert not torch.equal(network.head.weight, head)
 
 
-def test_a_finished_phase_of_another_base_is_refused(world, tmp_path: Path) -> None:
-    run(world, tmp_path, replace(SHORT, both=None))
+def test_a_folder_of_another_training_is_refused(world, tmp_path: Path) -> None:
+    people = {"people": world.people(4)}
+
+    def begin(worlds=people, held_out=people, config=SHORT, network=None) -> None:
+        network = network or world.network()
+        next(train(network, world.base, world.adapters, worlds, held_out, tmp_path, config))
+
+    begin()
+    begin()
     other = world.network()
     other.base = "0123456789abcdef"
-    with pytest.raises(WrongBase):
-        run(world, tmp_path, replace(SHORT, both=None), other)
+    larger = build_hypernetwork(replace(PRESETS["tiny"], layers=1), world.space, world.base.fingerprint)
+    numbers = {"people": replace(people["people"], numbers=people["people"].numbers * 1.0001)}
+    strangers = {"people": replace(world.people(4, seed=1), numbers=people["people"].numbers)}
+    for match, changed in {
+        "another base,": {"network": other},
+        "another network,": {"network": larger},
+        "another config,": {"config": replace(SHORT, seed=1)},
+        "another training numbers,": {"worlds": numbers},
+        "another held out numbers,": {"held_out": numbers},
+        "another training people pictures and another training people latents,": {"worlds": strangers},
+        "another held out numbers and another held out people pictures": {"held_out": {}},
+    }.items():
+        with pytest.raises(UserError, match=f"begun with {match}"):
+            begin(**changed)
+
+
+def test_people_are_measured_in_the_units_of_a_finished_phase(world, tmp_path: Path) -> None:
+    run(world, tmp_path, SHORT, stop=5)
+    finished, leftover = tmp_path / "weights.safetensors", tmp_path / "weights.run.safetensors"
+    other = HyperNetwork.load(finished, world.space, world.base.fingerprint)
+    other.offset_std.mul_(2.0)
+    other.save(finished, torch.float32)
+    leftover.write_bytes(b"of a process that died before it could remove it")
+    network, reports = run(world, tmp_path, SHORT)
+    assert not leftover.exists()
+
+    people = world.people(4, seed=7)
+    scale = network.offset_std.unsqueeze(1)
+    missed = ((network.predict(people.pictures[:, 0] / 255) - people.numbers) / scale).square().sum()
+    spread = ((people.numbers - people.numbers.mean(dim=0)) / scale).square().sum()
+    assert reports[-1].held_out["portraits/r2"] == pytest.approx(float(1 - missed / spread), rel=1e-3)
 
 
 def test_people_must_agree(world) -> None:

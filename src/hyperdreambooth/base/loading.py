@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import diffusers
 import torch
 from diffusers import AutoencoderKL, SchedulerMixin, UNet2DConditionModel
+from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from hyperdreambooth.base.model import CARD_FILE, PREDICTION_TYPES, Base, Card, quiet
+from hyperdreambooth.embedded import BASE
 from hyperdreambooth.errors import BadBase
-
-EMBEDDED = Path(__file__).parents[1] / "embedded" / "base"
 
 _NETWORKS = {  # class, name of the weights' file without its suffix, name of from_pretrained's dtype argument
     "vae": (AutoencoderKL, "diffusion_pytorch_model", "torch_dtype"),
@@ -41,9 +40,12 @@ def load_base(
     device: None takes a GPU where there is one, else the CPU; dtype: None is float32. Raises `BadBase` naming what is
     missing or damaged.
     """
-    folder = EMBEDDED if str(name_or_path) == "embedded" else Path(name_or_path)
+    folder = BASE if str(name_or_path) == "embedded" else Path(name_or_path)
     _check_whole(folder)
-    networks = {part: _load_network(folder, part, dtype or torch.float32) for part in _NETWORKS}
+    dtype = dtype or torch.float32
+    # A fingerprint is of numbers in float16: what rounds them in another way comes after it.
+    read = dtype if dtype == torch.float16 else torch.float32
+    networks = {part: _load_network(folder, part, read) for part in _NETWORKS}
     base = Base(
         vae=networks["vae"],
         text_encoder=networks["text_encoder"],
@@ -52,7 +54,7 @@ def load_base(
         scheduler=_load_scheduler(folder),
         card=_load_card(folder, networks),
     )
-    return base.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return base.to(device or ("cuda" if torch.cuda.is_available() else "cpu"), dtype)
 
 
 def _check_whole(folder: Path) -> None:
@@ -97,17 +99,61 @@ def _load_scheduler(folder: Path) -> SchedulerMixin:
     predicted = scheduler.config.get("prediction_type")
     if predicted not in PREDICTION_TYPES or not hasattr(scheduler, "alphas_cumprod"):
         raise BadBase(f"{folder}/scheduler predicts {predicted!r}, expected one of {', '.join(PREDICTION_TYPES)}")
+    _check_draws_no_noise(folder, cls, config)
     return scheduler
+
+
+def _check_draws_no_noise(folder: Path, cls: Any, config: dict[str, Any]) -> None:
+    """Raise `BadBase` for a sampler that draws noise at every step: pictures would not depend on their seed alone."""
+
+    def first_step(seed: int) -> Tensor:
+        scheduler = cls.from_config(config)
+        scheduler.set_timesteps(4)
+        latents = torch.ones(1, 4, 8, 8)
+        torch.manual_seed(seed)
+        return scheduler.step(torch.zeros_like(latents), scheduler.timesteps[0], latents, return_dict=False)[0]
+
+    try:
+        with torch.random.fork_rng(devices=()):
+            same = torch.equal(first_step(0), first_step(1))
+    except Exception as error:  # samplers of other kinds of models, or with needs of their own
+        raise BadBase(
+            f"{folder}/scheduler names {cls.__name__!r}, which cannot draw ({_line(error)}), expected a sampler of "
+            "Stable Diffusion: name another one, such as DDIMScheduler"
+        ) from error
+    if not same:
+        raise BadBase(
+            f"{folder}/scheduler names {cls.__name__!r}, which draws noise at every step, expected a sampler whose "
+            "pictures depend on their seed alone: name another one, such as DDIMScheduler"
+        )
 
 
 def _load_card(folder: Path, networks: dict[str, Any]) -> Card:
     """The folder's card; where it says nothing, what Stable Diffusion is, at the size its own networks name."""
-    size = networks["unet"].config.sample_size * 2 ** (len(networks["vae"].config.block_out_channels) - 1)
-    values = {"name": folder.name, "picture_size": size}
-    if (folder / CARD_FILE).is_file():
-        values |= _read_json(folder / CARD_FILE)
-    known = {field.name for field in dataclasses.fields(Card)}
-    return Card(**{name: value for name, value in values.items() if name in known})
+    path = folder / CARD_FILE
+    values: dict[str, Any] = {"name": folder.name} | (_read_json(path) if path.is_file() else {})
+    if "picture_size" not in values:
+        values["picture_size"] = _picture_size(folder, networks)
+    types = get_type_hints(Card)
+    known = {name: value for name, value in values.items() if name in types}
+    for name, value in known.items():
+        accepted = (int, float) if types[name] is float else (types[name],)
+        if type(value) not in accepted:  # `isinstance` would take True for a number
+            raise BadBase(f"{path} has {name} {value!r}, expected {types[name].__name__}: correct it")
+        if name in ("a", "b", "picture_size") and value < 1:
+            raise BadBase(f"{path} has {name} {value}, expected 1 or more: correct it")
+    return Card(**known)
+
+
+def _picture_size(folder: Path, networks: dict[str, Any]) -> int:
+    """The side of the pictures that the networks were made for."""
+    side = networks["unet"].config.sample_size
+    if type(side) is not int:
+        raise BadBase(
+            f"{folder}/unet/config.json has sample_size {side!r}, expected a whole number: set it there, or "
+            f"picture_size in {CARD_FILE}"
+        )
+    return side * int(2 ** (len(networks["vae"].config.block_out_channels) - 1))
 
 
 def _read_json(path: Path) -> dict[str, Any]:

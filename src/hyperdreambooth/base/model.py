@@ -13,14 +13,16 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, SchedulerMixin, UNet2DConditionModel
+from diffusers.utils import logging as diffusers_logging
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
-from transformers.utils import logging
+from transformers.utils import logging as transformers_logging
 
 from hyperdreambooth.files import write_folder
 
@@ -117,26 +119,19 @@ class Base:
         side = self.picture_size // 2 ** (len(self.vae.config.block_out_channels) - 1)
         return self.vae.config.latent_channels, side, side
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
-        """16 hex digits that tell two bases apart: a hash of numbers sampled from the U-Net and the text encoder.
+        """16 hex digits that tell two bases apart: `fingerprint_of` the text encoder and the U-Net.
 
-        Computed anew at each call, of the weights as they are now (merged identities change it). Numbers are rounded
-        through float16, so that a base saved in half precision keeps its fingerprint. The VAE is left out: an identity
-        does not depend on which decoder draws it.
+        Taken once, when it is first asked for or before the precision changes, whichever is sooner: merging an identity
+        or casting does not change which base this is. Trained weights are loaded before that, or into a new Base.
         """
-        digest, samples = hashlib.sha256(), []
-        for network in (self.text_encoder, self.unet):
-            for name, tensor in sorted(network.named_parameters()):
-                # Checkpoints of earlier transformers call the same tensor "text_model.…".
-                digest.update(f"{name.removeprefix('text_model.')}{tuple(tensor.shape)}".encode())
-                step = max(1, tensor.numel() // _SAMPLES_PER_TENSOR)
-                samples.append(tensor.detach().reshape(-1)[::step].half())
-        digest.update(torch.cat(samples).cpu().numpy().astype("<f2").tobytes())
-        return digest.hexdigest()[:16]
+        return fingerprint_of(self.text_encoder, self.unet)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Base:
         """Move the networks, in place, to a device and a precision (None: as it is); returns itself."""
+        if dtype not in (None, self.dtype):
+            _ = self.fingerprint  # of the numbers before they are rounded
         for network in self._networks:
             nn.Module.to(network, device=device or self.device, dtype=dtype or self.dtype)  # diffusers' own `to` warns
         return self
@@ -271,15 +266,33 @@ class Base:
         write_folder(folder, write)
 
 
+def fingerprint_of(text_encoder: nn.Module, unet: nn.Module) -> str:
+    """16 hex digits: a hash of names, shapes and numbers sampled from both networks, as they are now.
+
+    Numbers are rounded through float16, so that a base saved in half precision keeps its fingerprint. The VAE has no
+    part in it: an identity does not depend on which decoder draws it.
+    """
+    digest, samples = hashlib.sha256(), []
+    for network in (text_encoder, unet):
+        for name, tensor in sorted(network.named_parameters()):
+            # Checkpoints of earlier transformers call the same tensor "text_model.…".
+            digest.update(f"{name.removeprefix('text_model.')}{tuple(tensor.shape)}".encode())
+            step = max(1, tensor.numel() // _SAMPLES_PER_TENSOR)
+            samples.append(tensor.detach().reshape(-1)[::step].half())
+    digest.update(torch.cat(samples).cpu().numpy().astype("<f2").tobytes())
+    return digest.hexdigest()[:16]
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep transformers' own progress bars off the terminal while its files are read or written."""
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+    """Keep the libraries' own progress bars off the terminal while their files are read or written."""
+    shown = [logging for logging in (transformers_logging, diffusers_logging) if logging.is_progress_bar_enabled()]
+    for logging in shown:
+        logging.disable_progress_bar()
     try:
         yield
     finally:
-        if shown:
+        for logging in shown:
             logging.enable_progress_bar()
 
 

@@ -7,7 +7,7 @@ status: 0 done, 2 wrong use or bad input, 1 work that failed on the way. Heavy l
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import typer
 
@@ -21,10 +21,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (using.personalize, using.generate, using.inspect, using.export, using.mix, using.demo):
-    app.command(rich_help_panel="People and pictures")(command)
-for command in (training.portraits, training.preoptimize, training.train):
-    app.command(rich_help_panel="Training")(command)
+COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
+    "People and pictures": (using.personalize, using.generate, using.inspect, using.export, using.mix, using.demo),
+    "Training": (training.portraits, training.preoptimize, training.train),
+}
+for panel, commands in COMMANDS.items():
+    for command in commands:
+        app.command(rich_help_panel=panel)(command)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -41,7 +44,7 @@ def run(arguments: Sequence[str]) -> int:
         return 2 if isinstance(error, UserError) else 1
     except Exception as error:
         if usage := getattr(error, "format_message", None):  # the parser's own errors
-            print_error(f"{usage()} See hdb --help.")
+            print_error(f"{usage().rstrip('.')}: see hdb --help")
             return 2
         print_error(f"{type(error).__name__}: {error} (not foreseen: please report it with the command line)")
         return 1

@@ -43,8 +43,10 @@ class Job:
             bars.TextColumn("{task.fields[loss]}"),
             console=self._console,
             transient=True,
+            disable=not self._console.is_terminal,
         )
         self._tasks: dict[str, bars.TaskID] = {}
+        self._current = ""
         self._handler = _Notes(self)
         self._began = time.perf_counter()
 
@@ -66,14 +68,20 @@ class Job:
         began = time.perf_counter()
         yield
         self.add_seconds({name: time.perf_counter() - began})
-        self._bar.update(self._tasks[name], total=1, completed=1)
+        self._complete(name)
 
     def report(self, now: Progress) -> None:
-        """Show how far a phase is; a total of 0 is not known."""
+        """Show how far a phase is; a total of 0 is not known. The phase before, if another, is over."""
+        if self._current not in ("", now.phase):
+            self._complete(self._current)
+        self._current = now.phase
         loss = "" if now.loss is None else f"loss {now.loss:.4f}"
         if now.phase not in self._tasks:
             self._tasks[now.phase] = self._bar.add_task(now.phase, total=None, loss=loss)
         self._bar.update(self._tasks[now.phase], total=now.total or None, completed=now.done, loss=loss)
+
+    def _complete(self, phase: str) -> None:
+        self._bar.update(self._tasks[phase], total=1, completed=1)
 
     def add_seconds(self, seconds: Mapping[str, float]) -> None:
         """Count seconds that were measured elsewhere."""

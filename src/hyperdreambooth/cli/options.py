@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 LOAD, SAVE = "load", "save"
 
-IdentityArgument = Annotated[Path, typer.Argument(help="An identity file.", show_default=False)]
+IdentityArgument = Annotated[Path, typer.Argument(metavar="IDENTITY", help="An identity file.", show_default=False)]
 IdentityOutput = Annotated[Path, typer.Option("--output", "-o", help="The identity file to write.", show_default=False)]
 FolderOutput = Annotated[Path, typer.Option("--output", "-o", help="The folder to write into.", show_default=False)]
 BaseOption = Annotated[str, typer.Option("--base", help='"embedded", or a folder in diffusers\' layout.')]

@@ -27,7 +27,9 @@ TRAIN = "train"
 
 PeopleArgument = Annotated[
     str,
-    typer.Argument(help="portraits:0-999, or a folder of person/photo.jpg or of photo.jpg.", show_default=False),
+    typer.Argument(
+        metavar="PEOPLE", help="portraits:0-999, or a folder of person/photo.jpg or of photo.jpg.", show_default=False
+    ),
 ]
 ViewsOption = Annotated[int, typer.Option(min=1, help="Pictures of each synthetic person.")]
 
@@ -91,7 +93,9 @@ def preoptimize(
 
 def train(
     people: PeopleArgument,
-    weights: Annotated[Path, typer.Argument(help="The folder that preoptimize made of them.", show_default=False)],
+    weights: Annotated[
+        Path, typer.Argument(metavar="WEIGHTS", help="The folder that preoptimize made of them.", show_default=False)
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write; an interrupted one goes on.")],
     base: BaseOption = "embedded",
     preset: Annotated[Literal["embedded", "vit-h", "tiny"], typer.Option(help="Sizes of the network.")] = "embedded",

@@ -23,6 +23,7 @@ from hyperdreambooth.cli.options import (
     check_outputs,
     load_booth,
 )
+from hyperdreambooth.embedded import DEMO_PHOTO
 from hyperdreambooth.errors import UserError
 
 if TYPE_CHECKING:
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from hyperdreambooth.personalization import Personalization, PersonalizeConfig
     from hyperdreambooth.pipeline import HyperDreamBooth
 
-DEMO_PHOTO = Path(__file__).parents[1] / "embedded" / "demo" / "reference.png"
 DRAW = "draw"
 
 
@@ -48,7 +48,7 @@ class SavedPicture(TypedDict):
 
 
 def personalize(
-    photo: Annotated[Path, typer.Argument(help="A picture of a face.", show_default=False)],
+    photo: Annotated[Path, typer.Argument(metavar="PHOTO", help="A picture of a face.", show_default=False)],
     output: IdentityOutput,
     base: BaseOption = "embedded",
     hypernetwork: Annotated[str, typer.Option(help='"embedded", a file, or "none": fine-tuning alone.')] = "embedded",
@@ -89,7 +89,7 @@ def demo(
 
 
 def generate(
-    identities: Annotated[list[Path], typer.Argument(metavar="IDENTITY...", help="Files.", show_default=False)],
+    identities: Annotated[list[Path], typer.Argument(metavar="IDENTITY", help="Files.", show_default=False)],
     prompts: Annotated[list[str], typer.Option("--prompt", help="What to draw; may be repeated.", show_default=False)],
     output: FolderOutput,
     base: BaseOption = "embedded",
@@ -103,11 +103,20 @@ def generate(
 ) -> None:
     """Identities and prompts to pictures, different people in one batch.
 
-    [V] in a prompt is the person. The embedded base knows: a [V] face; a photo or a portrait of a [V] face; a pencil
-    sketch, a watercolor, a bronze statue, pixel art, neon art, pop art, a comic drawing of a [V] face, or "a photo of
-    a [V] face in watercolor style"; a doll or an animation character of a [V] face; an old [V] face. After these may
-    stand: wearing a hat, wearing sunglasses, smiling, with blue hair, with red hair; at the beach, in the snow, in a
-    city at night, in space, in a forest.
+    [V] in a prompt is the person. The embedded base knows
+
+    "a [V] face", "an old [V] face", "a photo of a [V] face" and
+    "a portrait of a [V] face", one of its two worlds;
+
+    a pencil sketch, a watercolor, a bronze statue, pixel art, neon art,
+    pop art, a comic drawing, a doll, an animation character of a [V] face,
+    and "a photo of a [V] face in watercolor style";
+
+    after any of these: wearing a hat, wearing sunglasses, smiling,
+    with blue hair, with red hair;
+
+    and then: at the beach, in the snow, in a city at night, in space,
+    in a forest.
     """
     check_outputs(output / "picture.png")
     plan = _plan(identities, prompts, pairs)

@@ -1,4 +1,4 @@
-"""What ships with the package: the base, the hypernetwork, the judges, a picture to try them on; see the model cards."""
+"""What ships with the package: base, hypernetwork, judges, and a picture to try them on; see the model cards."""
 
 from pathlib import Path
 

@@ -17,12 +17,12 @@ from torch import Tensor
 
 from hyperdreambooth.base.model import Base
 from hyperdreambooth.errors import UserError
-from hyperdreambooth.files import load_tensors, save_tensors, write_atomically
+from hyperdreambooth.files import load_tensors, save_tensors
 from hyperdreambooth.fitting.fit import Objective, Pictures, fit
+from hyperdreambooth.fitting.plan import PLAN_FILE, keep_plan, read_plan
 from hyperdreambooth.fitting.steps import Checkpoint, FitConfig, Run, StepReport
 from hyperdreambooth.lidb import Adapters
 
-PLAN_FILE = "plan.json"
 _FORMAT = "hyperdreambooth-people-1"
 
 
@@ -92,12 +92,15 @@ def preoptimize(
         folder: made if absent; `load_people` reads what is finished.
 
     Raises:
-        UserError: the folder is of other people, another base, space or settings (before the first step).
+        UserError: the folder is of other people or pictures, another base, space or settings (before the first step).
     """
     folder = Path(folder)
     if len(names) != len(pictures.latents) or len(set(names)) != len(names):
         raise ValueError(f"got {len(set(names))} different names for {len(pictures.latents)} people, expected one each")
-    _keep_plan(folder, _plan(base, adapters, names, config), adapters.space.start())
+    data = {"latents": pictures.latents} | ({} if pictures.masks is None else {"masks": pictures.masks})
+    keep_plan(folder, _plan(base, adapters, names, config), data)
+    if not _start(folder).exists():
+        save_tensors(_start(folder), {"start": adapters.space.start()})
     for shard, first in enumerate(range(0, len(names), config.shard)):
         people = slice(first, first + config.shard)
         output, checkpoint = _shard(folder, shard), Checkpoint(folder / f"shard-{shard:05d}.run.safetensors")
@@ -111,20 +114,23 @@ def preoptimize(
 
 
 def load_people(folder: Path | str) -> FittedPeople:
-    """The finished people of a folder. Raises UserError where there is no plan, or nobody is finished yet."""
+    """The finished people of a folder. Raises UserError where there is no sound plan, or nobody is finished yet."""
     folder = Path(folder)
     if not (folder / PLAN_FILE).is_file():
         raise UserError(f"{folder} has no {PLAN_FILE}, expected pre-optimised people: run preoptimize first")
-    plan = json.loads((folder / PLAN_FILE).read_text())
-    shards = range(-(-len(plan["names"]) // plan["config"]["shard"]))
-    finished = [load_tensors(_shard(folder, shard)) for shard in shards if _shard(folder, shard).exists()]
+    read_plan(folder, _FORMAT)
+    finished = [load_tensors(path) for path in sorted(folder.glob("shard-?????.safetensors"))]
     if not finished:
         raise UserError(f"{folder} has no finished person yet, expected at least one: let preoptimize finish a shard")
     return FittedPeople(
         names=tuple(name for _, metadata in finished for name in json.loads(metadata["people"])),
         weights=torch.cat([tensors["weights"] for tensors, _ in finished]),  # (N, S, 1, a + b)
-        start=load_tensors(folder / "start.safetensors")[0]["start"],
+        start=load_tensors(_start(folder))[0]["start"],
     )
+
+
+def _start(folder: Path) -> Path:
+    return folder / "start.safetensors"
 
 
 def _shard(folder: Path, shard: int) -> Path:
@@ -140,20 +146,3 @@ def _plan(base: Base, adapters: Adapters, names: Sequence[str], config: Preoptim
         "config": asdict(config),
         "names": list(names),
     }
-
-
-def _keep_plan(folder: Path, plan: dict[str, object], start: Tensor) -> None:
-    """Write the plan into a new folder, or check that the folder's own is the same."""
-    path = folder / PLAN_FILE
-    text = json.dumps(plan, indent=1) + "\n"
-    if not path.exists():
-        save_tensors(folder / "start.safetensors", {"start": start})
-        write_atomically(path, lambda part: part.write_text(text))
-        return
-    saved, now = json.loads(path.read_text()), json.loads(text)
-    differing = [key for key in now if saved.get(key) != now[key]]
-    if differing:
-        raise UserError(
-            f"{folder} was begun with another {' and another '.join(differing)}, expected the same: "
-            "choose another folder, or go on with the settings in its plan.json"
-        )

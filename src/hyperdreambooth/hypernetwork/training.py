@@ -20,6 +20,7 @@ from torch import Tensor
 from hyperdreambooth.base.diffusion import denoising_loss
 from hyperdreambooth.base.model import Base
 from hyperdreambooth.files import write_atomically
+from hyperdreambooth.fitting.plan import digest, keep_plan
 from hyperdreambooth.fitting.steps import Checkpoint, FitConfig, Run, StepReport, steps
 from hyperdreambooth.hypernetwork.jitter import Jitter
 from hyperdreambooth.hypernetwork.model import HyperNetwork
@@ -27,6 +28,7 @@ from hyperdreambooth.lidb import Adapters
 
 CURVE_FILE = "curve.jsonl"
 RESULT_FILE = "hypernetwork.safetensors"
+_FORMAT = "hyperdreambooth-training-1"
 HELD_OUT_NOISES = 4
 
 
@@ -101,33 +103,73 @@ def train(
         base, adapters: the frozen base, with adapters of the network's space in it.
         worlds: the people to learn from, by name of their world; tensors may stay on the CPU.
         held_out: people who are not among them; measured on as it goes, and written to `CURVE_FILE`.
-        folder: made if absent. Where it holds a run of the same settings, that goes on.
+        folder: made if absent. Where it holds a run of the same network, people and settings, that goes on.
 
     Raises:
-        UserError: the folder holds a run of another network, base or space.
+        UserError: the folder holds a run of another network, base, space, of other people or settings.
     """
     folder = Path(folder)
+    _keep_plan(folder, network, worlds, held_out, config)
     network.set_statistics(torch.cat([people.numbers for people in worlds.values()]).to(base.device))
     network.encoder.requires_grad_(not config.freeze_encoder and network.config.encoder.pretrained is None)
+    left = _after_finished(folder, network, config)
     measures = [_HeldOut(name, people, network, base, adapters, config) for name, people in held_out.items()]
-    for number, (phase, fit) in enumerate(config.phases().items()):
-        result = folder / f"{phase}.safetensors"
-        if result.exists():
-            done = HyperNetwork.load(result, network.space, network.base, network.base_name)
-            network.load_state_dict(done.state_dict())
-            continue
+    for number, phase, fit in left:
         generator = torch.Generator().manual_seed(config.seed + number)
         loss = _Loss(network, base, adapters, list(worlds.values()), config, phase, generator)
         parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
-        checkpoint = Checkpoint(folder / f"{phase}.run.safetensors")
+        checkpoint = _checkpoint(folder, phase)
         run = steps(
             parameters, loss, fit, checkpoint=checkpoint, generators={"training": generator}, samples=loss.samples
         )
         yield from _followed(run, phase, network, measures, folder / CURVE_FILE, config.evaluate_every)
         network.load_state_dict({**network.state_dict(), **run.averages})
-        network.save(result, torch.float32)
+        network.save(_result(folder, phase), torch.float32)
         Path(checkpoint.path).unlink(missing_ok=True)
     network.eval().save(folder / RESULT_FILE)
+
+
+def _keep_plan(
+    folder: Path,
+    network: HyperNetwork,
+    worlds: Mapping[str, People],
+    held_out: Mapping[str, People],
+    config: TrainConfig,
+) -> None:
+    """Raise UserError if the folder was begun with anything else that decides the result."""
+    plan = {
+        "format": _FORMAT,
+        "base": network.base,
+        "space": asdict(network.space.info),
+        "network": asdict(network.config),
+        "config": asdict(config),
+    }
+    data = dict[str, Tensor]()
+    for use, group in (("training", worlds), ("held out", held_out)):
+        plan[f"{use} numbers"] = {name: digest(people.numbers) for name, people in group.items()}
+        for name, people in group.items():
+            data |= {f"{use} {name} pictures": people.pictures, f"{use} {name} latents": people.latents}
+            data |= {} if people.masks is None else {f"{use} {name} masks": people.masks}
+    keep_plan(folder, plan, data)
+
+
+def _after_finished(folder: Path, network: HyperNetwork, config: TrainConfig) -> list[tuple[int, str, FitConfig]]:
+    """Load the last phase that is finished into the network; the number, name and settings of those to do yet."""
+    left = [(number, phase, fit) for number, (phase, fit) in enumerate(config.phases().items())]
+    while left and _result(folder, left[0][1]).exists():
+        _, phase, _ = left.pop(0)
+        done = HyperNetwork.load(_result(folder, phase), network.space, network.base, network.base_name)
+        network.load_state_dict(done.state_dict())
+        Path(_checkpoint(folder, phase).path).unlink(missing_ok=True)  # of a process that died in between
+    return left
+
+
+def _result(folder: Path, phase: str) -> Path:
+    return folder / f"{phase}.safetensors"
+
+
+def _checkpoint(folder: Path, phase: str) -> Checkpoint:
+    return Checkpoint(folder / f"{phase}.run.safetensors")
 
 
 class _Loss:

@@ -1,0 +1,70 @@
+"""What the recipe may spend: one number per row, each of them an option of the command line."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+# Minutes per thousand on two CPU cores, measured; trainings take the minutes that they are given.
+_FRAME, _DRAW_PORTRAITS, _DRAW_PHOTOGRAPHS, _ENCODE = 1.0, 0.1, 0.02, 0.05
+_FOLDER = 2.0  # thousand photographs in the folder, about
+
+
+def _row(default: float, about: str) -> Any:
+    return field(default=default, metadata={"about": about})
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much each stage may spend. The defaults take about 5 h 50 min on two CPU cores."""
+
+    people: int = _row(15_000, "portraits are drawn of the seeds below this")
+    portraits: int = _row(24, "thousand portraits that VAE, base and scene classifier learn from")
+    photograph_pictures: int = _row(16, "thousand versions of photographs that they learn from")
+    people_pictures: int = _row(16, "thousand portraits, eight of each person, that the others learn from")
+    vae_minutes: float = _row(40.0, "of the VAE")
+    vae_batch: int = _row(8, "pictures in a batch of the VAE")
+    denoiser_minutes: float = _row(120.0, "of U-Net and text encoder")
+    denoiser_batch: int = _row(24, "pictures in a batch of U-Net and text encoder")
+    judge_minutes: float = _row(12.0, "of each of the three judges")
+    judge_batch: int = _row(64, "pictures in a batch of scene classifier, attribute reader and encoder")
+    recogniser_people: int = _row(24, "people of each world in a batch of the recogniser, four pictures of each")
+    judged_people: int = _row(100, "tuning people whom the judges are measured on")
+    encoder_minutes: float = _row(12.0, "of the encoder that the hypernetwork starts from")
+    fitted_portraits: int = _row(1024, "portraits who are pre-optimised, at most")
+    fitted_photographs: int = _row(1024, "photographs that are pre-optimised, at most")
+    fit_minutes: float = _row(85.0, "of pre-optimisation, half of it for each world")
+    fit_steps: int = _row(200, "steps of pre-optimisation")
+    fit_noises: int = _row(4, "samples through the U-Net per person and step of pre-optimisation")
+    hypernetwork_minutes: float = _row(45.0, "of the hypernetwork; the weight loss alone gets a fifth of them")
+
+    @classmethod
+    def add_options(cls, parser: argparse.ArgumentParser) -> None:
+        """One option per row: `--vae-minutes 40.0`."""
+        rows = parser.add_argument_group("budget")
+        for row in fields(cls):
+            kind, name = type(row.default), "--" + row.name.replace("_", "-")
+            rows.add_argument(name, type=kind, default=row.default, help=f"{row.metadata['about']} [{row.default}]")
+
+    @classmethod
+    def of(cls, options: argparse.Namespace) -> Budget:
+        """What the command line said."""
+        return cls(**{row.name: getattr(options, row.name) for row in fields(cls)})
+
+    def minutes(self) -> dict[str, float]:
+        """About how long each stage takes, by name: given for trainings, estimated for two CPU cores elsewhere."""
+        drawn = _DRAW_PORTRAITS * self.portraits + _DRAW_PHOTOGRAPHS * self.photograph_pictures
+        return {
+            "frame": _FRAME * _FOLDER,
+            "pictures": drawn,
+            "vae": self.vae_minutes,
+            "latents": _ENCODE * (self.portraits + self.photograph_pictures),
+            "denoiser": self.denoiser_minutes,
+            "people": _DRAW_PORTRAITS * self.people_pictures,
+            "judges": 3 * self.judge_minutes,
+            "encoder": self.encoder_minutes,
+            "fit": self.fit_minutes,
+            "hypernetwork": self.hypernetwork_minutes,
+            "ship": 0.0,
+        }

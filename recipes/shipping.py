@@ -1,0 +1,125 @@
+"""Stage: what was trained becomes what the package holds, with a card beside each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from hyperdreambooth.base.model import Base
+from hyperdreambooth.embedded import BASE, DEMO_PHOTO, FOLDER, HYPERNETWORK, JUDGES
+from hyperdreambooth.evaluation.judges import AttributeReader, Judge, Recogniser, SceneClassifier
+from hyperdreambooth.files import load_tensors
+from hyperdreambooth.hypernetwork.model import HyperNetwork
+from hyperdreambooth.hypernetwork.training import CURVE_FILE, RESULT_FILE
+from hyperdreambooth.pipeline import space_of
+from hyperdreambooth.portraits.person import Person
+from hyperdreambooth.portraits.renderer import render
+from hyperdreambooth.portraits.view import View
+from hyperdreambooth.sheet import save_png, to_image
+from recipes import hyper
+from recipes.cards import Card, data_lines
+from recipes.measures import own_scores
+from recipes.workshop import Workshop
+
+DEMO_SEED = 15_005  # a tuning person: the training never saw them
+DEMO_SIZE = 256
+SCORES_KEY = "scores"  # in the metadata of a judge's file
+# In the cache, where somebody has put them there: results of the benchmarks, and a person's words about the sheets.
+QUALITY_FILE, FIRST_LIGHT_FILE, LOOKS_FILE = "quality.json", "first-light.json", "looks.txt"
+
+
+def file_of(kind: type[Judge]) -> str:
+    """The name of a judge's file, without its suffix."""
+    return kind.kind.replace(" ", "-")
+
+
+def ship(shop: Workshop) -> Iterator[str]:
+    """Write the trained networks in half precision, their cards and the demo's picture; only the base must be there."""
+    base = shop.trained_base()
+    yield f"the base {ship_base(shop, base)}"
+    yield from (f"the {name}" for name in ship_judges(shop))
+    if (shop.cache / "hypernetwork" / RESULT_FILE).exists():
+        ship_hypernetwork(shop, base)
+        yield "the hypernetwork"
+    view = View.reference(np.random.RandomState(5))
+    save_png(shop.out / DEMO_PHOTO.relative_to(FOLDER), to_image(render([Person(DEMO_SEED)], [view], DEMO_SIZE)[0]))
+    yield "the demo's photograph"
+
+
+def ship_base(shop: Workshop, base: Base) -> str:
+    """The base and its card; returns the fingerprint."""
+    folder = shop.out / BASE.relative_to(FOLDER)
+    base.save(folder)
+    size = base.picture_size
+    Card(
+        "The embedded base",
+        f"A latent diffusion model of faces, {size} x {size} pixels, in Stable Diffusion's layout.",
+        _data(shop),
+        _seconds(shop, "vae", "denoiser"),
+        _scores(shop.cache / QUALITY_FILE),
+        _text(shop.cache / LOOKS_FILE),
+    ).write(folder)
+    return base.fingerprint
+
+
+def ship_judges(shop: Workshop) -> list[str]:
+    """The judges that are trained, and their card, measured where their files do not say so; returns their names."""
+    folder, scores = shop.out / JUDGES.relative_to(FOLDER), {}
+    trained = [kind for kind in (Recogniser, SceneClassifier, AttributeReader) if shop.weights(file_of(kind)).exists()]
+    for kind in trained:
+        path = shop.weights(file_of(kind))
+        judge, about = kind.load(path), load_tensors(path)[1]
+        if SCORES_KEY not in about:
+            about[SCORES_KEY] = json.dumps(own_scores(judge, shop.budget.judged_people, shop.split("tuning")))
+        judge.save(folder / path.name, about={SCORES_KEY: about[SCORES_KEY]})
+        scores[kind.kind] = json.loads(about[SCORES_KEY])
+    if trained:
+        Card(
+            "The judges",
+            f"{', '.join(kind.kind for kind in trained).capitalize()}: convolutional networks that say who is in a "
+            "picture, what scene it is, what they look like. Nothing that they judge has learnt from them. "
+            "Scores are of true pictures of people they never saw.",
+            _data(shop),
+            _seconds(shop, *(file_of(kind) for kind in trained)),
+            scores,
+        ).write(folder)
+    return list(scores)
+
+
+def ship_hypernetwork(shop: Workshop, base: Base) -> None:
+    """The hypernetwork and its card."""
+    folder = shop.cache / "hypernetwork"
+    file = shop.out / HYPERNETWORK.relative_to(FOLDER)
+    HyperNetwork.load(folder / RESULT_FILE, space_of(base), base.fingerprint, base.name).save(file)
+    curve = hyper.last_of_curve(folder) if (folder / CURVE_FILE).exists() else {}
+    seconds = {f"hypernetwork, {phase}": line["seconds"] for phase, line in curve.items()}
+    held_out = {"people it never saw, at the end": curve["both"]["held_out"]} if "both" in curve else {}
+    Card(
+        "The hypernetwork",
+        "One picture of a face to the LiDB numbers of its person on the embedded base (eq. 2 of the paper).",
+        _data(shop),
+        _seconds(shop, "encoder") | seconds,
+        held_out | _scores(shop.cache / FIRST_LIGHT_FILE),
+    ).write(file.parent)
+
+
+def _data(shop: Workshop) -> list[str]:
+    names = shop.split("training").names if shop.framed.exists() else ()
+    return data_lines(shop.budget.people - 1, names)
+
+
+def _seconds(shop: Workshop, *stages: str) -> dict[str, float]:
+    """What trainings took, read from their last checkpoints."""
+    paths = {stage: shop.checkpoint(stage) for stage in stages}
+    return {stage: checkpoint.read()[1]["seconds"] for stage, checkpoint in paths.items() if checkpoint.exists()}
+
+
+def _scores(path: Path) -> dict[str, object]:
+    return dict(json.loads(_text(path) or "{}"))
+
+
+def _text(path: Path) -> str:
+    return path.read_text() if path.exists() else ""

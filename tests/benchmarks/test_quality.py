@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import torch
+from PIL import Image
+
+from benchmarks import quality as bench
+from benchmarks.judges import Judges
+from hyperdreambooth.base.model import Base
+from hyperdreambooth.portraits.captions import EDIT_SCENES, STYLES, caption, parse
+from recipes.pictures import in_styles
+
+
+def test_both_worlds_are_measured_and_nothing_is_drawn_twice(tiny_base: Base, judges: Judges, tmp_path: Path) -> None:
+    references = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    worlds = {"portrait": references, "photo": references}
+    figures = bench.quality(tiny_base, judges, worlds, 4, tmp_path)
+    written = json.loads((tmp_path / "quality.json").read_text())
+    assert written == {"base": tiny_base.fingerprint, **figures}
+    for world in worlds:
+        assert figures[world]["pictures"] == 4 and figures[world]["true people"] == 3
+        assert figures[world]["spread"] > 0 and 0 <= figures[world]["recognised"] <= 1
+        with Image.open(tmp_path / f"{world}.png") as sheet:
+            assert sheet.size == (2 * 8 * 16, 2 * 16)
+    with mock.patch.object(bench, "_sample", side_effect=AssertionError("drawn again")):
+        again = bench.quality(tiny_base, judges, worlds, 4, tmp_path)
+    assert all(again[world] == pytest.approx(figures[world], abs=1e-5) for world in worlds)
+
+
+def test_without_a_scene_classifier_only_the_spread_is_measured(judges: Judges) -> None:
+    pictures = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    figures = bench.measured(Judges(judges.recogniser), bench.asked_scenes("photo", 4), pictures, pictures)
+    assert figures == {"spread": 1.0}
+
+
+def test_prompts_ask_for_every_style_and_of_portraits_for_everything() -> None:
+    photos, portraits = bench.asked_scenes("photo", 20), bench.asked_scenes("portrait", 60)
+    assert len(photos) == 20 and {scene.style for scene in photos} == set(STYLES)
+    said = {(scene.domain, scene.context, scene.edit) for scene in portraits}
+    assert said == {(None, None, None)} | {(scene.domain, scene.context, scene.edit) for scene in EDIT_SCENES}
+    assert all(parse(caption(scene)) == scene for scene in photos + portraits)
+
+
+def test_true_pictures_repeat_people_under_the_styles_asked_for() -> None:
+    references = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    scenes = bench.asked_scenes("photo", 3)
+    true = bench.true_pictures(references, scenes)
+    assert torch.equal(true[2], in_styles(references[:1], [scenes[2].style])[0])

@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+
+from hyperdreambooth.base.loading import load_base
+from hyperdreambooth.errors import UserError
+from hyperdreambooth.evaluation.judges import AttributeReader, Recogniser, SceneClassifier
+from hyperdreambooth.files import save_tensors
+from hyperdreambooth.fitting.preoptimize import PreoptimizeConfig, load_people
+from hyperdreambooth.fitting.steps import Checkpoint, FitConfig, Run
+from hyperdreambooth.fitting.steps import steps as take
+from hyperdreambooth.pipeline import HyperDreamBooth
+from recipes import hyper
+from recipes.budget import Budget
+from recipes.cards import data_lines
+from recipes.embedded import STAGES, main, options, run
+from recipes.photographs import Photographs
+from recipes.workshop import Workshop
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_the_whole_recipe_makes_what_the_package_ships(shop: Workshop) -> None:
+    said = list(run(shop))
+    assert [line.removeprefix("[bold]") for line in said if line.startswith("[bold]")] == list(STAGES)
+    base = load_base(shop.out / "base")
+    assert base.card.picture_size == shop.size and base.fingerprint in said[said.index("[bold]ship") + 1]
+    booth = HyperDreamBooth.load(shop.out / "base", hypernetwork=shop.out / "hypernetwork/hypernetwork.safetensors")
+    person = booth.personalize(shop.out / "demo/reference.png", steps=1)
+    drawn = booth.draw(person, "a watercolor of a [V] face")
+    assert drawn.shape == (1, 3, shop.size, shop.size) and drawn.isfinite().all()
+    for kind in (Recogniser, SceneClassifier, AttributeReader):
+        judge = kind.load(shop.out / "judges" / f"{kind.kind.replace(' ', '-')}.safetensors")
+        assert judge.look(drawn).isfinite().all() and judge.config == shop.sizes.judge
+    for part in ("base", "judges", "hypernetwork"):
+        card = (shop.out / part / "README.md").read_text()
+        assert "seeds 0 to 49" in card and "licence and consent are those of their folder" in card
+        assert "## Recipe" in card and " s\n" in card
+    assert "portraits, neon" in (shop.out / "judges/README.md").read_text()
+    # Again: nothing is done twice.
+    before = contents(shop.cache)
+    stages = [name for name in STAGES if name != "ship"]
+    assert [line for line in run(shop, stages) if not line.startswith("[bold]")] == []
+    assert contents(shop.cache) == before
+
+
+def test_a_training_that_is_stopped_goes_on(shop: Workshop) -> None:
+    lines = shop.train("count", *counting(shop, steps=6), every=1)
+    assert [line.split()[1] for line in islice(lines, 3)] == ["1", "2", "3"]
+    lines.close()  # as a process that is told to end
+    assert shop.checkpoint("count").exists() and not shop.weights("count").exists()
+    assert [line.split()[1] for line in shop.train("count", *counting(shop, steps=6), every=1)] == ["4", "5", "6"]
+    assert shop.weights("count").read_text() == "6"
+    assert list(shop.train("count", *counting(shop, steps=9))) == []  # done is done
+
+
+def test_a_training_whose_result_was_lost_is_not_taken_again(shop: Workshop) -> None:
+    list(shop.train("count", *counting(shop, steps=3)))
+    shop.weights("count").unlink()  # as if killed between the last step and the file
+    assert list(shop.train("count", *counting(shop, steps=3))) == []
+    assert shop.weights("count").read_text() == "3"
+
+
+Counting = tuple[Callable[[torch.Generator, Checkpoint], Run], Callable[[Path], object]]
+
+
+def counting(shop: Workshop, steps: int) -> Counting:
+    """A training whose only number grows by one at every step."""
+    count = torch.zeros(1, requires_grad=True)
+
+    def begin(_generator: torch.Generator, checkpoint: Checkpoint) -> Run:
+        config = FitConfig(steps=steps, lr=1.0)
+        return take({"count": count}, lambda _step: -count.sum(), config, checkpoint=checkpoint)
+
+    return begin, lambda path: path.write_text(f"{count.item():.0f}")
+
+
+def test_latents_of_another_budget_are_refused(shop: Workshop) -> None:
+    list(run(shop, ["frame", "pictures"]))
+    save_tensors(shop.latents_file("portraits"), {"latents": torch.zeros(3, 4, 8, 8)})
+    with pytest.raises(UserError, match="3 pictures, expected the 32"):
+        shop.latents("portraits")
+
+
+def test_pre_optimisation_stops_when_its_time_is_up(shop: Workshop, framed: Photographs, tmp_path: Path) -> None:
+    booth, folder = HyperDreamBooth(shop.fresh_base()), tmp_path / "fitted"
+    people = hyper.photographed(framed, 6, shop.size)
+    assert torch.equal(people.pictures[:, 1], people.pictures[:, 0].flip(-1)) and people.names == framed.names[:6]
+    config = PreoptimizeConfig(fit=FitConfig(steps=1), shard=2)
+    assert not hyper.is_fitted(folder, 6, minutes=1e-9)
+    list(hyper.fit_world(booth, people, folder, config, minutes=1e-9))
+    assert load_people(folder).names == framed.names[:2] and hyper.is_fitted(folder, 6, minutes=1e-9)
+    assert not hyper.is_fitted(folder, 6, minutes=60)
+    list(hyper.fit_world(booth, people, folder, config, minutes=60))  # more time: the others too
+    assert load_people(folder).names == framed.names[:6] and hyper.is_fitted(folder, 6, minutes=60)
+
+
+def test_portraits_to_fit_do_not_depend_on_how_many_are_drawn_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def drawn() -> object:
+        lines = hyper.portraits(3, 16)
+        while True:
+            try:
+                next(lines)
+            except StopIteration as end:
+                return end.value
+
+    whole = drawn()
+    monkeypatch.setattr(hyper, "_AT_ONCE", 2)
+    parts = drawn()
+    assert whole.names == parts.names == ("portrait-0", "portrait-1", "portrait-2")  # type: ignore[attr-defined]
+    assert torch.equal(whole.pictures, parts.pictures)  # type: ignore[attr-defined]
+
+
+def test_every_row_of_the_budget_is_an_option() -> None:
+    given = [word for row in fields(Budget) for word in ("--" + row.name.replace("_", "-"), "7")]
+    budget = Budget.of(options(["--photographs", "p", "--cache", "c", *given]))
+    assert {getattr(budget, row.name) for row in fields(Budget)} == {7}
+    assert all(type(getattr(budget, row.name)) is type(row.default) for row in fields(Budget))
+    assert Budget.of(options(["--photographs", "p", "--cache", "c"])) == Budget()
+
+
+def test_the_defaults_take_six_hours_at_most() -> None:
+    assert list(Budget().minutes()) == list(STAGES)
+    assert 300 < sum(Budget().minutes().values()) <= 360
+
+
+def test_a_dry_run_does_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--photographs", str(tmp_path), "--cache", str(tmp_path / "cache"), "--vae-minutes", "33", "--dry-run"]
+    assert main(words) == 0 and not (tmp_path / "cache").exists()
+    said = capsys.readouterr().err
+    assert "vae_minutes" in said and "33.0" in said and "total" in said
+
+
+def test_wrong_use_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--photographs", str(tmp_path), "--cache", str(tmp_path / "cache")]
+    assert main(words) == 2
+    assert "holds no pictures" in " ".join(capsys.readouterr().err.split())
+    with pytest.raises(SystemExit):
+        options([*words, "--only", "nothing"])
+
+
+def test_cards_name_the_source_of_each_photograph() -> None:
+    lines = data_lines(99, ["sfhq/a.jpg", "sfhq/b.jpg", "sfhq-t2i/c.jpg", "mine.jpg"])
+    assert "seeds 0 to 99" in lines[0] and "1 photographs whose licence" in lines[1]
+    assert "2 photographs" in lines[2] and "2022 David Beniaguev" in lines[2]
+    assert "1 photographs" in lines[3] and "SFHQ-T2I" in lines[3]

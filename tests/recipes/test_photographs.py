@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from hyperdreambooth.errors import UserError
+from recipes.photographs import SPLITS, Photographs, frame_photographs, load_photographs
+
+ROOT = Path(__file__).parents[2]
+SHARED = ROOT.parent / "shared" / "photos"
+LISTS = {split: (ROOT / "recipes" / "splits" / f"photographs-{split}.txt").read_text().split() for split in SPLITS[1:]}
+
+
+def test_splits_are_disjoint_and_of_the_sizes_agreed() -> None:
+    tuning, reporting = LISTS["tuning"], LISTS["reporting"]
+    assert len(tuning) == len(set(tuning)) == 60 and len(reporting) == len(set(reporting)) == 200
+    assert not set(tuning) & set(reporting)
+    assert all(name.startswith("sfhq/") for name in tuning)
+    assert sum(name.startswith("sfhq-t2i/") for name in reporting) == 100
+
+
+def test_every_listed_photograph_exists() -> None:
+    if not SHARED.is_dir():
+        pytest.skip("the photographs that the lists name are not here: they stay outside the repository")
+    assert not [name for names in LISTS.values() for name in names if not (SHARED / name).is_file()]
+
+
+def test_the_splits_together_are_all_photographs_each_once(framed: Photographs) -> None:
+    parts = [framed.split(name) for name in SPLITS]
+    assert [len(part.names) for part in parts] == [6, 1, 1]
+    assert sorted(name for part in parts for name in part.names) == sorted(framed.names)
+    for part in parts:
+        for name, picture in zip(part.names, part.pictures, strict=True):
+            assert torch.equal(picture, framed.pictures[framed.names.index(name)])
+
+
+def test_held_out_photographs_come_in_the_order_of_their_list() -> None:
+    names = tuple(reversed(LISTS["tuning"][:5]))
+    assert Photographs(torch.zeros(5, 3, 2, 2), names).split("tuning").names == tuple(LISTS["tuning"][:5])
+
+
+def test_the_centre_is_cut_out(framed: Photographs) -> None:
+    centre = framed.centre(16)
+    assert centre.shape == (8, 3, 16, 16)
+    assert torch.equal((centre * 255).round().byte(), framed.pictures[:, :, 4:20, 4:20])
+
+
+def test_a_folder_of_photographs_is_framed_once(photos: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "framed.safetensors"
+    lines = list(frame_photographs(photos, cache, 24))
+    framed = load_photographs(cache)
+    assert framed.pictures.shape == (len(framed.names), 3, 24, 24) and framed.pictures.dtype == torch.uint8
+    assert set(framed.names) <= {*(f"{number}.png" for number in range(5)), "deep/er/5.png"}
+    assert f"{len(framed.names)} photographs framed, {6 - len(framed.names)} without a face" in lines[-1]
+    assert not list(frame_photographs(tmp_path / "gone", cache, 24))
+
+
+def test_a_folder_without_faces_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no pictures"):
+        list(frame_photographs(tmp_path, tmp_path / "framed.safetensors", 24))
+    (tmp_path / "a.png").write_bytes(b"no picture")
+    with pytest.raises(UserError, match="1 pictures without a face"):
+        list(frame_photographs(tmp_path, tmp_path / "framed.safetensors", 24))
+    assert not (tmp_path / "framed.safetensors").exists()
