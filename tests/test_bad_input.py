@@ -145,6 +145,11 @@ def test_outputs_that_cannot_be_written_are_found_first(tmp_path: Path, capsys: 
         (("paint",), "paint"),
         (("preoptimize", "portraits:9-3", "-o", "weights"), "portraits:FIRST-LAST"),
         (("preoptimize", "nowhere", "-o", "weights"), "check the path"),
+        (("personalize", "a.jpg", "-o", "a.jpg"), "as input and as output"),
+        (("personalize", "a.jpg", "-o", "x", "--sheet", "./x"), "two outputs"),
+        (("mix", "a", "b", "-o", "b"), "as input and as output"),
+        (("export", "a", "--format", "kohya", "-o", "a"), "as input and as output"),
+        (("personalize", "a.jpg", "-o", "a", "--seed", str(2**63)), "--seed"),
         (("portraits", "--seed", "4294967295", "--count", "2", "-o", "faces"), "4294967295"),
     ],
 )
@@ -160,6 +165,13 @@ def test_wrong_use(
     monkeypatch.setattr("hyperdreambooth.base.loading.BASE", base_folder)
     assert words in error_of(capsys, *arguments)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_strength_that_is_no_number(sound: Identity, base_folder: Path, tmp_path: Path, capsys: Capture) -> None:
+    sound.save(tmp_path / "alice.safetensors")
+    command = ("generate", tmp_path / "alice.safetensors", "--prompt", "a [V] face", "-o", tmp_path / "out")
+    assert "finite" in error_of(capsys, *command, "--base", base_folder, "--strength", "nan")
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_unknown_word_is_named_and_the_work_goes_on(

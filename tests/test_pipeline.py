@@ -14,7 +14,7 @@ from torch import Tensor
 
 import hyperdreambooth
 from hyperdreambooth.base.model import Base
-from hyperdreambooth.drawing import DrawConfig, stack
+from hyperdreambooth.drawing import DrawConfig, note_faults, stack
 from hyperdreambooth.errors import BadPicture, UserError, WrongBase, WrongSpace
 from hyperdreambooth.faces import crop_face, read_picture, soft_face_mask
 from hyperdreambooth.fitting.finetune import PRESETS, finetune
@@ -187,6 +187,75 @@ def test_generate_gives_images_pair_by_pair(booth: HyperDreamBooth) -> None:
         levels = torch.tensor(list(image.tobytes())).view(16, 16, 3).permute(2, 0, 1)
         assert torch.equal(levels, (picture * 255).round().long())
     assert [(r.phase, r.done, r.total) for r in reports] == [("draw", n, 3) for n in (1, 2, 3)]
+
+
+def test_nobody_is_made_or_drawn_over_a_merged_person(booth: HyperDreamBooth, portrait_file: Path) -> None:
+    alice = somebody(booth, 1)
+    work = booth.personalizing([portrait_file], PersonalizeConfig(steps=1))
+    booth.adapters.merge(alice.weights)
+    try:
+        for person in (None, alice):
+            with pytest.raises(UserError, match="merged"):
+                booth.draw(person, "a [V] face", QUICK)
+        with pytest.raises(UserError, match="merged"):
+            booth.personalize(portrait_file, steps=1)
+        with pytest.raises(UserError, match="merged"):
+            list(work)
+    finally:
+        booth.adapters.unmerge()
+
+
+def test_spent_adapters_and_no_photographs(booth: HyperDreamBooth, fresh_base: Base, portrait_file: Path) -> None:
+    with pytest.raises(UserError, match="no photographs"):
+        booth.personalizing([])
+    spent = HyperDreamBooth(fresh_base)
+    spent.adapters.eject()
+    with pytest.raises(UserError, match="ejected"):
+        spent.draw(None, "a face", QUICK)
+    with pytest.raises(UserError, match="ejected"):
+        spent.personalize(portrait_file)
+
+
+def test_the_fingerprint_is_computed_once(
+    booth: HyperDreamBooth, portrait_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hyperdreambooth.base.model.fingerprint_of", lambda *_: "anew")
+    monkeypatch.setattr(Base, "fingerprint", property(lambda _: "anew"))
+    assert booth.personalize(portrait_file, steps=1, noises=1).base == booth.fingerprint != "anew"
+
+
+def test_the_rank_is_the_presets_unless_given() -> None:
+    configs = [PersonalizeConfig(relax=relax).finetune.rank for relax in ("lidb", "lora")]  # type: ignore[arg-type]
+    assert configs == [PRESETS["lidb"].config.rank, PRESETS["lora"].config.rank] == [3, 4]
+    assert PersonalizeConfig(relax="lora", rank=2).finetune.rank == 2
+
+
+@pytest.mark.parametrize("settings", [{"strength": float("nan")}, {"guidance": float("inf")}])
+def test_drawing_takes_finite_numbers(settings: dict[str, float]) -> None:
+    with pytest.raises(UserError, match="finite"):
+        DrawConfig(**settings)  # type: ignore[arg-type]
+
+
+def test_prompts_without_the_person_and_too_long_ones_are_noted(
+    booth: HyperDreamBooth, caplog: pytest.LogCaptureFixture
+) -> None:
+    rare, face = booth.base.rare_token, "a [v] portrait"
+    longer = f"{face} {'in ' * booth.base.tokenizer.model_max_length}"
+    for prompt, somebody_is_meant, words in (
+        (face, True, None),
+        (f"a {rare} portrait", True, None),
+        ("a portrait", False, None),
+        ("a portrait", True, 'has no "[V]"'),
+        (longer, True, "its end is not read"),
+    ):
+        caplog.clear()
+        note_faults(booth.base, prompt, somebody_is_meant)
+        notes = [record.message for record in caplog.records if "never saw" not in record.message]
+        assert (words is None and not notes) or (words is not None and [words in note for note in notes] == [True])
+    room = booth.base.tokenizer.model_max_length - len(booth.base.tokenizer(f"a {rare} portrait").input_ids)
+    caplog.clear()
+    note_faults(booth.base, f"{face} {'in ' * room}".strip())
+    assert not [record for record in caplog.records if "not read" in record.message]  # just fits
 
 
 def test_guidance_counts_twice() -> None:

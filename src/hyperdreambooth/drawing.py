@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -16,7 +18,7 @@ from hyperdreambooth.lidb import Adapters, LiDBSpace, LoRALayout
 from hyperdreambooth.lidb.sites import total_width
 from hyperdreambooth.progress import Progress, log
 
-Person = Identity | None
+Subject = Identity | None
 """Whom to draw; None is nobody, the base as it is."""
 
 PHASE = "draw"
@@ -36,6 +38,8 @@ class DrawConfig:
     def __post_init__(self) -> None:
         if min(self.count, self.steps, self.batch) < 1:
             raise UserError(f"got count {self.count}, steps {self.steps}, batch {self.batch}: expected 1 or more")
+        if not math.isfinite(self.guidance) or not math.isfinite(self.strength):
+            raise UserError(f"got guidance {self.guidance}, strength {self.strength}: expected finite numbers")
 
     def samples(self, pictures: int) -> int:
         """Samples that go through the U-Net for so many pictures."""
@@ -46,7 +50,7 @@ class DrawConfig:
 class _Job:
     """One picture to draw."""
 
-    person: Person
+    person: Subject
     prompt: str
     seed: int
 
@@ -54,7 +58,7 @@ class _Job:
 def draw(
     base: Base,
     adapters: Adapters,
-    people: Sequence[Person],
+    people: Sequence[Subject],
     prompts: Sequence[str],
     config: DrawConfig,
     progress: Callable[[Progress], None] | None = None,
@@ -62,7 +66,11 @@ def draw(
     """N pairs of a person and a prompt to (N * count, 3, H, W) float32 in [0, 1] on the CPU, pair after pair.
 
     The people must be of this base and of the adapters' space: see `check_person`.
+
+    Raises:
+        UserError: a person is merged into the base, or the adapters are ejected.
     """
+    adapters.check_bare()
     worn = [_strengthened(person, config.strength, adapters.space) for person in people]
     jobs = [
         _Job(person, prompt, config.seed + k)
@@ -97,7 +105,7 @@ def _draw_batch(
         return base.decode(latents).cpu()
 
 
-def stack(people: Sequence[Person], space: LiDBSpace) -> tuple[Tensor, Tensor | None]:
+def stack(people: Sequence[Subject], space: LiDBSpace) -> tuple[Tensor, Tensor | None]:
     """N people of any ranks as one batch to wear: (N, S, R, a + b), and (N, size) if any has full-space factors.
 
     Missing ranks and factors are zero, and so is what they add to dW.
@@ -112,7 +120,7 @@ def stack(people: Sequence[Person], space: LiDBSpace) -> tuple[Tensor, Tensor | 
     return packed, torch.stack([_padded(lora, LoRALayout(space.sites, rank)) for lora in loras])
 
 
-def pair(people: Person | Sequence[Person], prompts: str | Sequence[str]) -> tuple[list[Person], list[str]]:
+def pair(people: Subject | Sequence[Subject], prompts: str | Sequence[str]) -> tuple[list[Subject], list[str]]:
     """One or N people and one or N prompts as N of each. Raises UserError for N and M."""
     persons = [people] if people is None or isinstance(people, Identity) else list(people)
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
@@ -122,7 +130,7 @@ def pair(people: Person | Sequence[Person], prompts: str | Sequence[str]) -> tup
     return persons * (length // len(persons)), texts * (length // len(texts))
 
 
-def check_person(person: Person, base: Base, fingerprint: str, space: LiDBSpace) -> None:
+def check_person(person: Subject, base: Base, fingerprint: str, space: LiDBSpace) -> None:
     """Raise WrongBase or WrongSpace for a person that means nothing on this base, whose fingerprint is given."""
     if person is None:
         return
@@ -135,14 +143,28 @@ def check_person(person: Person, base: Base, fingerprint: str, space: LiDBSpace)
         raise WrongSpace("got a person of another LiDB space: use the base and settings that it was made with")
 
 
-def note_unknown_words(base: Base, prompt: str) -> None:
-    """Log which words of a prompt the base never saw; they are no reason to stop."""
+def note_faults(base: Base, prompt: str, of_somebody: bool = True) -> None:
+    """Log what a prompt says in vain; none of it is a reason to stop: unknown words, too many words, nobody named.
+
+    Args:
+        of_somebody: whether a person is meant to show, so that the prompt should hold "[V]".
+    """
+    spelled = re.sub(r"\[v\]", base.rare_token, prompt, flags=re.IGNORECASE)
+    if of_somebody and base.rare_token.lower() not in re.findall(r"\w+", spelled.lower()):
+        log.warning('the prompt "%s" has no "[V]": it may show anybody', prompt)
+    length, longest = len(base.tokenizer(spelled, verbose=False).input_ids), base.tokenizer.model_max_length
+    if length > longest:
+        log.warning('the prompt "%s" has %d tokens, more than %d: its end is not read', prompt, length, longest)
+    _note_unknown_words(base, prompt)
+
+
+def _note_unknown_words(base: Base, prompt: str) -> None:
     if unknown := base.unknown_words(prompt):
         words = ", ".join(f'"{word}"' for word in unknown)
         log.warning('the base "%s" never saw the word %s of "%s": it may change nothing', base.name, words, prompt)
 
 
-def _strengthened(person: Person, factor: float, space: LiDBSpace) -> Person:
+def _strengthened(person: Subject, factor: float, space: LiDBSpace) -> Subject:
     return person if person is None or factor == 1 else strength(person, factor, space)
 
 

@@ -14,18 +14,17 @@ from PIL import Image
 from torch import Tensor
 
 from hyperdreambooth.base.model import Base
-from hyperdreambooth.drawing import note_unknown_words
-from hyperdreambooth.errors import BadPicture, UserError
-from hyperdreambooth.faces import FaceCrop, crop_face, read_picture, soft_face_mask
+from hyperdreambooth.drawing import note_faults
+from hyperdreambooth.errors import UserError
+from hyperdreambooth.faces import FaceCrop, crop_face, read_picture, soft_face_mask, to_picture
 from hyperdreambooth.fitting.finetune import PRESETS, FinetuneConfig, Relax, finetune
 from hyperdreambooth.hypernetwork.model import HyperNetwork
 from hyperdreambooth.identity import Identity
 from hyperdreambooth.lidb import Adapters
 from hyperdreambooth.progress import Progress, log
-from hyperdreambooth.sheet import to_tensor
 
 Photo: TypeAlias = "str | Path | Image.Image | Tensor"
-"""A picture file, a PIL image, or a tensor (3, H, W) in [0, 1]."""
+"""A picture file, a PIL image, or a tensor (3, H, W), float in [0, 1] or uint8."""
 
 READ, ENCODE, PREDICT, FINETUNE = PHASES = ("read face", "encode", "predict", "fine-tune")
 
@@ -39,12 +38,12 @@ class PersonalizeConfig:
     steps: int = 40  # of fast fine-tuning; 0 is the hypernetwork alone
     noises: int = 2  # samples through the U-Net per step
     relax: Relax = "lidb"
-    rank: int = 3  # fresh ranks beside the prediction
+    rank: int | None = None  # fresh ranks beside the prediction; None is the preset's of this relaxation
     prompt: str = "a [V] face"
     seed: int = 0  # of the noises
 
     def __post_init__(self) -> None:
-        if self.steps < 0 or self.noises < 1 or self.rank < 1:
+        if self.steps < 0 or self.noises < 1 or (self.rank is not None and self.rank < 1):
             raise UserError(
                 f"got {self.steps} steps, {self.noises} noises, rank {self.rank}: expected 0 or more, 1 or more, "
                 "1 or more"
@@ -57,11 +56,18 @@ class PersonalizeConfig:
         """The preset of this relaxation, with what is asked for here; there must be steps."""
         preset = PRESETS[self.relax].config
         objective = replace(preset.objective, prompt=self.prompt, noises=self.noises, seed=self.seed)
-        return replace(preset, rank=self.rank, fit=replace(preset.fit, steps=self.steps), objective=objective)
+        rank = preset.rank if self.rank is None else self.rank
+        return replace(preset, rank=rank, fit=replace(preset.fit, steps=self.steps), objective=objective)
 
 
 class Personalization:
     """N people being made from one photograph each: iterate to do the work, then read the results.
+
+    Args:
+        fingerprint: of the base; None computes it.
+
+    Raises:
+        UserError: no photographs, neither steps nor a hypernetwork, a person merged into the base, ejected adapters.
 
     Attributes:
         config: what was asked for.
@@ -79,7 +85,11 @@ class Personalization:
         hypernetwork: HyperNetwork | None,
         photos: Sequence[Photo],
         config: PersonalizeConfig,
+        fingerprint: str | None = None,
     ) -> None:
+        adapters.check_bare()
+        if not photos:
+            raise UserError("got no photographs, expected one of each person")
         if config.steps == 0 and hypernetwork is None:
             raise UserError(
                 f'got 0 steps and no hypernetwork for the base "{base.name}", expected one or the other: '
@@ -87,6 +97,7 @@ class Personalization:
             )
         self._base, self._adapters, self._hypernetwork = base, adapters, hypernetwork
         self._photos, self.config = list(photos), config
+        self._fingerprint = base.fingerprint if fingerprint is None else fingerprint
         self.faces = torch.empty(0)
         self.predicted: list[Identity] | None = None
         self.identities: list[Identity] = []
@@ -94,7 +105,8 @@ class Personalization:
         self.samples = 0
 
     def __iter__(self) -> Iterator[Progress]:
-        note_unknown_words(self._base, self.config.prompt)
+        self._adapters.check_bare()
+        note_faults(self._base, self.config.prompt)
         yield from self._read()
         yield Progress(ENCODE, 0, 1)
         latents = self._timed(ENCODE, self._encode)  # (N, C, h, w)
@@ -140,13 +152,13 @@ class Personalization:
 
     def _people(self, weights: Tensor, lora: Tensor | None, steps: int) -> list[Identity]:
         """Packed numbers (N, S, R, a + b) and full-space factors (N, size) as N identities."""
-        base, fingerprint, space = self._base, self._base.fingerprint, self._adapters.space.info
+        base, space = self._base, self._adapters.space.info
         how = self._how(steps)
         return [
             Identity(
                 weights=weights[n].float().cpu(),
                 space=space,
-                base=fingerprint,
+                base=self._fingerprint,
                 base_name=base.name,
                 prompt=self.config.prompt,
                 rare_token=base.rare_token,
@@ -163,7 +175,7 @@ class Personalization:
         predicted = "none" if self._hypernetwork is None else "yes"
         how: dict[str, str | int | float] = {"method": "hyperdreambooth", "hypernetwork": predicted, "steps": steps}
         if steps:
-            how |= {"noises": config.noises, "relax": config.relax, "rank": config.rank, "seed": config.seed}
+            how |= {"noises": config.noises, "relax": config.relax, "rank": config.finetune.rank, "seed": config.seed}
             how |= {"lr": config.finetune.fit.lr, "samples": steps * config.noises}
         return how
 
@@ -179,15 +191,4 @@ class Personalization:
 
 def read_face(photo: Photo, size: int) -> FaceCrop:
     """The largest face of a photograph in the training pictures' framing. Raises BadPicture for anything else."""
-    return crop_face(_picture(photo), size)
-
-
-def _picture(photo: Photo) -> Tensor:
-    """A photograph in any form as (3, H, W) in [0, 1]."""
-    if isinstance(photo, Image.Image):
-        return to_tensor(photo)
-    if not isinstance(photo, Tensor):
-        return read_picture(photo)
-    if photo.dim() != 3 or len(photo) != 3 or not photo.isfinite().all():
-        raise BadPicture(f"got a tensor of shape {tuple(photo.shape)}, expected (3, H, W), finite: give one picture")
-    return photo.float().clamp(0, 1)
+    return crop_face(read_picture(photo) if isinstance(photo, str | Path) else to_picture(photo), size)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hyperdreambooth.base.loading import load_base
 from hyperdreambooth.base.model import Base
-from hyperdreambooth.drawing import DrawConfig, Person, check_person, draw, note_unknown_words, pair
+from hyperdreambooth.drawing import DrawConfig, Subject, check_person, draw, note_faults, pair
 from hyperdreambooth.embedded import HYPERNETWORK
 from hyperdreambooth.errors import WrongBase, WrongSpace
 from hyperdreambooth.fitting.finetune import Relax
@@ -75,7 +75,7 @@ class HyperDreamBooth:
         steps: int = 40,
         noises: int = 2,
         relax: Relax = "lidb",
-        rank: int = 3,
+        rank: int | None = None,
         prompt: str = "a [V] face",
         seed: int = 0,
         progress: OnProgress | None = None,
@@ -83,11 +83,11 @@ class HyperDreamBooth:
         """The identity of the person in one photograph: predict, relax, fine-tune.
 
         Args:
-            photo: a picture file, a PIL image, or a tensor (3, H, W) in [0, 1].
+            photo: a picture file, a PIL image, or a tensor (3, H, W), float in [0, 1] or uint8.
             steps: of fine-tuning; 0 is the hypernetwork alone.
             noises: samples through the U-Net per step.
             relax: where the fresh factors of fine-tuning live: "lidb", "lora" (full space), "none" (no fresh ones).
-            rank: of the fresh factors.
+            rank: of the fresh factors; None is 3 for "lidb", 4 for "lora".
             prompt: that the photograph is fitted to, "[V]" standing for the person.
             seed: of the noises.
             progress: called at every step of the work.
@@ -103,7 +103,9 @@ class HyperDreamBooth:
 
     def personalizing(self, photos: Sequence[Photo], config: PersonalizeConfig | None = None) -> Personalization:
         """N photographs of different people in one batch: an iterable of Progress that holds the results."""
-        return Personalization(self.base, self.adapters, self.hypernetwork, photos, config or PersonalizeConfig())
+        return Personalization(
+            self.base, self.adapters, self.hypernetwork, photos, config or PersonalizeConfig(), self.fingerprint
+        )
 
     def open(self, path: str | Path) -> Identity:
         """Read an identity file that was made for this base. Raises BadIdentityFile, WrongBase or WrongSpace."""
@@ -111,7 +113,7 @@ class HyperDreamBooth:
 
     def generate(
         self,
-        people: Person | Sequence[Person],
+        people: Subject | Sequence[Subject],
         prompts: str | Sequence[str],
         *,
         count: int = 1,
@@ -141,7 +143,7 @@ class HyperDreamBooth:
 
     def draw(
         self,
-        people: Person | Sequence[Person],
+        people: Subject | Sequence[Subject],
         prompts: str | Sequence[str],
         config: DrawConfig | None = None,
         progress: OnProgress | None = None,
@@ -151,7 +153,8 @@ class HyperDreamBooth:
         for person in persons:
             check_person(person, self.base, self.fingerprint, self.space)
         for text in dict.fromkeys(texts):
-            note_unknown_words(self.base, text)
+            of_somebody = any(person is not None for person, own in zip(persons, texts, strict=True) if own == text)
+            note_faults(self.base, text, of_somebody)
         return draw(self.base, self.adapters, persons, texts, config or DrawConfig(), progress)
 
 

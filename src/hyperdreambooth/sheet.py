@@ -1,4 +1,4 @@
-"""Labelled contact sheets, and pictures between tensors, images and files."""
+"""Labelled contact sheets, and pictures from tensors to images and files."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from hyperdreambooth.files import write_atomically
@@ -28,16 +27,6 @@ def to_image(picture: Tensor) -> Image.Image:
     """(3, H, W) in [0, 1] to an 8-bit RGB image."""
     levels = (picture.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
     return Image.fromarray(levels.permute(1, 2, 0).contiguous().cpu().numpy())  # (H, W, 3)
-
-
-def to_tensor(image: Image.Image) -> Tensor:
-    """An image of any mode to (3, H, W) float32 in [0, 1]: upright, transparency laid on white."""
-    image = ImageOps.exif_transpose(image)
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    levels = np.array(image.convert("RGB"))  # (H, W, 3)
-    return torch.from_numpy(levels).permute(2, 0, 1).float().div(255)
 
 
 def save_png(path: str | Path, image: Image.Image) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-from hyperdreambooth.drawing import DrawConfig, Person
+from hyperdreambooth.drawing import DrawConfig, Subject
 from hyperdreambooth.personalization import Personalization, Photo, read_face
 from hyperdreambooth.pipeline import HyperDreamBooth, OnProgress
 from hyperdreambooth.portraits.captions import STYLE_SCENES, caption
@@ -47,7 +47,7 @@ def showcase(
     return sheet, len(images)
 
 
-def _rows(work: Personalization) -> dict[str, Person]:
+def _rows(work: Personalization) -> dict[str, Subject]:
     (person,) = work.identities
     if work.predicted is None:
         return {NOBODY: None, TUNED: person}

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from hyperdreambooth.errors import BadPicture
-from hyperdreambooth.faces import read_picture
+from hyperdreambooth.faces import read_picture, to_picture
 from hyperdreambooth.faces.reading import LARGEST_SIDE
 
 WIDTH, HEIGHT = 40, 24
@@ -203,3 +203,49 @@ def test_giants_are_refused_before_decoding(tmp_path: Path, size: tuple[int, int
     with pytest.raises(BadPicture, match="expected at most 80 million: scale it down"):
         read_picture(path)
     assert Image.MAX_IMAGE_PIXELS is not None
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "I;16"])
+def test_an_image_in_memory_is_what_its_file_is(tmp_path: Path, mode: str) -> None:
+    """Upright too, and the image that is given stays as it is."""
+    deep = Image.fromarray(gradient()[..., 0].astype(np.uint16) * 257)
+    image = deep if mode == "I;16" else picture().convert(mode)
+    path = tmp_path / "picture.png"
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    image.save(path, exif=exif)
+    image.getexif()[0x0112] = 6
+    got = to_picture(image)
+    assert got.shape == (3, WIDTH, HEIGHT) and image.size == (WIDTH, HEIGHT)
+    assert torch.equal(got, read_picture(path)) and 0.3 < got.mean() < 0.8
+
+
+def test_transparent_is_white_and_huge_is_reduced_in_memory() -> None:
+    assert to_picture(Image.new("RGBA", (20, 20), (0, 0, 0, 0))).min() == 1
+    assert to_picture(Image.new("L", (3 * LARGEST_SIDE, 48), 51)).shape == (3, 16, LARGEST_SIDE)
+    assert to_picture(Image.new("I;16", (3 * LARGEST_SIDE, 48), 13_107)).unique().tolist() == pytest.approx([0.2])
+
+
+def test_tensors_of_bytes_and_of_shares_are_the_same_picture() -> None:
+    levels = torch.from_numpy(gradient()).permute(2, 0, 1)
+    assert torch.equal(to_picture(levels), expected())
+    assert torch.equal(to_picture(expected().double()), expected())
+
+
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        (Image.new("RGB", (1, 1)), "1 x 1"),
+        (torch.zeros(3, 1, 1), "1 x 1"),
+        (torch.zeros(3, 1, 1).expand(3, 10_000, 10_000), "10,000 x 10,000"),
+        (torch.zeros(1, 3, 20, 20), "3, H, W"),
+        (torch.zeros(3, 20, 20, dtype=torch.int64), "int64"),
+        (torch.full((3, 20, 20), 200.0), "from 200 to 200"),
+        (torch.full((3, 20, 20), -0.5), "from -0.5"),
+        (torch.full((3, 20, 20), torch.nan), "nan"),
+        (np.zeros((20, 20, 3)), "ndarray"),
+    ],
+)
+def test_what_is_no_picture_in_memory_is_refused(bad: torch.Tensor, words: str) -> None:
+    with pytest.raises(BadPicture, match=words):
+        to_picture(bad)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from threading import Event, Thread
 from typing import TYPE_CHECKING
 
 import pytest
@@ -284,3 +285,39 @@ def test_wrong_use_is_refused_by_name(world: World) -> None:
         pass
     with pytest.raises(UserError, match="merge one person"):
         adapters.merge(world.persons(2))
+
+
+def test_whether_the_models_show_nobody(world: World) -> None:
+    adapters = world.inject()
+    adapters.check_bare()
+    adapters.merge(world.persons(1)[0])
+    assert adapters.merged
+    with pytest.raises(UserError, match="merged"):
+        adapters.check_bare()
+    adapters.unmerge()
+    adapters.check_bare()
+    adapters.eject()
+    assert not adapters.merged
+    with pytest.raises(UserError, match="ejected"):
+        adapters.check_bare()
+
+
+@torch.no_grad()
+def test_one_thread_at_a_time_wears(world: World) -> None:
+    """A second thread that wears somebody else in the meantime waits until the first is done."""
+    adapters, (first, second) = world.inject(), world.persons(2)
+    began, done = Event(), Event()
+
+    def other() -> None:
+        began.set()
+        with adapters.use(second):
+            done.set()
+
+    thread = Thread(target=other)
+    with adapters.use(first):
+        before = world.draw(*world.inputs())
+        thread.start()
+        assert began.wait(10) and not done.wait(0.2)
+        assert torch.equal(world.draw(*world.inputs()), before)
+    thread.join(10)
+    assert done.is_set()

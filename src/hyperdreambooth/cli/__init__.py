@@ -6,6 +6,7 @@ status: 0 done, 2 wrong use or bad input, 1 work that failed on the way. Heavy l
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -32,6 +33,7 @@ for panel, commands in COMMANDS.items():
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command line (default: the process's own) and leave with its exit status."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its advice on packages is for programmers
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from hyperdreambooth.cli.console import Job
+from hyperdreambooth.errors import NotWritable
 from hyperdreambooth.files import check_writable
 
 if TYPE_CHECKING:
@@ -19,16 +22,28 @@ IdentityArgument = Annotated[Path, typer.Argument(metavar="IDENTITY", help="An i
 IdentityOutput = Annotated[Path, typer.Option("--output", "-o", help="The identity file to write.", show_default=False)]
 FolderOutput = Annotated[Path, typer.Option("--output", "-o", help="The folder to write into.", show_default=False)]
 BaseOption = Annotated[str, typer.Option("--base", help='"embedded", or a folder in diffusers\' layout.')]
-SeedOption = Annotated[int, typer.Option(min=0, help="Of the noises.")]
+SeedOption = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the noises.")]
 DTypeOption = Annotated[Literal["fp16", "fp32", "int8"], typer.Option(help="Of the numbers in the file.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 
 
-def check_outputs(*paths: Path | None) -> None:
-    """Raise NotWritable for the first path that could not be written; None is no output."""
-    for path in paths:
-        if path is not None:
-            check_writable(path)
+def check_outputs(*paths: Path | None, inputs: Sequence[Path] = ()) -> None:
+    """Raise NotWritable for a path that could not be written, that is given twice or is an input; None is no output."""
+    outputs = [path for path in paths if path is not None]
+    for path in outputs:
+        check_writable(path)
+        if any(_same_file(path, read) for read in inputs):
+            raise NotWritable(f"got {path} as input and as output, expected two files: choose another output path")
+    for first, second in combinations(outputs, 2):
+        if _same_file(first, second):
+            raise NotWritable(f"got {second} as two outputs, expected two files: choose another path for one of them")
+
+
+def _same_file(first: Path, second: Path) -> bool:
+    try:
+        return first.resolve() == second.resolve() or (second.exists() and first.exists() and first.samefile(second))
+    except (OSError, RuntimeError, ValueError):  # a path that cannot be: found where it is read
+        return False
 
 
 def load_booth(job: Job, base: str, hypernetwork: str = "none") -> HyperDreamBooth:

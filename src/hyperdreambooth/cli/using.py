@@ -56,14 +56,16 @@ def personalize(
     steps: Annotated[int, typer.Option(min=0, help="Of fine-tuning; 0 is the hypernetwork alone.")] = 40,
     noises: Annotated[int, typer.Option(min=1, help="Samples through the U-Net per step.")] = 2,
     relax: Annotated[Literal["lidb", "lora"], typer.Option(help="Where the fresh ranks live.")] = "lidb",
-    rank: Annotated[int, typer.Option(min=1, help="Fresh ranks beside the prediction.")] = 3,
+    rank: Annotated[
+        int | None, typer.Option(min=1, help="Fresh ranks beside the prediction.", show_default="lidb: 3, lora: 4")
+    ] = None,
     seed: SeedOption = 0,
     dtype: DTypeOption = "fp16",
     sheet: Annotated[Path | None, typer.Option(help="A PNG of the person in eight prompts, to write too.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """One photograph to an identity file: predict, relax, fine-tune."""
-    check_outputs(output, sheet)
+    check_outputs(output, sheet, inputs=[photo, Path(hypernetwork)])
     with Job(as_json) as job:
         picture = _read(job, photo)
         booth = load_booth(job, base, hypernetwork)
@@ -176,16 +178,19 @@ def export(
     as_json: JsonOption = False,
 ) -> None:
     """An identity to a LoRA that other programs read."""
-    check_outputs(output / "unet" / "adapter_model.safetensors" if layout == "peft" else output)
+    check_outputs(output / "unet" / "adapter_model.safetensors" if layout == "peft" else output, inputs=[identity])
     with Job(as_json) as job:
         booth = load_booth(job, base)
         person = booth.open(identity)
         from hyperdreambooth import lidb
+        from hyperdreambooth.lidb.sites import by_model
 
         save = {"kohya": lidb.save_kohya, "diffusers": lidb.save_diffusers, "peft": lidb.save_peft}[layout]
         with job.phase(SAVE):
             save(output, booth.space, person.weights, person.lora)
-        files = [output] if output.is_file() else sorted(output.rglob("adapter_*"))
+        adapters = [output / model for model in by_model(booth.space.sites)]
+        peft = [folder / name for folder in adapters for name in ("adapter_model.safetensors", "adapter_config.json")]
+        files = peft if layout == "peft" else [output]
         job.finish(
             output=str(output),
             format=layout,
@@ -205,7 +210,7 @@ def mix(
     as_json: JsonOption = False,
 ) -> None:
     """A person between two."""
-    check_outputs(output)
+    check_outputs(output, inputs=[first, second])
     with Job(as_json) as job:
         booth = load_booth(job, base)
         from hyperdreambooth import identity

@@ -1,9 +1,11 @@
-"""Any picture file to a clean RGB tensor, or one clear line that says why not."""
+"""Any picture, in a file or in memory, to a clean RGB tensor, or one clear line that says why not."""
 
 from __future__ import annotations
 
 import stat
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -46,17 +48,65 @@ def read_picture(path: str | Path) -> Tensor:
     """
     path = Path(path)
     _check_is_file(path)
+    with _refusing_damage(path), _open(path) as image:
+        _check_size(path, *image.size)
+        image.draft("RGB", (LARGEST_SIDE, LARGEST_SIDE))  # lets a large JPEG be decoded at 1/2, 1/4 or 1/8
+        return _decoded(image)
+
+
+def to_picture(image: Image.Image | Tensor) -> Tensor:
+    """A picture in memory as `read_picture` gives one from a file; what is given stays as it is.
+
+    Args:
+        image: a PIL image of any mode, treated as a file's is; or a tensor (3, H, W), float in [0, 1] or uint8 in
+            0 to 255, which keeps its size.
+
+    Returns:
+        (3, H, W) float32 in [0, 1] on the CPU.
+
+    Raises:
+        BadPicture: anything else, too small or too large, or damaged.
+    """
+    if isinstance(image, Image.Image):
+        with _refusing_damage("an image"):
+            _check_size("an image", *image.size)
+            return _decoded(image)
+    if not isinstance(image, Tensor):
+        raise BadPicture(f"got a {type(image).__name__}, expected a file, a PIL image or a tensor (3, H, W)")
+    return _checked(image)
+
+
+def _decoded(image: Image.Image) -> Tensor:
+    """An image of any mode, upright and at most `LARGEST_SIDE` long, as (3, H, W)."""
+    upright = ImageOps.exif_transpose(image)  # a copy in any case
+    upright.thumbnail((LARGEST_SIDE, LARGEST_SIDE), Image.Resampling.LANCZOS, reducing_gap=3.0)
+    return _to_tensor(upright)
+
+
+def _checked(picture: Tensor) -> Tensor:
+    """A tensor (3, H, W) of either kind as float32 in [0, 1]."""
+    shape = tuple(picture.shape)
+    if len(shape) != 3 or shape[0] != 3 or not (picture.is_floating_point() or picture.dtype == torch.uint8):
+        raise BadPicture(f"got a {picture.dtype} tensor of shape {shape}, expected (3, H, W), float or uint8")
+    _check_size("a tensor", shape[2], shape[1])
+    values = picture.detach().to("cpu", torch.float32)
+    if picture.dtype == torch.uint8:
+        return values / 255
+    low, high = float(values.min()), float(values.max())
+    if not (low >= 0 and high <= 1):  # not a number is neither
+        raise BadPicture(f"got a tensor of numbers from {low:g} to {high:g}, expected [0, 1]: rescale or clamp it")
+    return values
+
+
+@contextmanager
+def _refusing_damage(name: str | Path) -> Iterator[None]:
+    """On damaged bytes a decoder may raise anything: inside, it comes out as BadPicture."""
     try:
-        with _open(path) as image:
-            _check_size(path, image)
-            image.draft("RGB", (LARGEST_SIDE, LARGEST_SIDE))  # lets a large JPEG be decoded at 1/2, 1/4 or 1/8
-            upright = ImageOps.exif_transpose(image)
-            upright.thumbnail((LARGEST_SIDE, LARGEST_SIDE), Image.Resampling.LANCZOS, reducing_gap=3.0)
-            return _to_tensor(upright)
+        yield
     except BadPicture:
         raise
-    except Exception as error:  # on damaged bytes a decoder may raise anything
-        raise BadPicture(f"got {path}, damaged or cut off ({error}), {_EXPECTED}: save or copy it again") from error
+    except Exception as error:
+        raise BadPicture(f"got {name}, damaged or cut off ({error}), {_EXPECTED}: save or copy it again") from error
 
 
 def _check_is_file(path: Path) -> None:
@@ -86,19 +136,18 @@ def _open(path: Path) -> Image.Image:
         raise BadPicture(f"got {path}, which may not be read, {_EXPECTED}: change its permissions") from error
 
 
-def _check_size(path: Path, image: Image.Image) -> None:
-    width, height = image.size
+def _check_size(name: str | Path, width: int, height: int) -> None:
     if width * height > MOST_PIXELS:
-        raise BadPicture(_too_large(path, f"{width:,} x {height:,} pixels"))
+        raise BadPicture(_too_large(name, f"{width:,} x {height:,} pixels"))
     if min(width, height) < SMALLEST_SIDE:
         raise BadPicture(
-            f"got {path} of {width} x {height} pixels, expected at least {SMALLEST_SIDE} on each side: "
+            f"got {name} of {width} x {height} pixels, expected at least {SMALLEST_SIDE} on each side: "
             "choose a larger picture"
         )
 
 
-def _too_large(path: Path, size: str) -> str:
-    return f"got {path} with {size}, expected at most {MOST_PIXELS // 1_000_000} million: scale it down first"
+def _too_large(name: str | Path, size: str) -> str:
+    return f"got {name} with {size}, expected at most {MOST_PIXELS // 1_000_000} million: scale it down first"
 
 
 def _to_tensor(image: Image.Image) -> Tensor:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import RLock
 
 import torch
 from torch import Tensor, nn
@@ -46,13 +47,31 @@ def inject(models: Mapping[str, nn.Module], space: LiDBSpace) -> "Adapters":
 
 
 class Adapters:
-    """The adapted layers of injected models. Made by ``inject``."""
+    """The adapted layers of injected models. Made by ``inject``.
+
+    What is worn is state of the models, so one thread at a time wears, merges or takes off; others wait for it.
+    """
 
     def __init__(self, models: Mapping[str, nn.Module], space: LiDBSpace, places: list[_Place]) -> None:
         self.space = space
         self._models = dict(models)
         self._places = places
         self._unmerged: list[Tensor] | None = None
+        self._lock = RLock()
+
+    @property
+    def merged(self) -> bool:
+        """Whether a person is merged into the models' own weights."""
+        return self._unmerged is not None
+
+    def check_bare(self) -> None:
+        """Raise UserError unless the models are adapted and show nobody but whom they wear."""
+        if self.merged:
+            raise UserError(
+                "a person is merged into the model and would show in everybody else: call adapters.unmerge() first"
+            )
+        if not self._places:
+            raise UserError("the adapters were ejected from the model, which can wear nobody now: load it anew")
 
     @contextmanager
     def use(self, weights: Tensor | None, lora: Tensor | None = None) -> Iterator[None]:
@@ -69,12 +88,13 @@ class Adapters:
         for model in self._models.values():
             refuse_fused(model)
         worn = self._worn(weights, lora)
-        before = [place.adapted.worn for place in self._places]
-        try:
-            self._wear(worn)
-            yield
-        finally:
-            self._wear(before)
+        with self._lock:
+            before = [place.adapted.worn for place in self._places]
+            try:
+                self._wear(worn)
+                yield
+            finally:
+                self._wear(before)
 
     def merge(self, weights: Tensor, lora: Tensor | None = None) -> None:
         """Add one person's dW to the models' own weights, until ``unmerge``; the originals are kept aside.
@@ -82,7 +102,7 @@ class Adapters:
         Raises:
             UserError: a person is merged already, or more than one person is given.
         """
-        if self._unmerged is not None:
+        if self.merged:
             raise UserError("a person is merged into the model already: call unmerge() first")
         if weights.dim() != 3:
             raise UserError(
@@ -96,14 +116,14 @@ class Adapters:
                 if factors is not None:
                     down, up = factors  # (n, k) (k, m)
                     weight += (down @ up).T
-        self._unmerged = originals
+            self._unmerged = originals
 
     def unmerge(self) -> None:
         """Bring back the weights from before ``merge``, bit for bit; nothing happens if nothing is merged."""
-        with torch.no_grad():
+        with self._lock, torch.no_grad():
             for place, original in zip(self._places, self._unmerged or (), strict=False):
                 place.adapted.weight.copy_(original)
-        self._unmerged = None
+            self._unmerged = None
 
     def eject(self) -> None:
         """Leave the models as before ``inject``: the same modules, keys and bits. The adapters are then spent."""
