@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +42,13 @@ def parameters(base: Base) -> dict[str, Tensor]:
         for name, network in networks(base).items()
         for own, tensor in network.named_parameters()
     }
+
+
+def load(base: Base, weights: Mapping[str, Tensor]) -> None:
+    """Take what `parameters` gave of another base of these sizes."""
+    for name, network in networks(base).items():
+        own = {key.removeprefix(f"{name}."): t for key, t in weights.items() if key.startswith(f"{name}.")}
+        network.load_state_dict(own)
 
 
 def encode(base: Base, pictures: Pictures, path: Path, batch: int = 100) -> Iterator[str]:

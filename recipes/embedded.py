@@ -4,7 +4,8 @@
 
 Each stage keeps its state in the cache folder: what is finished is skipped, what was interrupted goes on. To do a stage
 again, remove its file from the cache, and those of the stages that build on it. `--dry-run` prints what each stage may
-spend; every number of the budget is an option.
+spend; every number of the budget is an option. `--only adopt` before the first run lets the training of the denoiser
+start from the base that ships instead of from nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from rich.console import Console
 from hyperdreambooth.embedded import FOLDER
 from hyperdreambooth.errors import HyperDreamBoothError, UserError
 from hyperdreambooth.evaluation.judges import AttributeReader, Judge, Recogniser, SceneClassifier
-from hyperdreambooth.files import save_tensors
+from hyperdreambooth.files import load_tensors, save_tensors
 from hyperdreambooth.fitting.preoptimize import PreoptimizeConfig
 from hyperdreambooth.fitting.steps import Checkpoint, Run, steps
 from hyperdreambooth.hypernetwork.model import build_hypernetwork
@@ -35,7 +36,7 @@ from recipes.budget import Budget
 from recipes.measures import own_scores
 from recipes.photographs import frame_photographs
 from recipes.pictures import make_shards, random_photographs, random_portraits
-from recipes.shipping import SCORES_KEY, file_of, ship
+from recipes.shipping import SCORES_KEY, adopt, file_of, ship
 from recipes.workshop import WORLDS, Workshop, schedule
 
 ROOM = 8  # pixels by which a framed photograph is larger than a picture, so that it can be shifted
@@ -93,6 +94,8 @@ def train_denoiser(shop: Workshop) -> Iterator[str]:
     if shop.weights("denoiser").exists():
         return
     base = shop.seeing_base()
+    if (start := shop.weights("denoiser-start")).exists():
+        denoiser.load(base, load_tensors(start)[0])
     for network in denoiser.networks(base).values():
         network.train().requires_grad_(True)
     base.unet.to(memory_format=torch.channels_last)
@@ -213,11 +216,15 @@ STAGES: dict[str, Callable[[Workshop], Iterator[str]]] = {
 }
 
 
+# Not part of the way from nothing: asked for by name, before the others.
+BY_NAME: dict[str, Callable[[Workshop], Iterator[str]]] = {"adopt": adopt}
+
+
 def run(shop: Workshop, stages: Sequence[str] = tuple(STAGES)) -> Iterator[str]:
     """Do these stages, in the order given; yields what they report."""
     for name in stages:
         yield f"[bold]{name}"
-        yield from (f"  {line}" for line in STAGES[name](shop))
+        yield from (f"  {line}" for line in {**STAGES, **BY_NAME}[name](shop))
 
 
 def plan(budget: Budget) -> Iterator[str]:
@@ -234,7 +241,7 @@ def options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--photographs", type=Path, required=True, help="folder of face photographs")
     parser.add_argument("--cache", type=Path, required=True, help="folder in which all stages keep their state")
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder to ship into [the package's own]")
-    parser.add_argument("--only", choices=STAGES, nargs="+", help="these stages instead of all")
+    parser.add_argument("--only", choices=[*STAGES, *BY_NAME], nargs="+", help="these stages instead of all")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dry-run", action="store_true", help="print the budget and do nothing")
     Budget.add_options(parser)

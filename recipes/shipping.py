@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
+from hyperdreambooth.base.loading import load_base
 from hyperdreambooth.base.model import Base
 from hyperdreambooth.embedded import BASE, DEMO_PHOTO, FOLDER, HYPERNETWORK, JUDGES
 from hyperdreambooth.evaluation.judges import AttributeReader, Judge, Recogniser, SceneClassifier
-from hyperdreambooth.files import load_tensors
+from hyperdreambooth.files import load_tensors, save_tensors
 from hyperdreambooth.hypernetwork.model import HyperNetwork
 from hyperdreambooth.hypernetwork.training import CURVE_FILE, RESULT_FILE
 from hyperdreambooth.pipeline import space_of
@@ -19,7 +20,7 @@ from hyperdreambooth.portraits.person import Person
 from hyperdreambooth.portraits.renderer import render
 from hyperdreambooth.portraits.view import View
 from hyperdreambooth.sheet import save_png, to_image
-from recipes import hyper
+from recipes import denoiser, hyper
 from recipes.cards import Card, data_lines
 from recipes.measures import own_scores
 from recipes.workshop import Workshop
@@ -47,6 +48,15 @@ def ship(shop: Workshop) -> Iterator[str]:
     view = View.reference(np.random.RandomState(5))
     save_png(shop.out / DEMO_PHOTO.relative_to(FOLDER), to_image(render([Person(DEMO_SEED)], [view], DEMO_SIZE)[0]))
     yield "the demo's photograph"
+
+
+def adopt(shop: Workshop) -> Iterator[str]:
+    """Bring the base that ships into the cache: its VAE, and the rest for the denoiser's training to start from."""
+    base = load_base(shop.out / BASE.relative_to(FOLDER))
+    if not shop.weights("vae").exists():
+        save_tensors(shop.weights("vae"), base.vae.state_dict(), {"spread": str(1 / base.vae.config.scaling_factor)})
+    save_tensors(shop.weights("denoiser-start"), denoiser.parameters(base))
+    yield f"the base {base.fingerprint}"
 
 
 def ship_base(shop: Workshop, base: Base) -> str:

@@ -127,10 +127,7 @@ class Workshop:
     def trained_base(self) -> Base:
         """The base with all that was trained."""
         base = self.seeing_base()
-        weights, _ = load_tensors(self.weights("denoiser"))
-        for name, network in denoiser.networks(base).items():
-            own = {key.removeprefix(f"{name}."): t for key, t in weights.items() if key.startswith(f"{name}.")}
-            network.load_state_dict(own)
+        denoiser.load(base, load_tensors(self.weights("denoiser"))[0])
         return base
 
     def train(

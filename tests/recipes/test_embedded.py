@@ -8,20 +8,23 @@ from pathlib import Path
 import pytest
 import torch
 
+from hyperdreambooth.base.build import PRESETS, build_base
 from hyperdreambooth.base.loading import load_base
+from hyperdreambooth.base.model import Base, fingerprint_of
 from hyperdreambooth.errors import UserError
 from hyperdreambooth.evaluation.judges import AttributeReader, Recogniser, SceneClassifier
-from hyperdreambooth.files import save_tensors
+from hyperdreambooth.files import load_tensors, save_tensors
 from hyperdreambooth.fitting.preoptimize import PreoptimizeConfig, load_people
 from hyperdreambooth.fitting.steps import Checkpoint, FitConfig, Run
 from hyperdreambooth.fitting.steps import steps as take
 from hyperdreambooth.pipeline import HyperDreamBooth
-from recipes import hyper
+from recipes import denoiser, hyper
 from recipes.budget import Budget
 from recipes.cards import data_lines
 from recipes.embedded import STAGES, main, options, run
 from recipes.photographs import Photographs
 from recipes.workshop import Workshop
+from tests.conftest import WORDS
 
 
 def contents(folder: Path) -> dict[Path, bytes]:
@@ -152,3 +155,16 @@ def test_cards_name_the_source_of_each_photograph() -> None:
     assert "seeds 0 to 99" in lines[0] and "1 photographs whose licence" in lines[1]
     assert "2 photographs" in lines[2] and "2022 David Beniaguev" in lines[2]
     assert "1 photographs" in lines[3] and "SFHQ-T2I" in lines[3]
+
+
+def test_an_adopted_base_is_where_training_starts(shop: Workshop, fresh_base: Base) -> None:
+    fresh_base.vae.register_to_config(scaling_factor=0.5)
+    fresh_base.save(shop.out / "base", torch.float32)
+    assert list(run(shop, ["adopt"]))[0] == "[bold]adopt"
+    start, (vae, about) = load_tensors(shop.weights("denoiser-start"))[0], load_tensors(shop.weights("vae"))
+    assert float(about["spread"]) == 2.0
+    assert all(torch.equal(vae[name], tensor) for name, tensor in fresh_base.vae.state_dict().items())
+    other = build_base(PRESETS["tiny"], WORDS, seed=1)
+    assert other.fingerprint != fresh_base.fingerprint
+    denoiser.load(other, start)
+    assert fingerprint_of(other.text_encoder, other.unet) == fresh_base.fingerprint
