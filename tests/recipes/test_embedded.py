@@ -160,7 +160,7 @@ def test_cards_name_the_source_of_each_photograph() -> None:
 def test_an_adopted_base_is_where_training_starts(shop: Workshop, fresh_base: Base) -> None:
     fresh_base.vae.register_to_config(scaling_factor=0.5)
     fresh_base.save(shop.out / "base", torch.float32)
-    assert list(run(shop, ["adopt"]))[0] == "[bold]adopt"
+    assert list(run(shop, ["adopt"])) == ["[bold]adopt", f"  the base {fresh_base.fingerprint}"]
     start, (vae, about) = load_tensors(shop.weights("denoiser-start"))[0], load_tensors(shop.weights("vae"))
     assert float(about["spread"]) == 2.0
     assert all(torch.equal(vae[name], tensor) for name, tensor in fresh_base.vae.state_dict().items())
