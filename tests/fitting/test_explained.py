@@ -65,7 +65,8 @@ def test_repeatability_of_two_noisy_fits() -> None:
 def test_what_is_common_to_all_people_is_no_repetition() -> None:
     first, second, _ = people(100.0)
     assert abs(repeatability(first, second).correlation) < 0.05
-    assert repeatability(first, first).r2 == repeatability(first, first).correlation == pytest.approx(1.0)
+    same = repeatability(first, first)
+    assert (same.r2, same.correlation) == pytest.approx((1.0, 1.0))
 
 
 def test_fits_of_other_people_are_refused() -> None:
