@@ -1,0 +1,52 @@
+"""What ships: opened by the libraries that users have, within the size that was promised."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hyperdreambooth.base.loading import load_base
+from hyperdreambooth.embedded import BASE, DEMO_PHOTO, FOLDER, JUDGES
+from hyperdreambooth.evaluation.judges import AttributeReader, Recogniser, SceneClassifier
+from hyperdreambooth.faces import crop_face, read_picture
+
+MEGABYTE = 1_000_000
+
+
+def test_plain_diffusers_draws_the_same_picture_with_the_shipped_base() -> None:
+    from diffusers import StableDiffusionPipeline
+    from diffusers.utils import logging
+
+    logging.disable_progress_bar()
+    base = load_base()
+    noise = base.noise(1, torch.Generator().manual_seed(0))
+    pipeline = StableDiffusionPipeline.from_pretrained(BASE, local_files_only=True)
+    pipeline.set_progress_bar_config(disable=True)
+    prompt, steps, guidance = "a watercolor of a face", 4, 3.0
+    theirs = pipeline(
+        prompt, num_inference_steps=steps, guidance_scale=guidance, latents=noise, output_type="pt"
+    ).images
+    states = base.encode_prompts([prompt])
+    with torch.inference_mode():
+        ours = base.decode(base.sample(states, base.encode_prompts([""]), noise, steps, guidance))
+    assert ours.shape == (1, 3, 64, 64) and ours.std() > 0.05  # a picture, not a plain colour
+    assert (ours - theirs).abs().max() < 1e-3
+
+
+def test_files_are_as_small_as_promised() -> None:
+    files = [path for path in FOLDER.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 45 * MEGABYTE
+    assert max(path.stat().st_size for path in files) <= 15 * MEGABYTE
+    assert {folder for folder in (BASE, JUDGES) if (folder / "README.md").is_file()} == {BASE, JUDGES}
+
+
+@pytest.mark.parametrize("kind", [Recogniser, SceneClassifier, AttributeReader])
+def test_judges_open(kind: type[Recogniser] | type[SceneClassifier] | type[AttributeReader]) -> None:
+    judge = kind.load(JUDGES / f"{kind.kind.replace(' ', '-')}.safetensors")
+    assert judge.look(torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))).isfinite().all()
+
+
+def test_the_demo_picture_is_one_face_in_the_right_frame() -> None:
+    picture = read_picture(DEMO_PHOTO)
+    crop = crop_face(picture, 256)
+    assert crop.found == 1 and torch.equal(crop.picture, picture)
