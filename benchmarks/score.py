@@ -78,7 +78,7 @@ def score(subjects: Subjects, pictures: Tensor, judges: Judges, galleries: Mappi
 
 
 def table(world: str, scores: Mapping[str, Score]) -> Table:
-    """The scores for people to read; columns that nobody could judge are left out."""
+    """The scores for people to read, a column each; rows that nobody could judge are left out."""
     some = next(iter(scores.values()))
     result = Table(
         title=f"{world}: identification of {some.people}, chance {1 / some.people:.0%}",
@@ -88,14 +88,15 @@ def table(world: str, scores: Mapping[str, Score]) -> Table:
         "style recognised": lambda value: value.style and f"{value.style.share:.1%}",
         "attribute error": lambda value: value.attributes is not None and f"{value.attributes:.2f}",
     }
-    shown = {name: text for name, text in extras.items() if any(text(value) for value in scores.values())}
-    for column in ("", "all styles", *STYLES, *shown):
+    for column in ("", *scores):
         result.add_column(column)
-    for name, value in scores.items():
-        low, high = value.interval
-        styles = [f"{share:.0%}" for share in value.by_style.values()]
-        overall = f"{value.share:.1%} ({low:.0%} to {high:.0%})"
-        result.add_row(name, overall, *styles, *(text(value) or "" for text in shown.values()))
+    result.add_row("all styles", *(f"{value.share:.1%}" for value in scores.values()))
+    result.add_row("", *("{:.0%} to {:.0%}".format(*value.interval) for value in scores.values()))
+    for style in STYLES:
+        result.add_row(style, *(f"{value.by_style[style]:.0%}" for value in scores.values()))
+    for name, text in extras.items():
+        if any(text(value) for value in scores.values()):
+            result.add_row(name, *(text(value) or "" for value in scores.values()))
     return result
 
 

@@ -75,15 +75,15 @@ def test_every_row_and_nothing_made_twice(
             bench.drawn_people(booth, OURS, way, subjects, tmp_path / "tuning" / "portraits" / OURS)
 
 
-def test_a_judge_who_is_missing_leaves_a_column_out(judges: Judges, subjects: Subjects) -> None:
+def test_a_judge_who_is_missing_leaves_a_row_out(judges: Judges, subjects: Subjects) -> None:
     galleries = {style: subjects.gallery(judges.recogniser, style) for style in STYLES}
     true = torch.stack([subjects.true_picture(style) for style in STYLES])
     full = score(subjects, true, judges, galleries)
     less = score(subjects, true, replace(judges, attributes=None), galleries)
     none = score(subjects, true, Judges(judges.recogniser), galleries)
     assert less.attributes is None and less.style == full.style and torch.equal(less.hits, full.hits)
-    columns = {len(table("portraits", {"row": value}).columns) for value in (full, less, none)}
-    assert columns == {2 + len(STYLES) + extra for extra in (2, 1, 0)}
+    rows = {table("portraits", {"way": value}).row_count for value in (full, less, none)}
+    assert rows == {2 + len(STYLES) + extra for extra in (2, 1, 0)}
     assert "style_recognised" not in as_json({"row": none})["row"]  # type: ignore[operator]
 
 
