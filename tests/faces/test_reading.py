@@ -65,8 +65,9 @@ def test_each_format_gives_the_same_numbers(
     assert (result - expected()).abs().max() <= tolerance + 1e-6
 
 
+@pytest.mark.parametrize("suffix", ["png", "tiff"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_rotation_is_applied(tmp_path: Path, orientation: int) -> None:
+def test_exif_rotation_is_applied(tmp_path: Path, orientation: int, suffix: str) -> None:
     # how a camera held in each of the eight ways stores the upright picture
     stored = {
         1: lambda x: x,
@@ -80,9 +81,12 @@ def test_exif_rotation_is_applied(tmp_path: Path, orientation: int) -> None:
     }[orientation](gradient())
     exif = Image.Exif()
     exif[0x0112] = orientation
-    path = tmp_path / "turned.png"
+    path = tmp_path / f"turned.{suffix}"
     Image.fromarray(np.ascontiguousarray(stored)).save(path, exif=exif)
     assert torch.equal(read_picture(path), expected())
+    grey = Image.fromarray(np.ascontiguousarray(stored)[..., 0])  # which Pillow would map from a TIFF
+    grey.save(path, exif=exif)
+    assert torch.equal(read_picture(path), expected()[:1].expand(3, -1, -1))
 
 
 def test_transparency_is_laid_on_white(tmp_path: Path) -> None:

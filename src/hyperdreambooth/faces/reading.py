@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -48,7 +49,7 @@ def read_picture(path: str | Path) -> Tensor:
     """
     path = Path(path)
     _check_is_file(path)
-    with _refusing_damage(path), _open(path) as image:
+    with _refusing_damage(path), _bytes(path) as file, _open(path, file) as image:
         _check_size(path, *image.size)
         image.draft("RGB", (LARGEST_SIDE, LARGEST_SIDE))  # lets a large JPEG be decoded at 1/2, 1/4 or 1/8
         return _decoded(image)
@@ -122,18 +123,24 @@ def _check_is_file(path: Path) -> None:
         raise BadPicture(f"got {path}, which is not a regular file, {_EXPECTED}: name a picture file")
 
 
-def _open(path: Path) -> Image.Image:
+def _bytes(path: Path) -> BinaryIO:
+    """The file, opened here: Pillow maps a TIFF that it opens itself, and a turned one comes out garbled."""
+    try:
+        return path.open("rb")
+    except PermissionError as error:
+        raise BadPicture(f"got {path}, which may not be read, {_EXPECTED}: change its permissions") from error
+
+
+def _open(path: Path, file: BinaryIO) -> Image.Image:
     """The picture with its header read and nothing decoded."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            return Image.open(path, formats=FORMATS)
+            return Image.open(file, formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BadPicture(_too_large(path, "more pixels than can be decoded safely")) from error
     except UnidentifiedImageError as error:
         raise BadPicture(f"got {path}, not a picture that can be read, {_EXPECTED}: convert it first") from error
-    except PermissionError as error:
-        raise BadPicture(f"got {path}, which may not be read, {_EXPECTED}: change its permissions") from error
 
 
 def _check_size(name: str | Path, width: int, height: int) -> None:
