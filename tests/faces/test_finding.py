@@ -3,6 +3,7 @@
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -11,6 +12,9 @@ from torch.nn import functional
 from hyperdreambooth.errors import BadPicture
 from hyperdreambooth.faces import crop_face, find_face, read_picture
 from hyperdreambooth.faces.finding import FFHQ_CENTRE, FFHQ_SIDE, _cut_square, _reflected
+from hyperdreambooth.portraits.person import Person
+from hyperdreambooth.portraits.renderer import render
+from hyperdreambooth.portraits.view import View
 
 PHOTOS = Path(__file__).parents[3] / "shared" / "photos" / "sfhq"
 
@@ -61,6 +65,14 @@ def test_a_photograph_within_a_larger_picture_is_cut_out_again() -> None:
         assert abs(again.side / 64 - FFHQ_SIDE) < 0.07
         assert abs(again.centre[0] / 64 - FFHQ_CENTRE[0]) < 0.04
         assert abs(again.centre[1] / 64 - FFHQ_CENTRE[1]) < 0.04
+
+
+@pytest.mark.parametrize("seed", [15_032, 15_043])  # one detector sees a lower face, one a small one
+def test_a_portrait_stays_whole(seed: int) -> None:
+    random = np.random.RandomState(3)
+    view = [View.reference(random) for _ in range(seed - 15_000 + 1)][-1]
+    portrait = render([Person(seed)], [view], 64)[0]
+    assert torch.equal(crop_face(portrait, 64).picture, portrait)
 
 
 def test_of_several_faces_the_largest_is_taken() -> None:

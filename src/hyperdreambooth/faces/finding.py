@@ -24,7 +24,7 @@ FFHQ_CENTRE = (0.503, 0.537)
 FFHQ_SIDE = 0.65
 """Side of the detector's box in FFHQ-framed photographs, as a share of the frame's (median of 470)."""
 
-FRAMED_CENTRE, FRAMED_SIDE = 0.06, (0.50, 0.82)
+FRAMED_CENTRE, FRAMED_SIDE = 0.08, (0.50, 0.82)
 """A square picture whose box lies this near to FFHQ's place, with a side in this range, is framed already."""
 
 DETECTION_SIDE = 256
@@ -64,7 +64,8 @@ class FaceCrop:
 def find_face(picture: Tensor) -> tuple[FaceBox | None, int]:
     """The largest face of a picture, and how many there are.
 
-    Frontal detectors are asked first, a profile detector only where they find nothing.
+    Frontal detectors are asked first, a profile detector only where they find nothing. A square picture may be framed
+    already: there a find elsewhere is believed only when no detector sees a face in FFHQ's place.
 
     Args:
         picture: (3, H, W) float32 in [0, 1].
@@ -78,12 +79,17 @@ def find_face(picture: Tensor) -> tuple[FaceBox | None, int]:
     """
     if picture.ndim != 3 or picture.shape[0] != 3:
         raise BadPicture(f"got a picture of shape {tuple(picture.shape)}, expected (3, H, W): pass one RGB picture")
+    height, width = picture.shape[1:]
     grey, scale = _detection_copy(picture)
+    first: tuple[FaceBox | None, int] = (None, 0)
     for boxes in _detections(grey):
         if boxes:
-            left, top, side = max(boxes, key=lambda box: box[2])
-            return FaceBox(left / scale, top / scale, side / scale), len(boxes)
-    return None, 0
+            left, top, side = (length / scale for length in max(boxes, key=lambda box: box[2]))
+            face = FaceBox(left, top, side)
+            if not _is_square(width, height) or _is_framed(face, width, height):
+                return face, len(boxes)
+            first = first if first[0] else (face, len(boxes))
+    return first
 
 
 def crop_face(picture: Tensor, size: int = 64) -> FaceCrop:
@@ -121,11 +127,13 @@ def _note(found: int) -> str | None:
 
 
 def _is_framed(box: FaceBox, width: int, height: int) -> bool:
-    if abs(width - height) > 0.02 * max(width, height):
-        return False
     x, y = box.centre[0] / width, box.centre[1] / height
     near = max(abs(x - FFHQ_CENTRE[0]), abs(y - FFHQ_CENTRE[1])) <= FRAMED_CENTRE
-    return near and FRAMED_SIDE[0] <= box.side / width <= FRAMED_SIDE[1]
+    return _is_square(width, height) and near and FRAMED_SIDE[0] <= box.side / width <= FRAMED_SIDE[1]
+
+
+def _is_square(width: int, height: int) -> bool:
+    return abs(width - height) <= 0.02 * max(width, height)
 
 
 # ------------------------------------------------------------------------------------------------------- detection
