@@ -1,8 +1,8 @@
 # make demo: one photograph in, an identity file and pictures out.   make test: linters, types, tests.
 # Both make the environment .venv first, once; needs Python 3.11 or later and a package index, nothing else.
 #
-# On Linux the default index gives torch with its GPU libraries (gigabytes). Without a GPU, this is smaller:
-#   make install PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
+# On Linux the default index gives torch with its GPU libraries (gigabytes). Without a GPU, PyTorch's index of CPU
+# builds, given to pip as PIP_EXTRA_INDEX_URL, is smaller.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
