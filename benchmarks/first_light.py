@@ -7,7 +7,6 @@ Every result lies in the output folder as soon as it is there: the same command 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -29,6 +28,7 @@ from hyperdreambooth import HyperDreamBooth, Personalization, PersonalizeConfig
 from hyperdreambooth.drawing import DrawConfig
 from hyperdreambooth.embedded import JUDGES
 from hyperdreambooth.files import write_atomically
+from hyperdreambooth.fitting.plan import digest
 from hyperdreambooth.hypernetwork.model import HyperNetwork
 from hyperdreambooth.portraits.captions import STYLE_SCENES, STYLES, caption
 from hyperdreambooth.progress import log
@@ -79,7 +79,7 @@ def drawn_people(booth: HyperDreamBooth, name: str, way: Way, subjects: Subjects
             console.print(f"  {subjects.world}, {name}: people {first + 1} to {first + len(references)}")
             return _draw(booth, way, references, DrawConfig(seed=first))
 
-        about = way.about() | {"base": booth.fingerprint, "people": digest_of(references), "prompts": repr(PROMPTS)}
+        about = way.about() | {"base": booth.fingerprint, "people": digest(references), "prompts": repr(PROMPTS)}
         parts.append(kept(folder / f"people-{first:04d}.safetensors", about, make))
     return torch.cat(parts, dim=1)
 
@@ -93,15 +93,9 @@ def _draw(booth: HyperDreamBooth, way: Way, references: Tensor, config: DrawConf
     return torch.stack([booth.draw(work.identities, prompt, config) for prompt in PROMPTS])
 
 
-def digest_of(something: HyperNetwork | Tensor | None) -> str:
-    """16 hex digits of the numbers; "none" of None."""
-    if something is None:
-        return "none"
-    tensors = [something] if isinstance(something, Tensor) else list(something.state_dict().values())
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
+def digest_of(hypernetwork: HyperNetwork | None) -> str:
+    """What tells a hypernetwork from any other; "none" of None."""
+    return "none" if hypernetwork is None else digest(*hypernetwork.state_dict().values())
 
 
 def evaluate(

@@ -5,14 +5,17 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before any import of the hub's client: tests download nothing
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 
 from hyperdreambooth.base.build import PRESETS, build_base
-from hyperdreambooth.base.model import Base
+from hyperdreambooth.base.model import Base, fingerprint_of
+from hyperdreambooth.lidb import Adapters, LiDBSpace, find_sites, inject
 
 WORDS = "a photo portrait pencil sketch watercolor of in the snow at beach style wearing hat".split()
 
@@ -27,6 +30,33 @@ def tiny_base() -> Base:
 def fresh_base() -> Base:
     """The same base, for a test that changes it."""
     return build_base(PRESETS["tiny"], WORDS, seed=0)
+
+
+@dataclass
+class AdaptedBase:
+    """A base with adapters in it."""
+
+    base: Base
+    adapters: Adapters
+
+    @property
+    def space(self) -> LiDBSpace:
+        return self.adapters.space
+
+
+def adapted_base() -> tuple[Base, Adapters]:
+    """A tiny random base, and the adapters that were injected into it."""
+    base = build_base(PRESETS["tiny"], ["a", "face"])
+    models = {"unet": base.unet, "text_encoder": base.text_encoder}
+    return base, inject(models, LiDBSpace(find_sites(**models), base.card.a, base.card.b))
+
+
+@contextmanager
+def left_as_it_was(base: Base) -> Iterator[None]:
+    """Fail where what is inside has changed a number of the base."""
+    before = fingerprint_of(base.text_encoder, base.unet)
+    yield
+    assert fingerprint_of(base.text_encoder, base.unet) == before
 
 
 @pytest.fixture

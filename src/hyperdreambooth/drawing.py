@@ -149,7 +149,7 @@ def note_faults(base: Base, prompt: str, of_somebody: bool = True) -> None:
     Args:
         of_somebody: whether a person is meant to show, so that the prompt should hold "[V]".
     """
-    spelled = re.sub(r"\[v\]", base.rare_token, prompt, flags=re.IGNORECASE)
+    spelled = base.spell(prompt)
     if of_somebody and base.rare_token.lower() not in re.findall(r"\w+", spelled.lower()):
         log.warning('the prompt "%s" has no "[V]": it may show anybody', prompt)
     length, longest = len(base.tokenizer(spelled, verbose=False).input_ids), base.tokenizer.model_max_length

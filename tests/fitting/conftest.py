@@ -3,26 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import pytest
 import torch
 
-from hyperdreambooth.base.build import PRESETS, build_base
-from hyperdreambooth.base.model import Base, fingerprint_of
 from hyperdreambooth.fitting.fit import Pictures
-from hyperdreambooth.lidb import Adapters, LiDBSpace, find_sites, inject
+from tests.conftest import AdaptedBase, adapted_base, left_as_it_was
 
 
-@dataclass
-class World:
-    base: Base
-    adapters: Adapters
-
-    @property
-    def space(self) -> LiDBSpace:
-        return self.adapters.space
-
+class World(AdaptedBase):
     def pictures(self, people: int, views: int = 1, masks: bool = False) -> Pictures:
         """Random latents, each person's around a mean of its own, and random soft masks."""
         random = torch.Generator().manual_seed(3)
@@ -49,10 +38,7 @@ def assert_same_fit(one: torch.Tensor, other: torch.Tensor, start: torch.Tensor)
 
 
 def make_world() -> World:
-    base = build_base(PRESETS["tiny"], ["a", "face"])
-    models = {"unet": base.unet, "text_encoder": base.text_encoder}
-    space = LiDBSpace(find_sites(**models), base.card.a, base.card.b)
-    return World(base, inject(models, space))
+    return World(*adapted_base())
 
 
 @pytest.fixture(scope="session")
@@ -63,7 +49,5 @@ def session_world() -> World:
 @pytest.fixture
 def world(session_world: World) -> Iterator[World]:
     """The same base for all tests: nothing here may change it."""
-    base = session_world.base
-    before = fingerprint_of(base.text_encoder, base.unet)
-    yield session_world
-    assert fingerprint_of(base.text_encoder, base.unet) == before
+    with left_as_it_was(session_world.base):
+        yield session_world

@@ -3,28 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import pytest
 import torch
 
-from hyperdreambooth.base.build import PRESETS as BASES
-from hyperdreambooth.base.build import build_base
-from hyperdreambooth.base.model import Base, fingerprint_of
 from hyperdreambooth.hypernetwork.model import PRESETS, HyperNetwork, build_hypernetwork
 from hyperdreambooth.hypernetwork.training import People
-from hyperdreambooth.lidb import Adapters, LiDBSpace, find_sites, inject
+from tests.conftest import AdaptedBase, adapted_base, left_as_it_was
 
 
-@dataclass
-class World:
-    base: Base
-    adapters: Adapters
-
-    @property
-    def space(self) -> LiDBSpace:
-        return self.adapters.space
-
+class World(AdaptedBase):
     def network(self, seed: int = 0) -> HyperNetwork:
         return build_hypernetwork(PRESETS["tiny"], self.space, self.base.fingerprint, self.base.name, seed)
 
@@ -43,15 +31,11 @@ class World:
 
 @pytest.fixture(scope="session")
 def session_world() -> World:
-    base = build_base(BASES["tiny"], ["a", "face"])
-    models = {"unet": base.unet, "text_encoder": base.text_encoder}
-    return World(base, inject(models, LiDBSpace(find_sites(**models), base.card.a, base.card.b)))
+    return World(*adapted_base())
 
 
 @pytest.fixture
 def world(session_world: World) -> Iterator[World]:
     """The same base for all tests: nothing here may change it."""
-    base = session_world.base
-    before = fingerprint_of(base.text_encoder, base.unet)
-    yield session_world
-    assert fingerprint_of(base.text_encoder, base.unet) == before
+    with left_as_it_was(session_world.base):
+        yield session_world

@@ -152,7 +152,7 @@ class Base:
     def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
         """Prompts, "[V]" standing for the rare token, to text states (N, L, D); "" is the unconditional prompt."""
         ids = self.tokenizer(
-            [self._spell(prompt) for prompt in prompts],
+            [self.spell(prompt) for prompt in prompts],
             padding="max_length",
             max_length=self.tokenizer.model_max_length,
             truncation=True,
@@ -165,10 +165,11 @@ class Base:
         """Words of a prompt that the base never saw in training, in order; always empty for an open vocabulary."""
         if not self.card.closed_vocabulary:
             return []
-        words = dict.fromkeys(re.findall(r"[^\W\d_]+", self._spell(prompt).lower()))
+        words = dict.fromkeys(re.findall(r"[^\W\d_]+", self.spell(prompt).lower()))
         return [word for word in words if len(self.tokenizer.tokenize(word)) > 1]
 
-    def _spell(self, prompt: str) -> str:
+    def spell(self, prompt: str) -> str:
+        """The prompt as the tokenizer sees it: the rare token in the place of "[V]"."""
         return _PLACEHOLDER.sub(self.rare_token, prompt)
 
     def noise_levels(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
