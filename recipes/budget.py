@@ -37,6 +37,7 @@ class Budget:
     fit_minutes: float = _row(85.0, "of pre-optimisation, half of it for each world")
     fit_steps: int = _row(200, "steps of pre-optimisation")
     fit_noises: int = _row(4, "samples through the U-Net per person and step of pre-optimisation")
+    hypernetwork_portraits: int = _row(4096, "portraits that the hypernetwork learns from, those with numbers included")
     hypernetwork_minutes: float = _row(45.0, "of the hypernetwork; the weight loss alone gets a fifth of them")
 
     @classmethod

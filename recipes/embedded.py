@@ -35,7 +35,7 @@ from recipes import denoiser, hyper, judges, vae
 from recipes.budget import Budget
 from recipes.measures import own_scores
 from recipes.photographs import frame_photographs
-from recipes.pictures import make_shards, random_photographs, random_portraits
+from recipes.pictures import joined, make_shards, random_photographs, random_portraits
 from recipes.shipping import SCORES_KEY, adopt, file_of, ship
 from recipes.workshop import WORLDS, Workshop, schedule
 
@@ -120,10 +120,13 @@ def draw_people(shop: Workshop) -> Iterator[str]:
 def train_judges(shop: Workshop) -> Iterator[str]:
     """Recogniser, scene classifier and attribute reader: each by itself, on true pictures."""
     people, portraits, photographs = shop.people(), *(shop.pictures(world) for world in WORLDS)
+    all_portraits = joined([people, portraits])
     budget, crowd = shop.budget, judges.Batch(people=shop.budget.recogniser_people)
     yield from _judge(shop, Recogniser, judges.train_recogniser, [(people, crowd), (photographs, crowd)])
-    yield from _judge(shop, SceneClassifier, judges.train_scene_classifier, portraits, photographs, budget.judge_batch)
-    yield from _judge(shop, AttributeReader, judges.train_attribute_reader, people, budget.judge_batch)
+    yield from _judge(
+        shop, SceneClassifier, judges.train_scene_classifier, all_portraits, photographs, budget.judge_batch
+    )
+    yield from _judge(shop, AttributeReader, judges.train_attribute_reader, all_portraits, budget.judge_batch)
 
 
 def _judge(shop: Workshop, kind: type[Judge], train: Callable[..., Run], *data: object) -> Iterator[str]:
@@ -144,12 +147,13 @@ def _judge(shop: Workshop, kind: type[Judge], train: Callable[..., Run], *data: 
 def train_encoder(shop: Workshop) -> Iterator[str]:
     """The encoder that the hypernetwork starts from: a network apart from all judges."""
     task = judges.fresh_encoder(shop.sizes.hypernetwork.encoder).to(shop.device)
-    people, photographs, batch = shop.people(), shop.pictures("photographs"), shop.budget.judge_batch
+    portraits, photographs = joined([shop.people(), shop.pictures("portraits")]), shop.pictures("photographs")
+    batch = shop.budget.judge_batch
     config = schedule(shop.budget.encoder_minutes, lr=1e-3, warmup=50, ema=0.998, weight_decay=0.02)
 
     def begin(generator: torch.Generator, checkpoint: Checkpoint) -> Run:
         crowd = judges.Batch(people=batch // 4, pictures=4)
-        return judges.train_encoder(task, people, photographs, batch, crowd, config, generator, checkpoint)
+        return judges.train_encoder(task, portraits, photographs, batch, crowd, config, generator, checkpoint)
 
     yield from shop.train("encoder", begin, task.encoder.save)
 
@@ -165,7 +169,7 @@ def fit_people(shop: Workshop) -> Iterator[str]:
     booth, minutes = HyperDreamBooth(shop.trained_base()), budget.fit_minutes / len(WORLDS)
     for world in WORLDS:
         if not hyper.is_fitted(shop.fitted(world), _to_fit(shop, world), minutes):
-            people = yield from _people_of(shop, world)
+            people = yield from _people_of(shop, world, _to_fit(shop, world))
             yield from (
                 f"{world}: {line}" for line in hyper.fit_world(booth, people, shop.fitted(world), config, minutes)
             )
@@ -181,7 +185,8 @@ def train_hypernetwork(shop: Workshop) -> Iterator[str]:
     network.encoder.load(shop.weights("encoder"))
     fitted = {}
     for world in WORLDS:
-        people = yield from _people_of(shop, world)
+        count = max(_to_fit(shop, world), shop.budget.hypernetwork_portraits)
+        people = yield from _people_of(shop, world, count)
         fitted[world] = (people, shop.fitted(world))
     minutes = shop.budget.hypernetwork_minutes
     yield from hyper.train_network(network.to(shop.device), booth, fitted, out, minutes)
@@ -194,11 +199,11 @@ def _to_fit(shop: Workshop, world: str) -> int:
     return min(shop.budget.fitted_photographs, len(shop.split("training").names))
 
 
-def _people_of(shop: Workshop, world: str) -> Generator[str, None, People]:
-    """The people of a world who are to be fitted, drawn anew."""
+def _people_of(shop: Workshop, world: str, count: int) -> Generator[str, None, People]:
+    """The first `count` people of a world, drawn anew; of photographs, as many as there are."""
     if world == "portraits":
-        return (yield from hyper.portraits(_to_fit(shop, world), shop.size))
-    return hyper.photographed(shop.split("training"), _to_fit(shop, world), shop.size)
+        return (yield from hyper.portraits(count, shop.size))
+    return hyper.photographed(shop.split("training"), count, shop.size)
 
 
 STAGES: dict[str, Callable[[Workshop], Iterator[str]]] = {

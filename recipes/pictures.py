@@ -39,6 +39,15 @@ class Pictures:
         return len(self.people)
 
 
+def joined(parts: Sequence[Pictures]) -> Pictures:
+    """All pictures of the parts, in their order."""
+    return Pictures(
+        torch.cat([part.pictures for part in parts]),
+        tuple(scene for part in parts for scene in part.scenes),
+        tuple(person for part in parts for person in part.people),
+    )
+
+
 def as_floats(pictures: Tensor) -> Tensor:
     """uint8 -> float32 in [0, 1]."""
     return pictures.float() / 255
@@ -74,13 +83,12 @@ def make_shards(
 
 def load_shards(folder: Path, kind: str, shards: int) -> Pictures:
     """The first `shards` shards of a kind, as one."""
-    pictures, scenes, people = [], list[Scene](), list[int]()
+    parts = []
     for number in range(shards):
         tensors, about = load_tensors(_shard(folder, kind, number))
-        pictures.append(tensors["pictures"])
-        scenes += [Scene(**scene) for scene in json.loads(about["scenes"])]
-        people += json.loads(about["people"])
-    return Pictures(torch.cat(pictures), tuple(scenes), tuple(people))
+        scenes = tuple(Scene(**scene) for scene in json.loads(about["scenes"]))
+        parts.append(Pictures(tensors["pictures"], scenes, tuple(json.loads(about["people"]))))
+    return joined(parts)
 
 
 def random_portraits(random: np.random.RandomState, count: int, people: int, size: int) -> Pictures:

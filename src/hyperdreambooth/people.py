@@ -28,7 +28,7 @@ from hyperdreambooth.progress import Progress, log
 from hyperdreambooth.sheet import save_png, to_image
 
 WHO_IS_WHO = "people.json"
-READ, RENDER = "read people", "render"
+READ, ENCODE, RENDER = "read people", "encode", "render"
 
 _SEEDS = re.compile(r"portraits:(\d+)(?:-(\d+))?")
 _PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
@@ -115,33 +115,42 @@ def _face(path: Path, size: int) -> Tensor | None:
 
 
 @torch.no_grad()
-def encode_people(base: Base, people: People) -> Pictures:
+def encode_people(base: Base, people: People, progress: OnProgress = lambda _: None) -> Pictures:
     """The people's latents under soft face masks, for fitting; a person's pictures pass the VAE at once."""
-    latents = torch.stack([base.encode_pictures(own) for own in people.pictures])  # (N, V, C, h, w)
-    masks = soft_face_mask(latents.shape[-1]).expand(*latents.shape[:2], -1, -1, -1)  # (N, V, 1, h, w)
-    return Pictures(latents.cpu(), masks)
+    latents = []
+    for own in people.pictures:
+        progress(Progress(ENCODE, len(latents), len(people.names)))
+        latents.append(base.encode_pictures(own).cpu())  # (V, C, h, w)
+    side = latents[0].shape[-1]
+    masks = soft_face_mask(side).expand(len(latents), len(latents[0]), -1, -1, -1)  # (N, V, 1, h, w)
+    return Pictures(torch.stack(latents), masks)
 
 
 def split_people(
-    base: Base, people: People, weights: Path
+    base: Base, people: People, weights: Path, progress: OnProgress = lambda _: None
 ) -> tuple[dict[str, TrainingPeople], dict[str, TrainingPeople]]:
-    """The people of a folder of fitted numbers, most to train a hypernetwork on and some to measure it on.
+    """Everybody to train a hypernetwork on, those with numbers in the folder first, and some of these to measure it on.
+
+    People without numbers teach it by the denoising loss alone.
 
     Raises:
         UserError: the numbers are of another base, or of people who are not among these, or of fewer than 4.
     """
     fitted = load_people(weights)
     _check_fitted(base, people, weights, fitted.names)
-    rows = torch.tensor([people.names.index(name) for name in fitted.names])
-    encoded = encode_people(base, People(fitted.names, people.pictures[rows]))
-    pictures = (people.pictures[rows] * 255).round().byte()
-    held = max(2, len(rows) // _HELD_OUT_SHARE)
+    encoded = encode_people(base, people, progress)
+    row = {name: number for number, name in enumerate(people.names)}
+    held = max(2, len(fitted.names) // _HELD_OUT_SHARE)
+    measured = [row[name] for name in fitted.names[-held:]]
+    known = [row[name] for name in fitted.names[:-held]]
+    unknown = sorted(set(row.values()) - set(known) - set(measured))
 
-    def some(which: slice) -> dict[str, TrainingPeople]:
-        masks = None if encoded.masks is None else encoded.masks[which]
-        return {"people": TrainingPeople(pictures[which], encoded.latents[which], fitted.weights[which], masks)}
+    def some(rows: list[int], numbers: Tensor) -> dict[str, TrainingPeople]:
+        pictures = (people.pictures[rows] * 255).round().byte()
+        masks = None if encoded.masks is None else encoded.masks[rows]
+        return {"people": TrainingPeople(pictures, encoded.latents[rows], numbers, masks)}
 
-    return some(slice(None, -held)), some(slice(-held, None))
+    return some(known + unknown, fitted.weights[:-held]), some(measured, fitted.weights[-held:])
 
 
 def _check_fitted(base: Base, people: People, weights: Path, names: Sequence[str]) -> None:

@@ -41,6 +41,7 @@ BUDGET = Budget(
     judged_people=3,
     encoder_minutes=SECONDS / 60,
     fitted_portraits=4,
+    hypernetwork_portraits=6,
     fitted_photographs=4,
     fit_minutes=1.0,
     fit_steps=2,

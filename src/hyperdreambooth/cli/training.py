@@ -65,14 +65,14 @@ def preoptimize(
     with Job(as_json) as job:
         booth = load_booth(job, base)
         from hyperdreambooth.fitting import preoptimize as fitting
-        from hyperdreambooth.people import READ, encode_people, read_people
+        from hyperdreambooth.people import ENCODE, READ, encode_people, read_people
 
         config = fitting.PreoptimizeConfig()
         config = replace(config, fit=replace(config.fit, steps=steps or config.fit.steps))
         with job.phase(READ):
             chosen = read_people(people, booth.base.picture_size, views, job.report)
-        with job.phase("encode"):
-            pictures = encode_people(booth.base, chosen)
+        with job.phase(ENCODE):
+            pictures = encode_people(booth.base, chosen, job.report)
         samples, total = 0, len(chosen.names)
         with job.phase("fit"):
             for report in fitting.preoptimize(booth.base, booth.adapters, chosen.names, pictures, output, config):
@@ -94,7 +94,10 @@ def preoptimize(
 def train(
     people: PeopleArgument,
     weights: Annotated[
-        Path, typer.Argument(metavar="WEIGHTS", help="The folder that preoptimize made of them.", show_default=False)
+        Path,
+        typer.Argument(
+            metavar="WEIGHTS", help="The folder that preoptimize made of them, or of some.", show_default=False
+        ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write; an interrupted one goes on.")],
     base: BaseOption = "embedded",
@@ -105,12 +108,12 @@ def train(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print all settings and stop.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """People and their fitted numbers to a hypernetwork, for personalize --hypernetwork."""
+    """People and the fitted numbers of some of them to a hypernetwork, for personalize --hypernetwork."""
     check_outputs(output / "curve.jsonl")
     with Job(as_json) as job:
         booth = load_booth(job, base)
         from hyperdreambooth.hypernetwork import model, training
-        from hyperdreambooth.people import READ, read_people, split_people
+        from hyperdreambooth.people import ENCODE, READ, read_people, split_people
 
         network = model.build_hypernetwork(model.PRESETS[preset], booth.space, booth.fingerprint, booth.base.name, seed)
         config = _train_config(training.TrainConfig(seed=seed), steps)
@@ -126,8 +129,8 @@ def train(
             return
         with job.phase(READ):
             chosen = read_people(people, booth.base.picture_size, views, job.report)
-        with job.phase("encode"):
-            worlds, held_out = split_people(booth.base, chosen, weights)
+        with job.phase(ENCODE):
+            worlds, held_out = split_people(booth.base, chosen, weights, job.report)
         samples, phases = 0, config.phases()
         with job.phase(TRAIN):
             for report in training.train(

@@ -13,6 +13,7 @@ domain, a context, an edit. `caption` writes a scene down, `parse` reads it back
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -31,15 +32,46 @@ EDITS = ("wearing a hat", "wearing sunglasses", "smiling", "old", "with blue hai
 # How a style is called in front of "of a face"; "in ... style" takes its plain name.
 _MEDIA = {"pixel art": "pixel art", "neon": "neon art", "pop art": "pop art", "comic": "a comic drawing"}
 
-# The features that `describe` may name: how to say each, and the values that are not worth a word.
-_FEATURES = {
+# What `describe` may say of a choice, and the values that are not worth a word.
+_CHOICES = {
     "hair_style": "{} hair",
     "hair_colour": "{} hair",
     "eye_colour": "{} eyes",
     "beard": "a {} beard",
     "glasses": "{} glasses",
+    "earrings": "{} earrings",
+    "mole": "a mole on {}",
 }
 _SILENT = ("none", "bald")
+# What it may say of a number in the lowest or in the highest third of its range; None: nothing.
+_NUMBERS: Mapping[str, tuple[str | None, str | None]] = {
+    "skin_tone": ("light skin", "dark skin"),
+    "skin_warmth": ("cool skin", "warm skin"),
+    "face_width": ("a narrow head", "a wide head"),
+    "jaw_width": ("a narrow jaw", "a wide jaw"),
+    "chin_length": ("a short chin", "a long chin"),
+    "cheek_fullness": ("hollow cheeks", "full cheeks"),
+    "ear_size": ("small ears", "large ears"),
+    "eye_spacing": ("close eyes", "distant eyes"),
+    "eye_size": ("small eyes", "large eyes"),
+    "eye_tilt": ("drooping eyes", "slanted eyes"),
+    "brow_thickness": ("thin brows", "thick brows"),
+    "brow_arch": ("straight brows", "arched brows"),
+    "nose_width": ("a narrow nose", "a wide nose"),
+    "nose_length": ("a short nose", "a long nose"),
+    "mouth_width": ("a small mouth", "a wide mouth"),
+    "lip_thickness": ("thin lips", "full lips"),
+    "lip_colour": ("pale lips", "dark lips"),
+    "hair_length": ("short hair", "long hair"),
+    "hair_volume": ("flat hair", "big hair"),
+    "grey": (None, "grey hair"),
+    "age": ("smooth skin", "wrinkles"),
+    "freckles": (None, "freckles"),
+    "neck_width": ("a thin neck", "a thick neck"),
+    "shoulder_width": ("narrow shoulders", "wide shoulders"),
+}
+DESCRIBED_SHARE = 0.5  # of the captions of portraits
+_MOST_FEATURES = 4  # in one caption: it has to fit into the prompt with the rest
 
 
 @dataclass(frozen=True)
@@ -91,10 +123,29 @@ def parse(prompt: str) -> Scene:
 
 
 def describe(person: Person, random: np.random.RandomState, features: int = 2) -> str:
-    """A few true words on a portrait's person: "face with long wavy hair and round glasses"."""
-    names = [str(name) for name in random.permutation(list(_FEATURES))[:features]]
-    said = [_FEATURES[name].format(person.choice(name)) for name in names if person.choice(name) not in _SILENT]
-    return f"{CLASS_NOUN} with {' and '.join(said)}" if said else CLASS_NOUN
+    """A few true words on a portrait's person: "face with long wavy hair, round glasses and a wide nose".
+
+    Those among `features` random attributes that are worth a word. Half of them are choices such as the hair style,
+    which change a picture most.
+    """
+    halves = random.permutation(list(_CHOICES)), random.permutation(list(_NUMBERS))
+    names = [str(name) for pair in zip(*halves, strict=False) for name in pair][:features]
+    said = [phrase for name in names if (phrase := _phrase(person, name))]
+    if not said:
+        return CLASS_NOUN
+    listed = " and ".join([", ".join(said[:-1]), said[-1]]) if len(said) > 1 else said[0]
+    return f"{CLASS_NOUN} with {listed}"
+
+
+def _phrase(person: Person, name: str) -> str | None:
+    """What an attribute is called on this person; None where it is nothing to speak of."""
+    if name in _CHOICES:
+        value = person.choice(name)
+        return None if value in _SILENT else _CHOICES[name].format(value)
+    attribute = BY_NAME[name]
+    level = (person.values[name] - attribute.low) / (attribute.high - attribute.low)  # in [0, 1]
+    low, high = _NUMBERS[name]
+    return low if level < 1 / 3 else high if level > 2 / 3 else None
 
 
 def training_caption(scene: Scene, person: Person | None, random: np.random.RandomState) -> str:
@@ -103,8 +154,9 @@ def training_caption(scene: Scene, person: Person | None, random: np.random.Rand
     The rare token stands in half of the captions, of anybody: it is in the vocabulary and means no one.
     """
     subject = f"{RARE_TOKEN} {CLASS_NOUN}" if random.rand() < 0.5 else CLASS_NOUN
-    if person is not None and scene.domain is None and random.rand() < 0.25:
-        subject = describe(person, random)
+    if person is not None and scene.domain is None and random.rand() < DESCRIBED_SHARE:
+        plain = scene.context is None and scene.edit is None  # else there is less room for words
+        subject = describe(person, random, random.randint(1, _MOST_FEATURES + 1) if plain else 2)
     return caption(replace(scene, world=scene.world if random.rand() < 0.5 else None), subject)
 
 
@@ -112,8 +164,9 @@ def vocabulary() -> tuple[str, ...]:
     """Every word that the grammar can write, sorted."""
     scenes = [Scene(world=world, style=style) for world in (None, *WORLDS) for style in STYLES] + list(EDIT_SCENES)
     texts = [caption(scene, f"{RARE_TOKEN} {CLASS_NOUN}") for scene in scenes] + [f"{CLASS_NOUN} with and", "an"]
-    for name, phrase in _FEATURES.items():
+    for name, phrase in _CHOICES.items():
         texts += [phrase.format(choice) for choice in BY_NAME[name].choices]
+    texts += [phrase for both in _NUMBERS.values() for phrase in both if phrase]
     return tuple(sorted({word for text in texts for word in text.replace("-", " - ").split()}))
 
 

@@ -1,0 +1,29 @@
+from pathlib import Path
+
+import torch
+
+from hyperdreambooth.fitting.preoptimize import PreoptimizeConfig, load_people, preoptimize
+from hyperdreambooth.fitting.steps import FitConfig
+from hyperdreambooth.people import People, encode_people, read_people, split_people
+from tests.conftest import adapted_base
+
+
+def test_everybody_is_trained_on_but_those_held_out(tmp_path: Path) -> None:
+    """Six people, of whom five have numbers, given in another order: each row is one person's, numbers come first."""
+    base, adapters = adapted_base()
+    people = read_people("portraits:0-5", base.picture_size, 2, lambda _: None)
+    fitted = ("portrait-4", "portrait-1", "portrait-3", "portrait-0", "portrait-5")
+    rows = [people.names.index(name) for name in fitted]
+    pictures = encode_people(base, People(fitted, people.pictures[rows]))
+    config = PreoptimizeConfig(fit=FitConfig(steps=1, lr=1e-2))
+    for _ in preoptimize(base, adapters, fitted, pictures, tmp_path, config):
+        pass
+    reports = []
+    (training,), (held_out,) = (some.values() for some in split_people(base, people, tmp_path, reports.append))
+    assert [report.done for report in reports] == list(range(6))
+    numbers = load_people(tmp_path).weights
+    for some, order, known in ((training, [4, 1, 3, 2], numbers[:3]), (held_out, [0, 5], numbers[3:])):
+        assert torch.equal(some.pictures, (people.pictures[order] * 255).round().byte())
+        one_by_one = torch.stack([base.encode_pictures(people.pictures[row]) for row in order])
+        assert torch.allclose(some.latents, one_by_one, atol=1e-5)
+        assert torch.equal(some.numbers, known)
