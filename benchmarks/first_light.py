@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -40,15 +40,21 @@ console = Console(stderr=True)
 
 @dataclass(frozen=True)
 class Way:
-    """How people are made: who predicts them, if anybody, and how they are fine-tuned."""
+    """How people are made and drawn: who predicts them, if anybody, and how they are fine-tuned."""
 
     hypernetwork: HyperNetwork | None
     config: PersonalizeConfig
+    drawing: DrawConfig = DrawConfig()  # noqa: RUF009  # frozen
 
     def about(self) -> dict[str, str]:
         """All of it, for a file's metadata."""
         tuning = repr(self.config.finetune) if self.config.steps else "none"
-        return {"hypernetwork": digest_of(self.hypernetwork), "config": repr(self.config), "tuning": tuning}
+        return {
+            "hypernetwork": digest_of(self.hypernetwork),
+            "config": repr(self.config),
+            "tuning": tuning,
+            "drawing": repr(self.drawing),
+        }
 
 
 def ways(hypernetwork: HyperNetwork | None, long_fit: bool) -> dict[str, Way]:
@@ -77,20 +83,21 @@ def drawn_people(booth: HyperDreamBooth, name: str, way: Way, subjects: Subjects
 
         def make(first: int = first, references: Tensor = references) -> Tensor:
             console.print(f"  {subjects.world}, {name}: people {first + 1} to {first + len(references)}")
-            return _draw(booth, way, references, DrawConfig(seed=first))
+            return _draw(booth, way, references, first)
 
         about = way.about() | {"base": booth.fingerprint, "people": digest(references), "prompts": repr(PROMPTS)}
         parts.append(kept(folder / f"people-{first:04d}.safetensors", about, make))
     return torch.cat(parts, dim=1)
 
 
-def _draw(booth: HyperDreamBooth, way: Way, references: Tensor, config: DrawConfig) -> Tensor:
+def _draw(booth: HyperDreamBooth, way: Way, references: Tensor, seed: int) -> Tensor:
     """Make the people of references (n, 3, S, S) in one batch and draw them: (styles, n, 3, S, S)."""
     work = Personalization(booth.base, booth.adapters, way.hypernetwork, list(references), way.config)
     for report in work:
         if report.done and report.done % 20 == 0:
             console.print(f"    {report.phase} {report.done} of {report.total}")
-    return torch.stack([booth.draw(work.identities, prompt, config) for prompt in PROMPTS])
+    drawing = replace(way.drawing, seed=seed)
+    return torch.stack([booth.draw(work.identities, prompt, drawing) for prompt in PROMPTS])
 
 
 def digest_of(hypernetwork: HyperNetwork | None) -> str:

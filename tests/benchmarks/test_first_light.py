@@ -42,12 +42,11 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     one = {bench.TUNED_ALONE: (False, 1), bench.HYPER_ALONE: (True, 0), bench.OURS: (True, 1)}
     monkeypatch.setattr(bench, "BATCH", 3)
     monkeypatch.setattr(subjects_of, "VIEWS", 1)
-    monkeypatch.setattr(bench, "DrawConfig", lambda seed: DrawConfig(seed=seed, steps=1))
     monkeypatch.setattr(
         bench,
         "ways",
         lambda network, _long: {
-            name: bench.Way(network if predicted else None, PersonalizeConfig(steps=steps))
+            name: bench.Way(network if predicted else None, PersonalizeConfig(steps=steps), DrawConfig(steps=1))
             for name, (predicted, steps) in one.items()
         },
     )
