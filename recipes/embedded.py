@@ -28,7 +28,7 @@ from hyperdreambooth.files import load_tensors, save_tensors
 from hyperdreambooth.fitting.preoptimize import PreoptimizeConfig
 from hyperdreambooth.fitting.steps import Checkpoint, Run, steps
 from hyperdreambooth.hypernetwork.model import build_hypernetwork
-from hyperdreambooth.hypernetwork.training import RESULT_FILE
+from hyperdreambooth.hypernetwork.training import RESULT_FILE, TrainConfig
 from hyperdreambooth.people import People
 from hyperdreambooth.pipeline import HyperDreamBooth
 from recipes import denoiser, hyper, judges, vae
@@ -40,6 +40,7 @@ from recipes.shipping import SCORES_KEY, adopt, file_of, ship
 from recipes.workshop import WORLDS, Workshop, schedule
 
 ROOM = 8  # pixels by which a framed photograph is larger than a picture, so that it can be shifted
+CURVE_EVERY = 100  # steps of the hypernetwork between two lines of its curve
 PER_PERSON = 8  # portraits of each person that judges and encoder learn from
 
 
@@ -163,7 +164,7 @@ def fit_people(shop: Workshop) -> Iterator[str]:
     budget, config = shop.budget, PreoptimizeConfig()
     config = replace(
         config,
-        fit=replace(config.fit, steps=budget.fit_steps),
+        fit=replace(config.fit, steps=budget.fit_steps, lr=budget.fit_lr),
         objective=replace(config.objective, noises=budget.fit_noises),
     )
     booth, minutes = HyperDreamBooth(shop.trained_base()), budget.fit_minutes / len(WORLDS)
@@ -188,8 +189,10 @@ def train_hypernetwork(shop: Workshop) -> Iterator[str]:
         count = max(_to_fit(shop, world), shop.budget.hypernetwork_portraits)
         people = yield from _people_of(shop, world, count)
         fitted[world] = (people, shop.fitted(world))
+    people, noises = shop.budget.hypernetwork_people, shop.budget.hypernetwork_noises
+    config = TrainConfig(weights_batch=2 * people, both_batch=people, noises=noises, evaluate_every=CURVE_EVERY)
     minutes = shop.budget.hypernetwork_minutes
-    yield from hyper.train_network(network.to(shop.device), booth, fitted, out, minutes)
+    yield from hyper.train_network(network.to(shop.device), booth, fitted, out, config, minutes)
 
 
 def _to_fit(shop: Workshop, world: str) -> int:

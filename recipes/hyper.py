@@ -77,13 +77,13 @@ def train_network(
     booth: HyperDreamBooth,
     fitted: Mapping[str, tuple[People, Path]],
     out: Path,
+    config: TrainConfig,
     minutes: float,
 ) -> Iterator[str]:
-    """Train on the fitted people of all worlds, some of each held out; a line where the curve gets one."""
+    """Train on the people of all worlds for so many minutes, some of the fitted ones held out; a line per curve's."""
     split = {world: split_people(booth.base, people, folder) for world, (people, folder) in fitted.items()}
     training = {world: some["people"] for world, (some, _) in split.items()}
     held_out = {world: some["people"] for world, (_, some) in split.items()}
-    config = TrainConfig()
     seconds = {"weights": 60 * minutes * WEIGHTS_SHARE, "both": 60 * minutes * (1 - WEIGHTS_SHARE)}
     phases = {
         name: replace(fit, steps=UNTIL_TIME_IS_UP, seconds=seconds[name]) for name, fit in config.phases().items()

@@ -46,6 +46,8 @@ BUDGET = Budget(
     fit_minutes=1.0,
     fit_steps=2,
     fit_noises=1,
+    hypernetwork_people=4,
+    hypernetwork_noises=1,
     hypernetwork_minutes=2 * SECONDS / 60,
 )
 
