@@ -240,6 +240,9 @@ def test_mixing_acts_on_delta(space: LiDBSpace) -> None:
     halves = average([alice, alice], space)
     assert space.distance(halves.weights, alice.weights) < 1e-5
     assert mixed.numbers == 2 * 3 * 9 + 3 * 45
+    for amount in (float("nan"), float("inf")):
+        with pytest.raises(UserError, match="expected finite numbers"):
+            mix(alice, bob, amount, space)
 
 
 def test_strength_scales_delta(space: LiDBSpace) -> None:

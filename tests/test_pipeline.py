@@ -24,6 +24,7 @@ from hyperdreambooth.lidb import LoRALayout
 from hyperdreambooth.personalization import PHASES, PersonalizeConfig
 from hyperdreambooth.pipeline import HyperDreamBooth
 from hyperdreambooth.progress import Progress
+from tests.conftest import left_as_it_was
 
 QUICK = DrawConfig(steps=3)
 
@@ -31,11 +32,10 @@ QUICK = DrawConfig(steps=3)
 @pytest.fixture(scope="module")
 def booth(tiny_base: Base) -> Iterator[HyperDreamBooth]:
     """A booth without a hypernetwork; nothing may change its base."""
-    before = tiny_base.fingerprint
-    booth = HyperDreamBooth(tiny_base)
-    yield booth
-    booth.adapters.eject()
-    assert tiny_base.fingerprint == before
+    with left_as_it_was(tiny_base):
+        booth = HyperDreamBooth(tiny_base)
+        yield booth
+        booth.adapters.eject()
 
 
 @pytest.fixture

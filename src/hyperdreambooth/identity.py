@@ -1,6 +1,7 @@
 """One person's numbers, the space they live in, how they were made; and the file that holds them."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -162,9 +163,12 @@ def combine(
     factors stack. Everything but the numbers is taken from the first.
 
     Raises:
-        WrongBase: the persons are of several bases. WrongSpace: they do not all live in ``space``.
+        WrongBase: the persons are of several bases. WrongSpace: they do not all live in ``space``. UserError: an amount
+            that is not finite.
     """
     first = identities[0]
+    if not all(math.isfinite(amount) for amount in amounts):
+        raise UserError(f"got amounts {', '.join(f'{amount:g}' for amount in amounts)}, expected finite numbers")
     for other in identities:
         if other.base != first.base:
             raise WrongBase(

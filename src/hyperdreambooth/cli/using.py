@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypedDict
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from hyperdreambooth.pipeline import HyperDreamBooth
 
 DRAW = "draw"
+PEFT_MODELS = ("unet", "text_encoder")  # which may have sites
 
 
 class SavedPicture(TypedDict):
@@ -178,7 +179,7 @@ def export(
     as_json: JsonOption = False,
 ) -> None:
     """An identity to a LoRA that other programs read."""
-    check_outputs(output / "unet" / "adapter_model.safetensors" if layout == "peft" else output, inputs=[identity])
+    check_outputs(*(_peft_files(output, PEFT_MODELS) if layout == "peft" else [output]), inputs=[identity])
     with Job(as_json) as job:
         booth = load_booth(job, base)
         person = booth.open(identity)
@@ -188,9 +189,7 @@ def export(
         save = {"kohya": lidb.save_kohya, "diffusers": lidb.save_diffusers, "peft": lidb.save_peft}[layout]
         with job.phase(SAVE):
             save(output, booth.space, person.weights, person.lora)
-        adapters = [output / model for model in by_model(booth.space.sites)]
-        peft = [folder / name for folder in adapters for name in ("adapter_model.safetensors", "adapter_config.json")]
-        files = peft if layout == "peft" else [output]
+        files = _peft_files(output, by_model(booth.space.sites)) if layout == "peft" else [output]
         job.finish(
             output=str(output),
             format=layout,
@@ -198,6 +197,11 @@ def export(
             base=booth.base.name,
             sites=person.sites,
         )
+
+
+def _peft_files(folder: Path, models: Iterable[str]) -> list[Path]:
+    """What PEFT keeps in a folder, two files for each model."""
+    return [folder / model / name for model in models for name in ("adapter_model.safetensors", "adapter_config.json")]
 
 
 def mix(
