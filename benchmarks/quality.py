@@ -67,8 +67,9 @@ def drawn(base: Base, scenes: list[Scene], folder: Path, world: str) -> Tensor:
 def _sample(base: Base, prompts: list[str], seed: int) -> Tensor:
     """(n, 3, S, S) in [0, 1], on the CPU."""
     states, nothing = base.encode_prompts(prompts), base.encode_prompts([""])
-    noise = base.noise(len(prompts), torch.Generator().manual_seed(seed))
-    return base.decode(base.sample(states, nothing, noise, guidance=GUIDANCE)).cpu().clone()
+    generators = [torch.Generator().manual_seed(seed + number) for number in range(len(prompts))]
+    noise = torch.cat([base.noise(1, generator) for generator in generators])
+    return base.decode(base.sample(states, nothing, noise, guidance=GUIDANCE, generators=generators)).cpu().clone()
 
 
 def true_pictures(references: Tensor, scenes: list[Scene]) -> Tensor:

@@ -172,12 +172,13 @@ class EncoderTask(nn.Module):
     def __init__(self, encoder: FaceEncoder, embedding: int = 128) -> None:
         super().__init__()
         self.encoder = encoder
-        self.attributes = nn.Linear(encoder.width, sum(attribute.width for attribute in ATTRIBUTES))
-        self.embedding = nn.Linear(encoder.width, embedding)
+        seen = encoder.width * len(encoder.position)  # each patch by itself: faces are aligned
+        self.attributes = nn.Linear(seen, sum(attribute.width for attribute in ATTRIBUTES))
+        self.embedding = nn.Linear(seen, embedding)
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """(N, 3, H, W) in [0, 1] -> the mean feature (N, D)."""
-        return self.encoder(pictures).mean(dim=1)
+        """(N, 3, H, W) in [0, 1] -> the features of all patches (N, F * D)."""
+        return self.encoder(pictures).flatten(1)
 
 
 def train_encoder(

@@ -96,12 +96,13 @@ def _draw_batch(
 ) -> Tensor:
     """N pictures at once, (N, 3, H, W). Both halves of the guidance wear the people."""
     weights, lora = stack([job.person for job in jobs], adapters.space)
-    noise = torch.cat([base.noise(1, torch.Generator().manual_seed(job.seed)) for job in jobs])  # (N, C, h, w)
+    generators = [torch.Generator().manual_seed(job.seed) for job in jobs]
+    noise = torch.cat([base.noise(1, generator) for generator in generators])  # (N, C, h, w)
     device = base.device
     with torch.no_grad(), adapters.use(weights.to(device), None if lora is None else lora.to(device)):
         states = base.encode_prompts([""] * len(jobs) + [job.prompt for job in jobs])  # (2 N, L, D)
         unconditional, conditional = states.chunk(2)
-        latents = base.sample(conditional, unconditional, noise, config.steps, config.guidance, report)
+        latents = base.sample(conditional, unconditional, noise, config.steps, config.guidance, report, generators)
         return base.decode(latents).cpu()
 
 

@@ -51,6 +51,27 @@ def test_other_schedulers_draw_the_same(folder: Path, generator: torch.Generator
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
 
 
+def test_a_stochastic_sampler_takes_its_noise_from_each_picture_s_own_generator(
+    folder: Path, generator_of: Callable[[int], torch.Generator]
+) -> None:
+    """As the plain pipeline does, and whatever else is in the batch."""
+    base, pipeline = load_base(folder, device="cpu"), quiet(StableDiffusionPipeline.from_pretrained(folder))
+    config = base.scheduler.config
+    base.scheduler = pipeline.scheduler = type(base.scheduler).from_config(config, algorithm_type="sde-dpmsolver++")
+
+    def ours(*rows: int) -> torch.Tensor:
+        generators = [generator_of(row) for row in rows]
+        noise = torch.cat([base.noise(1, generator) for generator in generators])
+        states = base.encode_prompts([PROMPTS[row] for row in rows])
+        nothing = base.encode_prompts([""])
+        return base.sample(states, nothing, noise, steps=4, guidance=2.0, generators=generators)
+
+    settings = {"num_inference_steps": 4, "guidance_scale": 2.0, "output_type": "latent"}
+    theirs = pipeline(PROMPTS, generator=[generator_of(0), generator_of(1)], **settings).images
+    torch.testing.assert_close(ours(0, 1), theirs, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(ours(1), theirs[1:], atol=1e-4, rtol=1e-4)
+
+
 def test_one_batch_equals_one_by_one(tiny_base: Base, generator: torch.Generator) -> None:
     noise, states = tiny_base.noise(2, generator), tiny_base.encode_prompts(PROMPTS)
     nothing = tiny_base.encode_prompts([""])

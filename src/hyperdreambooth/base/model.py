@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import inspect
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -202,14 +203,18 @@ class Base:
         steps: int = 25,
         guidance: float = 3.0,
         progress: Callable[[int, int], None] | None = None,
+        generators: Sequence[torch.Generator] | None = None,
     ) -> Tensor:
         """Draw N pictures in one batch: from noise (N, C, h, w) to clean latents of the same shape.
 
         states: (N, L, D); unconditional: (N, L, D), or (1, L, D) for all; guidance: classifier-free, off at 1 or less.
         The U-Net sees 2 N rows, [unconditional ; conditional]. `progress(done, steps)` is called after every step.
+        generators: N on the CPU, of the noise that a stochastic sampler adds on its way; without them it takes torch's
+        own.
         """
         with torch.inference_mode():
-            drawn = self._denoise(states, unconditional.expand_as(states), latents, steps, guidance, progress)
+            rows = unconditional.expand_as(states)
+            drawn = self._denoise(states, rows, latents, steps, guidance, progress, generators)
         return drawn.clone()  # outside inference mode: an ordinary tensor, fit for training too
 
     def _denoise(
@@ -220,9 +225,12 @@ class Base:
         steps: int,
         guidance: float,
         progress: Callable[[int, int], None] | None,
+        generators: Sequence[torch.Generator] | None,
     ) -> Tensor:
         """The loop of `sample`, on a copy of the scheduler of its own: samplings at the same time share nothing."""
         scheduler: Any = type(self.scheduler).from_config(self.scheduler.config)
+        takes_any = "generator" in inspect.signature(scheduler.step).parameters
+        added = {"generator": list(generators)} if takes_any and generators is not None else {}
         scheduler.set_timesteps(steps, device=self.device)
         guided = guidance > 1
         if guided:
@@ -234,7 +242,7 @@ class Base:
             if guided:
                 without, with_prompt = output.chunk(2)
                 output = without + guidance * (with_prompt - without)  # (N, C, h, w)
-            latents = scheduler.step(output, timestep, latents, return_dict=False)[0]
+            latents = scheduler.step(output, timestep, latents, return_dict=False, **added)[0]
             if progress is not None:
                 progress(done, len(scheduler.timesteps))
         return latents

@@ -23,7 +23,7 @@ class EncoderConfig:
     """
 
     picture_size: int = 64
-    patch: int = 8
+    patch: int = 16
     width: int = 192
     depth: int = 4
     heads: int = 6
@@ -35,7 +35,7 @@ class EncoderConfig:
 class FaceEncoder(nn.Module):
     """A vision transformer with a convolutional stem: (N, 3, H, W) in [0, 1] -> (N, F, width), F patches.
 
-    The stem, one convolution of stride 2 for each halving up to the patch, lets it learn to see from few pictures.
+    The stem, a few convolutions for each halving up to the patch, lets it learn to see from few pictures.
     """
 
     def __init__(self, config: EncoderConfig) -> None:
@@ -44,12 +44,7 @@ class FaceEncoder(nn.Module):
         self.width = config.width
         halvings = config.patch.bit_length() - 1
         channels = [3, *(config.width >> (halvings - 1 - i) for i in range(halvings))]
-        self.stem = nn.Sequential(
-            *(
-                nn.Sequential(nn.Conv2d(n, m, 3, stride=2, padding=1), nn.GroupNorm(1, m), nn.GELU())
-                for n, m in pairwise(channels)
-            )
-        )
+        self.stem = nn.Sequential(*(_Halving(n, m) for n, m in pairwise(channels)))
         self.position = nn.Parameter(torch.randn((config.picture_size // config.patch) ** 2, config.width) * 0.02)
         self.blocks = blocks(config.width, config.heads, config.depth)
         self.norm = nn.LayerNorm(config.width)
@@ -73,6 +68,19 @@ class FaceEncoder(nn.Module):
         """
         tensors, _ = load_tensors(path)
         load_parameters(self, tensors, path)
+
+
+class _Halving(nn.Module):
+    """Half the size, then a residual block: (N, n, H, W) -> (N, m, H / 2, W / 2)."""
+
+    def __init__(self, n: int, m: int) -> None:
+        super().__init__()
+        self.halve = nn.Sequential(nn.Conv2d(n, m, 3, stride=2, padding=1), nn.GroupNorm(1, m), nn.GELU())
+        self.refine = nn.Sequential(nn.Conv2d(m, m, 3, padding=1), nn.GroupNorm(1, m))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.halve(x)
+        return F.gelu(x + self.refine(x))
 
 
 class PretrainedEncoder(nn.Module):
