@@ -141,8 +141,9 @@ def test_drawing_equals_a_merged_model(booth: HyperDreamBooth) -> None:
     worn = booth.draw(alice, prompt, replace(QUICK, seed=9))
     nobody = booth.draw(None, prompt, replace(QUICK, seed=9))
     booth.adapters.merge(alice.weights, alice.lora)
-    noise = base.noise(1, torch.Generator().manual_seed(9))
-    latents = base.sample(base.encode_prompts([prompt]), base.encode_prompts([""]), noise, steps=3, guidance=3.0)
+    states, nothing = base.encode_prompts([prompt]), base.encode_prompts([""])
+    noise = base.noise(1, generator := torch.Generator().manual_seed(9))
+    latents = base.sample(states, nothing, noise, steps=3, guidance=3.0, generators=[generator])
     merged = base.decode(latents)
     booth.adapters.unmerge()
     assert worn.shape == (1, 3, 16, 16) and worn.min() >= 0 and worn.max() <= 1

@@ -19,16 +19,16 @@ def test_plain_diffusers_draws_the_same_picture_with_the_shipped_base() -> None:
 
     logging.disable_progress_bar()
     base = load_base()
-    noise = base.noise(1, torch.Generator().manual_seed(0))
+    noise = base.noise(1, generator := torch.Generator().manual_seed(0))
     pipeline = StableDiffusionPipeline.from_pretrained(BASE, local_files_only=True)
     pipeline.set_progress_bar_config(disable=True)
     prompt, steps, guidance = "a watercolor of a face", 4, 3.0
-    theirs = pipeline(
-        prompt, num_inference_steps=steps, guidance_scale=guidance, latents=noise, output_type="pt"
-    ).images
+    settings = {"num_inference_steps": steps, "guidance_scale": guidance, "output_type": "pt"}
+    theirs = pipeline(prompt, generator=torch.Generator().manual_seed(0), **settings).images
     states = base.encode_prompts([prompt])
     with torch.inference_mode():
-        ours = base.decode(base.sample(states, base.encode_prompts([""]), noise, steps, guidance))
+        latents = base.sample(states, base.encode_prompts([""]), noise, steps, guidance, generators=[generator])
+        ours = base.decode(latents)
     assert ours.shape == (1, 3, 64, 64) and ours.std() > 0.05  # a picture, not a plain colour
     assert (ours - theirs).abs().max() < 1e-3
 

@@ -4,8 +4,10 @@ import json
 import shutil
 from pathlib import Path
 
+import diffusers
 import pytest
 import torch
+from diffusers import DDIMScheduler
 
 from hyperdreambooth.base import loading
 from hyperdreambooth.base.loading import load_base
@@ -88,30 +90,48 @@ def test_schedulers_without_noise_levels_are_refused(folder: Path) -> None:
         load_base(folder)
 
 
+def test_samplers_with_noise_of_their_own_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as one whose step takes no generator."""
+
+    class Wild(DDIMScheduler):
+        def step(self, output, timestep, sample, return_dict=True):  # type: ignore[no-untyped-def,override]
+            return (sample + torch.randn_like(sample),)
+
+    monkeypatch.setattr(diffusers, "WildScheduler", Wild, raising=False)
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps({"_class_name": "WildScheduler"}))
+    state = torch.get_rng_state()
+    with pytest.raises(BadBase, match=r"Wild.*adds noise of its own"):
+        load_base(folder)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 @pytest.mark.parametrize(
     "config",
     [
         {"_class_name": "DDPMScheduler"},
         {"_class_name": "EulerAncestralDiscreteScheduler"},
+        {"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "dpmsolver++"},
         {"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "sde-dpmsolver++"},
+        {"_class_name": "DDIMScheduler"},
+        {"_class_name": "PNDMScheduler"},
+        {"_class_name": "EulerDiscreteScheduler"},
+        {"_class_name": "HeunDiscreteScheduler"},
     ],
 )
-def test_samplers_that_draw_noise_are_refused(folder: Path, config: dict[str, str]) -> None:
+def test_samplers_that_follow_seeds_are_taken(folder: Path, config: dict[str, str]) -> None:
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
-    state = torch.get_rng_state()
-    with pytest.raises(BadBase, match=f"{config['_class_name']}.*draws noise at every step"):
-        load_base(folder)
-    assert torch.equal(torch.get_rng_state(), state)
-
-
-@pytest.mark.parametrize("name", ["DDIMScheduler", "PNDMScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler"])
-def test_samplers_without_chance_are_taken(folder: Path, name: str) -> None:
-    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps({"_class_name": name}))
     base, seen = load_base(folder, device="cpu"), []
     states = base.encode_prompts(["a face"])
-    noise = base.noise(1, torch.Generator().manual_seed(0))
-    base.sample(states, states, noise, steps=4, progress=lambda done, steps: seen.append((done, steps)))
+
+    def draw(seed: int, other: int) -> torch.Tensor:
+        torch.manual_seed(other)
+        noise = base.noise(1, generator := torch.Generator().manual_seed(seed))
+        report = lambda done, steps: seen.append((done, steps))  # noqa: E731
+        return base.sample(states, states, noise, 4, 3.0, report, [generator])
+
+    first = draw(0, 0)
     assert [done for done, _ in seen] == list(range(1, seen[-1][1] + 1))  # some take more steps than asked for
+    assert torch.equal(draw(0, 1), first) and not torch.equal(draw(1, 0), first)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,11 @@ COSINE = {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction
 PROMPTS = ["a photo of a sks face", "a pencil sketch of a sks face at the beach"]
 
 
+def generators(*seeds: int) -> list[torch.Generator]:
+    """Of the noise that is added on the way, one for each picture."""
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
 def quiet(pipeline: StableDiffusionPipeline) -> StableDiffusionPipeline:
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
@@ -34,9 +39,10 @@ def test_draws_what_the_plain_pipeline_draws(folder: Path, generator: torch.Gene
     base, pipeline = load_base(folder, device="cpu"), quiet(StableDiffusionPipeline.from_pretrained(folder))
     noise = base.noise(2, generator)
     states, nothing = base.encode_prompts(PROMPTS), base.encode_prompts([""])
-    ours = base.decode(base.sample(states, nothing, noise, steps=6, guidance=guidance))
+    added = generators(1, 2)
+    ours = base.decode(base.sample(states, nothing, noise, steps=6, guidance=guidance, generators=added))
     settings = {"num_inference_steps": 6, "guidance_scale": guidance, "output_type": "pt"}
-    theirs = pipeline(PROMPTS, latents=noise, **settings).images
+    theirs = pipeline(PROMPTS, latents=noise, generator=generators(1, 2), **settings).images
     assert ours.shape == (2, 3, 16, 16) and ours.std() > 0.01
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
 
@@ -51,46 +57,28 @@ def test_other_schedulers_draw_the_same(folder: Path, generator: torch.Generator
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
 
 
-def test_a_stochastic_sampler_takes_its_noise_from_each_picture_s_own_generator(
-    folder: Path, generator_of: Callable[[int], torch.Generator]
-) -> None:
-    """As the plain pipeline does, and whatever else is in the batch."""
-    base, pipeline = load_base(folder, device="cpu"), quiet(StableDiffusionPipeline.from_pretrained(folder))
-    config = base.scheduler.config
-    base.scheduler = pipeline.scheduler = type(base.scheduler).from_config(config, algorithm_type="sde-dpmsolver++")
-
-    def ours(*rows: int) -> torch.Tensor:
-        generators = [generator_of(row) for row in rows]
-        noise = torch.cat([base.noise(1, generator) for generator in generators])
-        states = base.encode_prompts([PROMPTS[row] for row in rows])
-        nothing = base.encode_prompts([""])
-        return base.sample(states, nothing, noise, steps=4, guidance=2.0, generators=generators)
-
-    settings = {"num_inference_steps": 4, "guidance_scale": 2.0, "output_type": "latent"}
-    theirs = pipeline(PROMPTS, generator=[generator_of(0), generator_of(1)], **settings).images
-    torch.testing.assert_close(ours(0, 1), theirs, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(ours(1), theirs[1:], atol=1e-4, rtol=1e-4)
-
-
 def test_one_batch_equals_one_by_one(tiny_base: Base, generator: torch.Generator) -> None:
     noise, states = tiny_base.noise(2, generator), tiny_base.encode_prompts(PROMPTS)
     nothing = tiny_base.encode_prompts([""])
-    together = tiny_base.sample(states, nothing, noise, steps=4)
-    alone = [tiny_base.sample(states[i : i + 1], nothing, noise[i : i + 1], steps=4) for i in range(2)]
+    together = tiny_base.sample(states, nothing, noise, steps=4, generators=generators(0, 1))
+    alone = [
+        tiny_base.sample(states[i : i + 1], nothing, noise[i : i + 1], steps=4, generators=generators(i))
+        for i in range(2)
+    ]
     torch.testing.assert_close(together, torch.cat(alone), atol=1e-4, rtol=1e-4)
 
 
 def test_samplings_share_nothing(tiny_base: Base, generator: torch.Generator) -> None:
     """One sampling runs in the middle of another and neither notices."""
     noise, states = tiny_base.noise(2, generator), tiny_base.encode_prompts(PROMPTS)
-    expected = tiny_base.sample(states, states, noise, steps=4)
+    expected = tiny_base.sample(states, states, noise, steps=4, generators=generators(0, 1))
     inner = []
 
     def progress(done: int, steps: int) -> None:
         if (done, steps) == (2, 4):
-            inner.append(tiny_base.sample(states, states, noise, steps=4))
+            inner.append(tiny_base.sample(states, states, noise, steps=4, generators=generators(0, 1)))
 
-    outer = tiny_base.sample(states, states, noise, steps=4, progress=progress)
+    outer = tiny_base.sample(states, states, noise, steps=4, progress=progress, generators=generators(0, 1))
     assert torch.equal(outer, expected) and torch.equal(inner[0], expected)
 
 

@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL, SchedulerMixin, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from hyperdreambooth.base.model import CARD_FILE, PREDICTION_TYPES, Base, Card, quiet
+from hyperdreambooth.base.model import CARD_FILE, PREDICTION_TYPES, Base, Card, noise_source, quiet
 from hyperdreambooth.embedded import BASE
 from hyperdreambooth.errors import BadBase
 
@@ -99,19 +99,19 @@ def _load_scheduler(folder: Path) -> SchedulerMixin:
     predicted = scheduler.config.get("prediction_type")
     if predicted not in PREDICTION_TYPES or not hasattr(scheduler, "alphas_cumprod"):
         raise BadBase(f"{folder}/scheduler predicts {predicted!r}, expected one of {', '.join(PREDICTION_TYPES)}")
-    _check_draws_no_noise(folder, cls, config)
+    _check_follows_seeds(folder, cls, config)
     return scheduler
 
 
-def _check_draws_no_noise(folder: Path, cls: Any, config: dict[str, Any]) -> None:
-    """Raise `BadBase` for a sampler that draws noise at every step: pictures would not depend on their seed alone."""
+def _check_follows_seeds(folder: Path, cls: Any, config: dict[str, Any]) -> None:
+    """Raise `BadBase` for a sampler that adds noise of its own: pictures would not depend on their seeds alone."""
 
     def first_step(seed: int) -> Tensor:
         scheduler = cls.from_config(config)
         scheduler.set_timesteps(4)
-        latents = torch.ones(1, 4, 8, 8)
+        latents, added = torch.ones(1, 4, 8, 8), noise_source(scheduler, [torch.Generator().manual_seed(0)])
         torch.manual_seed(seed)
-        return scheduler.step(torch.zeros_like(latents), scheduler.timesteps[0], latents, return_dict=False)[0]
+        return scheduler.step(torch.zeros_like(latents), scheduler.timesteps[0], latents, return_dict=False, **added)[0]
 
     try:
         with torch.random.fork_rng(devices=()):
@@ -123,7 +123,7 @@ def _check_draws_no_noise(folder: Path, cls: Any, config: dict[str, Any]) -> Non
         ) from error
     if not same:
         raise BadBase(
-            f"{folder}/scheduler names {cls.__name__!r}, which draws noise at every step, expected a sampler whose "
+            f"{folder}/scheduler names {cls.__name__!r}, which adds noise of its own, expected a sampler whose "
             "pictures depend on their seed alone: name another one, such as DDIMScheduler"
         )
 

@@ -229,8 +229,7 @@ class Base:
     ) -> Tensor:
         """The loop of `sample`, on a copy of the scheduler of its own: samplings at the same time share nothing."""
         scheduler: Any = type(self.scheduler).from_config(self.scheduler.config)
-        takes_any = "generator" in inspect.signature(scheduler.step).parameters
-        added = {"generator": list(generators)} if takes_any and generators is not None else {}
+        added = noise_source(scheduler, generators)
         scheduler.set_timesteps(steps, device=self.device)
         guided = guidance > 1
         if guided:
@@ -307,3 +306,9 @@ def quiet() -> Iterator[None]:
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:
     path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
+
+
+def noise_source(scheduler: SchedulerMixin, generators: Sequence[torch.Generator] | None) -> dict[str, Any]:
+    """What to hand to `scheduler.step` beside latents, so that noise it adds comes from these generators, one a row."""
+    takes_any = "generator" in inspect.signature(scheduler.step).parameters
+    return {"generator": list(generators)} if takes_any and generators is not None else {}
