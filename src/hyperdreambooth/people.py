@@ -117,7 +117,7 @@ def _face(path: Path, size: int) -> Tensor | None:
 @torch.no_grad()
 def encode_people(base: Base, people: People, progress: OnProgress = lambda _: None) -> Pictures:
     """The people's latents under soft face masks, for fitting; a person's pictures pass the VAE at once."""
-    latents = []
+    latents = list[Tensor]()
     for own in people.pictures:
         progress(Progress(ENCODE, len(latents), len(people.names)))
         latents.append(base.encode_pictures(own).cpu())  # (V, C, h, w)
