@@ -69,7 +69,7 @@ def ship_base(shop: Workshop, base: Base) -> str:
         f"A latent diffusion model of faces, {size} x {size} pixels, in Stable Diffusion's layout.",
         _data(shop),
         _seconds(shop, "vae", "denoiser"),
-        _scores(shop.cache / QUALITY_FILE),
+        _scores(shop.cache / QUALITY_FILE, base.fingerprint),
         _text(shop.cache / LOOKS_FILE),
     ).write(folder)
     return base.fingerprint
@@ -112,7 +112,7 @@ def ship_hypernetwork(shop: Workshop, base: Base) -> None:
         "One picture of a face to the LiDB numbers of its person on the embedded base (eq. 2 of the paper).",
         _data(shop),
         _seconds(shop, "encoder") | seconds,
-        held_out | _scores(shop.cache / FIRST_LIGHT_FILE),
+        held_out | _scores(shop.cache / FIRST_LIGHT_FILE, base.fingerprint),
     ).write(file.parent)
 
 
@@ -127,8 +127,10 @@ def _seconds(shop: Workshop, *stages: str) -> dict[str, float]:
     return {stage: checkpoint.read()[1]["seconds"] for stage, checkpoint in paths.items() if checkpoint.exists()}
 
 
-def _scores(path: Path) -> dict[str, object]:
-    return dict(json.loads(_text(path) or "{}"))
+def _scores(path: Path, base: str) -> dict[str, object]:
+    """What a benchmark left, where it was of this base (its fingerprint) and not of an earlier one."""
+    scores = dict(json.loads(_text(path) or "{}"))
+    return scores if scores.get("base") == base else {}
 
 
 def _text(path: Path) -> str:
