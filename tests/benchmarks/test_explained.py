@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,8 +20,10 @@ from hyperdreambooth.people import encode_people, read_people
 
 
 @pytest.fixture(scope="module")
-def booth(tiny_base: Base) -> HyperDreamBooth:
-    return HyperDreamBooth(tiny_base)
+def booth(tiny_base: Base) -> Iterator[HyperDreamBooth]:
+    booth = HyperDreamBooth(tiny_base)
+    yield booth
+    booth.adapters.eject()
 
 
 @pytest.fixture(scope="module")

@@ -26,8 +26,8 @@ def test_every_combination_is_tried() -> None:
             tune.combinations([wrong])
 
 
-def test_values_reach_what_they_name(tiny_base: Base) -> None:
-    booth = HyperDreamBooth(tiny_base)
+def test_values_reach_what_they_name(fresh_base: Base) -> None:
+    booth = HyperDreamBooth(fresh_base)
     plain, changed = (
         tune.way(booth, values, alone=True) for values in ({}, {"lr": 0.5, "low": 0.2, "steps": 3, "strength": 0.7})
     )
