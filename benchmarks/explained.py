@@ -25,7 +25,7 @@ from hyperdreambooth.fitting.fit import Objective
 from hyperdreambooth.fitting.plan import PLAN_FILE
 from hyperdreambooth.fitting.preoptimize import PreoptimizeConfig, fit_people, load_people
 from hyperdreambooth.fitting.steps import FitConfig
-from hyperdreambooth.people import encode_people, read_people
+from hyperdreambooth.people import People, encode_people, read_people
 from hyperdreambooth.portraits.person import truth_matrix
 
 console = Console(stderr=True)
@@ -55,7 +55,7 @@ def fitted_again(booth: HyperDreamBooth, folder: Path, count: int) -> Repeatabil
     seeds = seeds_of(fitted.names[:count])
     views = plan["data"]["latents"]["shape"][1]
     parts = [read_people(f"portraits:{seed}", booth.base.picture_size, views, lambda _: None) for seed in seeds]
-    people = replace(parts[0], names=fitted.names[:count], pictures=torch.cat([part.pictures for part in parts]))
+    people = People(fitted.names[:count], torch.cat([part.pictures for part in parts]))
     config = config_of(plan)
     config = replace(config, objective=replace(config.objective, seed=config.objective.seed + 1))
     run = fit_people(booth.base, booth.adapters, encode_people(booth.base, people), config)

@@ -23,7 +23,7 @@ from benchmarks.judges import Judges
 from benchmarks.kept import kept
 from benchmarks.score import HYPER_ALONE, LONG_FIT, OURS, ROUND_TRIP, TRUE, TUNED_ALONE, Score, as_json, score, table
 from benchmarks.speed import measure_speed
-from benchmarks.subjects import Subjects, photographs, portraits
+from benchmarks.subjects import Subjects, both_worlds
 from hyperdreambooth import HyperDreamBooth, Personalization, PersonalizeConfig
 from hyperdreambooth.drawing import DrawConfig
 from hyperdreambooth.embedded import JUDGES
@@ -180,10 +180,7 @@ def main(
     torch.set_flush_denormal(True)
     log.setLevel(logging.ERROR)  # pictures of 64 pixels are framed already: that no face is found says nothing
     booth = HyperDreamBooth.load(base, hypernetwork=hypernetwork)
-    size = booth.base.picture_size
-    worlds = [portraits(split, people, size)]
-    if photos is not None:
-        worlds.append(photographs(photos, split, people, size))
+    worlds = both_worlds(split, people, booth.base.picture_size, photos)
     first_light(booth, Judges.load(judges), worlds, out, split, long_fit, measure_speed if speed else None)
 
 

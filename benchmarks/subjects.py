@@ -101,3 +101,9 @@ def photographs(cache: Path, split: str, count: int, size: int) -> Subjects:
     if not len(references):
         raise UserError(f"{cache} has no {split} photographs, expected some: frame a folder that holds those listed")
     return Subjects("photographs", references, None)
+
+
+def both_worlds(split: str, count: int, size: int, photos: Path | None) -> list[Subjects]:
+    """The first `count` portraits of a split and, where the recipe's photographs are given, as many of those."""
+    worlds = [portraits(split, count, size)]
+    return worlds if photos is None else [*worlds, photographs(photos, split, count, size)]

@@ -23,7 +23,7 @@ from rich.table import Table
 from benchmarks.first_light import Way, drawn_people
 from benchmarks.judges import Judges
 from benchmarks.score import Score, score
-from benchmarks.subjects import Subjects, photographs, portraits
+from benchmarks.subjects import Subjects, both_worlds
 from hyperdreambooth import HyperDreamBooth, PersonalizeConfig
 from hyperdreambooth.drawing import DrawConfig
 from hyperdreambooth.embedded import JUDGES
@@ -35,7 +35,7 @@ from hyperdreambooth.progress import log
 
 PERSONALIZE = ("steps", "noises", "rank")
 TUNING = ("lr", "low", "high", "pull")  # low, high: the window of the noise schedule
-DRAWING = ("guidance", "strength")
+DRAWING = ("guidance", "likeness", "strength")
 KNOBS = (*PERSONALIZE, *TUNING, *DRAWING)
 
 Values = dict[str, float]
@@ -135,12 +135,10 @@ def main(
     except UserError as error:
         raise typer.BadParameter(str(error)) from error
     booth = HyperDreamBooth.load(base, hypernetwork=hypernetwork)
-    size = booth.base.picture_size
-    worlds = [portraits("tuning", people, size)]
-    if photos is not None:
-        worlds.append(photographs(photos, "tuning", people, size))
+    worlds = both_worlds("tuning", people, booth.base.picture_size, photos)
+    panel = Judges.load(judges)
     for subjects in worlds:
-        tune(booth, subjects, Judges.load(judges), tried, out, alone or booth.hypernetwork is None)
+        tune(booth, subjects, panel, tried, out, alone or booth.hypernetwork is None)
 
 
 if __name__ == "__main__":

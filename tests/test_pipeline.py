@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 import hyperdreambooth
-from hyperdreambooth.base.model import Base
+from hyperdreambooth.base.model import Base, noise_source
 from hyperdreambooth.drawing import DrawConfig, note_faults, stack
 from hyperdreambooth.errors import BadPicture, UserError, WrongBase, WrongSpace
 from hyperdreambooth.faces import crop_face, read_picture, soft_face_mask
@@ -138,8 +138,9 @@ def test_full_space_relaxation(booth: HyperDreamBooth, portrait_file: Path, tmp_
 def test_drawing_equals_a_merged_model(booth: HyperDreamBooth) -> None:
     """A worn person and one merged into the weights are the same, the latter drawn by the base's own functions."""
     alice, prompt, base = somebody(booth, 1, ranks=2, lora_rank=1), "a watercolor of a [V] face", booth.base
-    worn = booth.draw(alice, prompt, replace(QUICK, seed=9))
-    nobody = booth.draw(None, prompt, replace(QUICK, seed=9))
+    as_exported = replace(QUICK, seed=9, likeness=None)
+    worn = booth.draw(alice, prompt, as_exported)
+    nobody = booth.draw(None, prompt, as_exported)
     booth.adapters.merge(alice.weights, alice.lora)
     states, nothing = base.encode_prompts([prompt]), base.encode_prompts([""])
     noise = base.noise(1, generator := torch.Generator().manual_seed(9))
@@ -151,16 +152,38 @@ def test_drawing_equals_a_merged_model(booth: HyperDreamBooth) -> None:
     assert not torch.allclose(worn, nobody, atol=1e-2)
 
 
+@pytest.mark.parametrize(("guidance", "likeness"), [(3.0, 3.0), (4.0, 2.0), (1.0, 2.0)])
+def test_likeness_pushes_away_from_nobody(booth: HyperDreamBooth, guidance: float, likeness: float) -> None:
+    """Against the formula, written out with the person merged into the weights for the one answer that wears them."""
+    alice, prompt, base = somebody(booth, 1, ranks=2, lora_rank=1), "a watercolor of a [V] face", booth.base
+    ours = booth.draw(alice, prompt, replace(QUICK, seed=9, guidance=guidance, likeness=likeness))
+    scheduler = type(base.scheduler).from_config(base.scheduler.config)
+    scheduler.set_timesteps(3)
+    latents = base.noise(1, generator := torch.Generator().manual_seed(9))
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            nothing = base.predict(latents, t, base.encode_prompts([""]))
+            nobody = base.predict(latents, t, base.encode_prompts([prompt]))
+            booth.adapters.merge(alice.weights, alice.lora)
+            person = base.predict(latents, t, base.encode_prompts([prompt]))
+            booth.adapters.unmerge()
+            output = nothing + guidance * (nobody - nothing) + likeness * (person - nobody)
+            latents = scheduler.step(output, t, latents, return_dict=False, **noise_source(scheduler, [generator]))[0]
+        assert torch.allclose(ours, base.decode(latents), atol=1e-4)
+    assert not torch.allclose(ours, booth.draw(alice, prompt, replace(QUICK, seed=9, likeness=None)), atol=1e-2)
+
+
 def test_a_picture_is_the_same_whatever_the_batch(booth: HyperDreamBooth) -> None:
     """Different people, ranks, full-space factors, prompts and noises in one batch: each as if it were alone."""
     people = [somebody(booth, 1, 1), None, somebody(booth, 2, 3, 2), somebody(booth, 3, 2, 1)]
     prompts = ["a [V] face", "a watercolor of a [V] face", "a [V] face in the snow", "a pencil sketch of a [V] face"]
-    together = booth.draw(people, prompts, replace(QUICK, count=2, seed=7)).unflatten(0, (4, 2))
-    chunked = booth.draw(people, prompts, replace(QUICK, count=2, seed=7, batch=3)).unflatten(0, (4, 2))
+    config = replace(QUICK, count=2, seed=7, likeness=2.0)
+    together = booth.draw(people, prompts, config).unflatten(0, (4, 2))
+    chunked = booth.draw(people, prompts, replace(config, batch=3)).unflatten(0, (4, 2))
     assert torch.allclose(together, chunked, atol=1e-4)
     for n in range(4):
         for k in range(2):
-            alone = booth.draw(people[n], prompts[n], replace(QUICK, seed=7 + k))
+            alone = booth.draw(people[n], prompts[n], replace(config, count=1, seed=7 + k))
             assert torch.allclose(alone[0], together[n, k], atol=1e-4)
     apart = (together.flatten(0, 1).unsqueeze(0) - together.flatten(0, 1).unsqueeze(1)).abs().amax(dim=(2, 3, 4))
     assert (apart + torch.eye(8)).min() > 1e-2  # no two are alike
@@ -231,7 +254,7 @@ def test_the_rank_is_the_presets_unless_given() -> None:
     assert PersonalizeConfig(relax="lora", rank=2).finetune.rank == 2
 
 
-@pytest.mark.parametrize("settings", [{"strength": float("nan")}, {"guidance": float("inf")}])
+@pytest.mark.parametrize("settings", [{"strength": float("nan")}, {"guidance": float("inf")}, {"likeness": float("nan")}])
 def test_drawing_takes_finite_numbers(settings: dict[str, float]) -> None:
     with pytest.raises(UserError, match="finite"):
         DrawConfig(**settings)  # type: ignore[arg-type]
@@ -259,8 +282,11 @@ def test_prompts_without_the_person_and_too_long_ones_are_noted(
     assert not [record for record in caplog.records if "not read" in record.message]  # just fits
 
 
-def test_guidance_counts_twice() -> None:
-    assert DrawConfig(steps=25).samples(8) == 400 and DrawConfig(steps=25, guidance=1.0).samples(8) == 200
+def test_every_answer_counts() -> None:
+    assert DrawConfig(steps=25, likeness=None).samples(8) == 400
+    assert DrawConfig(steps=25, guidance=1.0, likeness=None).samples(8) == 200
+    assert DrawConfig(steps=25, guidance=3.0, likeness=3.0).samples(8) == 400  # no dearer than guidance alone
+    assert DrawConfig(steps=25, guidance=3.0, likeness=2.0).samples(8) == 600
 
 
 def test_people_and_prompts_that_do_not_pair(booth: HyperDreamBooth) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,6 +25,14 @@ Subject = Identity | None
 PHASE = "draw"
 
 
+class Answer(NamedTuple):
+    """One question to the U-Net at each step of the sampler."""
+
+    factor: float  # by which the answer counts; those of a picture have the sum 1
+    person: bool  # whether the person is worn
+    prompt: bool  # whether the prompt is read, or ""
+
+
 @dataclass(frozen=True)
 class DrawConfig:
     """How pictures are drawn."""
@@ -31,19 +40,44 @@ class DrawConfig:
     count: int = 1  # pictures of each pair
     seed: int = 0  # the k-th picture of a pair starts from the noise of seed + k, whatever else is drawn with it
     steps: int = 25  # of the sampler
-    guidance: float = 3.0  # classifier-free, off at 1 or less
+    guidance: float = 3.0  # towards the prompt, classifier-free, off at 1 or less
+    likeness: float | None = 3.0  # towards the person, see `answers`; None draws as other programs do
     strength: float = 1.0  # factor of the person's dW: 0 is the base, 1 the person
     batch: int = 16  # pictures at once
 
     def __post_init__(self) -> None:
         if min(self.count, self.steps, self.batch) < 1:
             raise UserError(f"got count {self.count}, steps {self.steps}, batch {self.batch}: expected 1 or more")
-        if not math.isfinite(self.guidance) or not math.isfinite(self.strength):
-            raise UserError(f"got guidance {self.guidance}, strength {self.strength}: expected finite numbers")
+        factors = (self.guidance, self.strength, 0.0 if self.likeness is None else self.likeness)
+        if not all(map(math.isfinite, factors)):
+            raise UserError(
+                f"got guidance {self.guidance}, likeness {self.likeness}, strength {self.strength}: "
+                "expected finite numbers"
+            )
+
+    def answers(self) -> list[Answer]:
+        """The U-Net's answers that make a step of the sampler, and by which factor each counts.
+
+        Classifier-free guidance g alone, the person in both halves, is what other programs draw:
+
+            (1 - g) e(person, "") + g e(person, prompt)
+
+        With a likeness l, what the prompt changes in nobody counts g times, what the person changes under that prompt
+        l times (a factor of 0 spares that answer, so that l = g is no dearer than guidance alone):
+
+            (1 - g) e(nobody, "") + (g - l) e(nobody, prompt) + l e(person, prompt)
+        """
+        g = max(self.guidance, 1.0)
+        if self.likeness is None:
+            all_answers = [Answer(1 - g, True, False), Answer(g, True, True)]
+        else:
+            l = self.likeness  # noqa: E741  # the formula's name
+            all_answers = [Answer(1 - g, False, False), Answer(g - l, False, True), Answer(l, True, True)]
+        return [answer for answer in all_answers if answer.factor]
 
     def samples(self, pictures: int) -> int:
-        """Samples that go through the U-Net for so many pictures."""
-        return pictures * self.steps * (2 if self.guidance > 1 else 1)
+        """Samples that go through the U-Net for so many pictures of people."""
+        return pictures * self.steps * len(self.answers())
 
 
 @dataclass(frozen=True)
@@ -94,15 +128,23 @@ def draw(
 def _draw_batch(
     base: Base, adapters: Adapters, jobs: Sequence[_Job], config: DrawConfig, report: Callable[[int, int], None]
 ) -> Tensor:
-    """N pictures at once, (N, 3, H, W). Both halves of the guidance wear the people."""
+    """N pictures at once, (N, 3, H, W)."""
     weights, lora = stack([job.person for job in jobs], adapters.space)
+    if all(job.person is None for job in jobs):
+        config = replace(config, likeness=None)  # nobody is like nobody: one answer less
+    answers = config.answers()
+    if config.likeness is not None:  # else the same N persons are worn in every answer
+        worn = torch.tensor([answer.person for answer in answers], dtype=torch.float32)  # (K,)
+        weights = torch.cat([weights * factor for factor in worn])  # (K * N, S, R, a + b), numbers of nobody are 0
+        lora = None if lora is None else torch.cat([lora * factor for factor in worn])
     generators = [torch.Generator().manual_seed(job.seed) for job in jobs]
     noise = torch.cat([base.noise(1, generator) for generator in generators])  # (N, C, h, w)
     device = base.device
     with torch.no_grad(), adapters.use(weights.to(device), None if lora is None else lora.to(device)):
-        states = base.encode_prompts([""] * len(jobs) + [job.prompt for job in jobs])  # (2 N, L, D)
-        unconditional, conditional = states.chunk(2)
-        latents = base.sample(conditional, unconditional, noise, config.steps, config.guidance, report, generators)
+        texts = [job.prompt if answer.prompt else "" for answer in answers for job in jobs]
+        states = base.encode_prompts(texts).unflatten(0, (len(answers), len(jobs)))  # (K, N, L, D)
+        factors = [answer.factor for answer in answers]
+        latents = base.sample_mixed(states, factors, noise, config.steps, report, generators)
         return base.decode(latents).cpu()
 
 

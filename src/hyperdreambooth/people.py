@@ -143,7 +143,7 @@ def split_people(
     held = max(2, len(fitted.names) // _HELD_OUT_SHARE)
     measured = [row[name] for name in fitted.names[-held:]]
     known = [row[name] for name in fitted.names[:-held]]
-    unknown = sorted(set(row.values()) - set(known) - set(measured))
+    unknown = [row[name] for name in people.names if name not in fitted.names]
 
     def some(rows: list[int], numbers: Tensor) -> dict[str, TrainingPeople]:
         pictures = (people.pictures[rows] * 255).round().byte()

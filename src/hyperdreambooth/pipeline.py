@@ -119,7 +119,8 @@ class HyperDreamBooth:
         count: int = 1,
         seed: int = 0,
         steps: int = 25,
-        guidance: float = 3.0,
+        guidance: float = DrawConfig.guidance,
+        likeness: float | None = DrawConfig.likeness,
         strength: float = 1.0,
         progress: OnProgress | None = None,
     ) -> list[Image.Image]:
@@ -131,14 +132,15 @@ class HyperDreamBooth:
             count: pictures of each pair. The k-th starts from the noise of seed + k, whatever else is drawn with it.
             seed: of the noise.
             steps: of the sampler.
-            guidance: classifier-free, off at 1 or less.
+            guidance: towards the prompt, classifier-free, off at 1 or less.
+            likeness: towards the person; None draws as other programs draw an export: see `DrawConfig.answers`.
             strength: factor of the person's dW: 0 is the base, 1 the person.
             progress: called at every step of the sampler.
 
         Raises:
             UserError: N people and M prompts. WrongBase, WrongSpace: an identity of another base or space.
         """
-        config = DrawConfig(count, seed, steps, guidance, strength)
+        config = DrawConfig(count, seed, steps, guidance, likeness, strength)
         return [to_image(picture) for picture in self.draw(people, prompts, config, progress)]
 
     def draw(

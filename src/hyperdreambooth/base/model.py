@@ -212,35 +212,53 @@ class Base:
         generators: N on the CPU, of the noise that a stochastic sampler adds on its way; without them it takes torch's
         own.
         """
+        if guidance <= 1:
+            return self.sample_mixed(states.unsqueeze(0), [1.0], latents, steps, progress, generators)
+        rows = torch.stack([unconditional.expand_as(states), states])  # (2, N, L, D)
+        return self.sample_mixed(rows, [1.0 - guidance, guidance], latents, steps, progress, generators)
+
+    def sample_mixed(
+        self,
+        states: Tensor,
+        factors: Sequence[float],
+        latents: Tensor,
+        steps: int = 25,
+        progress: Callable[[int, int], None] | None = None,
+        generators: Sequence[torch.Generator] | None = None,
+    ) -> Tensor:
+        """Draw N pictures in one batch by K answers to each: at every step, the sum of factor times answer counts.
+
+        Every kind of guidance is such a sum: classifier-free guidance g that of (1 - g) times the answer to no prompt
+        and g times the answer to the prompt. What the adapters wear may differ from answer to answer.
+
+        Args:
+            states: (K, N, L, D). The U-Net sees K N rows, all N of the first answer first.
+            factors: K, of sum 1.
+            latents, steps, progress, generators: as in `sample`.
+        """
         with torch.inference_mode():
-            rows = unconditional.expand_as(states)
-            drawn = self._denoise(states, rows, latents, steps, guidance, progress, generators)
+            drawn = self._denoise(states, factors, latents, steps, progress, generators)
         return drawn.clone()  # outside inference mode: an ordinary tensor, fit for training too
 
     def _denoise(
         self,
         states: Tensor,
-        unconditional: Tensor,
+        factors: Sequence[float],
         latents: Tensor,
         steps: int,
-        guidance: float,
         progress: Callable[[int, int], None] | None,
         generators: Sequence[torch.Generator] | None,
     ) -> Tensor:
-        """The loop of `sample`, on a copy of the scheduler of its own: samplings at the same time share nothing."""
+        """The loop of `sample_mixed`, on a scheduler of its own: samplings at the same time share nothing."""
         scheduler: Any = type(self.scheduler).from_config(self.scheduler.config)
         added = noise_source(scheduler, generators)
         scheduler.set_timesteps(steps, device=self.device)
-        guided = guidance > 1
-        if guided:
-            states = torch.cat([unconditional, states])  # (2 N, L, D)
+        answers, states = len(states), states.flatten(0, 1)  # (K * N, L, D)
         latents = latents.to(self.device, torch.float32) * scheduler.init_noise_sigma
         for done, timestep in enumerate(scheduler.timesteps, start=1):
-            rows = torch.cat([latents, latents]) if guided else latents  # (2 N, C, h, w)
-            output = self.predict(scheduler.scale_model_input(rows, timestep), timestep, states).float()
-            if guided:
-                without, with_prompt = output.chunk(2)
-                output = without + guidance * (with_prompt - without)  # (N, C, h, w)
+            rows = scheduler.scale_model_input(latents.repeat(answers, 1, 1, 1), timestep)  # (K * N, C, h, w)
+            parts = self.predict(rows, timestep, states).float().chunk(answers)  # K of (N, C, h, w)
+            output = torch.stack([factor * part for factor, part in zip(factors, parts, strict=True)]).sum(dim=0)
             latents = scheduler.step(output, timestep, latents, return_dict=False, **added)[0]
             if progress is not None:
                 progress(done, len(scheduler.timesteps))

@@ -101,7 +101,11 @@ def generate(
     seed: SeedOption = 0,
     strength: Annotated[float, typer.Option(help="0 is the base, 1 the person.")] = 1.0,
     steps: Annotated[int, typer.Option(min=1, help="Of the sampler.")] = 25,
-    guidance: Annotated[float, typer.Option(help="Classifier-free; 1 is none.")] = 3.0,
+    guidance: Annotated[float, typer.Option(help="Towards the prompt, classifier-free; 1 is none.")] = 3.0,
+    likeness: Annotated[float, typer.Option(help="Towards the person.")] = 3.0,
+    as_exported: Annotated[
+        bool, typer.Option("--as-exported", help="Without --likeness: what other programs draw of an export.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Identities and prompts to pictures, different people in one batch.
@@ -127,7 +131,7 @@ def generate(
         booth = load_booth(job, base)
         from hyperdreambooth.drawing import DrawConfig
 
-        config = DrawConfig(count, seed, steps, guidance, strength)
+        config = DrawConfig(count, seed, steps, guidance, None if as_exported else likeness, strength)
         people = {path: booth.open(path) for path in identities}
         with job.phase(DRAW):
             drawn = booth.draw([people[path] for path, _ in plan], [text for _, text in plan], config, job.report)

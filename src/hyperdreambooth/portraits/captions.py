@@ -71,7 +71,7 @@ _NUMBERS: Mapping[str, tuple[str | None, str | None]] = {
     "shoulder_width": ("narrow shoulders", "wide shoulders"),
 }
 DESCRIBED_SHARE = 0.5  # of the captions of portraits
-_MOST_FEATURES = 4  # in one caption: it has to fit into the prompt with the rest
+_MOST_FEATURES = 7  # in one caption: it has to fit into the prompt with the rest
 
 
 @dataclass(frozen=True)
