@@ -19,6 +19,7 @@ from hyperdreambooth.hypernetwork.model import HyperNetwork
 from hyperdreambooth.hypernetwork.training import CURVE_FILE, TrainConfig, train
 from hyperdreambooth.people import People, encode_people, read_people, split_people
 from hyperdreambooth.pipeline import HyperDreamBooth
+from hyperdreambooth.portraits.captions import STYLES
 from recipes.photographs import Photographs
 from recipes.workshop import UNTIL_TIME_IS_UP
 
@@ -81,7 +82,10 @@ def train_network(
     minutes: float,
 ) -> Iterator[str]:
     """Train on the people of all worlds for so many minutes, some of the fitted ones held out; a line per curve's."""
-    split = {world: split_people(booth.base, people, folder) for world, (people, folder) in fitted.items()}
+    split = {}
+    for world, (people, folder) in fitted.items():
+        split[world] = split_people(booth.base, people, folder, styles=STYLES[1:])
+        yield f"{world}: {len(people.names)} people encoded in all styles"
     training = {world: some["people"] for world, (some, _) in split.items()}
     held_out = {world: some["people"] for world, (_, some) in split.items()}
     seconds = {"weights": 60 * minutes * WEIGHTS_SHARE, "both": 60 * minutes * (1 - WEIGHTS_SHARE)}

@@ -5,6 +5,7 @@ import torch
 from hyperdreambooth.fitting.preoptimize import PreoptimizeConfig, load_people, preoptimize
 from hyperdreambooth.fitting.steps import FitConfig
 from hyperdreambooth.people import People, encode_people, read_people, split_people
+from hyperdreambooth.portraits.styles import stylize
 from tests.conftest import adapted_base
 
 
@@ -27,3 +28,22 @@ def test_everybody_is_trained_on_but_those_held_out(tmp_path: Path) -> None:
         one_by_one = torch.stack([base.encode_pictures(people.pictures[row]) for row in order])
         assert torch.allclose(some.latents, one_by_one, atol=1e-5)
         assert torch.equal(some.numbers, known)
+
+
+def test_everybody_in_all_styles_too(tmp_path: Path) -> None:
+    """The pictures of a person take turns under the filters, and each style has the prompt that asks for it."""
+    base, adapters = adapted_base()
+    people = read_people("portraits:0-3", base.picture_size, 2, lambda _: None)
+    config = PreoptimizeConfig(fit=FitConfig(steps=1, lr=1e-2))
+    for _ in preoptimize(base, adapters, people.names, encode_people(base, people), tmp_path, config):
+        pass
+    styles = ("neon", "comic")
+    (training,), (held_out,) = (some.values() for some in split_people(base, people, tmp_path, styles=styles))
+    assert training.prompts == ("neon art of a [V] face", "a comic drawing of a [V] face") and training.plain == 2
+    for some, rows in ((training, (0, 1)), (held_out, (2, 3))):
+        assert some.latents.shape[1] == 4 and some.masks is not None and some.masks.shape[1] == 4
+        for own, row in zip(some.latents, rows, strict=True):
+            for number, style in enumerate(styles):
+                picture = people.pictures[row, (row + number) % 2]
+                expected = base.encode_pictures(stylize(picture.unsqueeze(0), style))[0]
+                assert torch.allclose(own[2 + number], expected, atol=1e-4)

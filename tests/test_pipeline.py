@@ -254,7 +254,9 @@ def test_the_rank_is_the_presets_unless_given() -> None:
     assert PersonalizeConfig(relax="lora", rank=2).finetune.rank == 2
 
 
-@pytest.mark.parametrize("settings", [{"strength": float("nan")}, {"guidance": float("inf")}, {"likeness": float("nan")}])
+@pytest.mark.parametrize(
+    "settings", [{"strength": float("nan")}, {"guidance": float("inf")}, {"likeness": float("nan")}]
+)
 def test_drawing_takes_finite_numbers(settings: dict[str, float]) -> None:
     with pytest.raises(UserError, match="finite"):
         DrawConfig(**settings)  # type: ignore[arg-type]

@@ -21,8 +21,10 @@ from hyperdreambooth.fitting.fit import Pictures
 from hyperdreambooth.fitting.plan import PLAN_FILE
 from hyperdreambooth.fitting.preoptimize import load_people
 from hyperdreambooth.hypernetwork.training import People as TrainingPeople
+from hyperdreambooth.portraits.captions import Scene, caption
 from hyperdreambooth.portraits.person import ATTRIBUTES, Person
 from hyperdreambooth.portraits.renderer import render
+from hyperdreambooth.portraits.styles import stylize
 from hyperdreambooth.portraits.view import View
 from hyperdreambooth.progress import Progress, log
 from hyperdreambooth.sheet import save_png, to_image
@@ -33,7 +35,7 @@ READ, ENCODE, RENDER = "read people", "encode", "render"
 _SEEDS = re.compile(r"portraits:(\d+)(?:-(\d+))?")
 _PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 _HIGHEST_SEED = 2**32 - 1
-_AT_ONCE = 64  # portraits rendered between two reports
+_AT_ONCE = 64  # pictures between two reports
 _HELD_OUT_SHARE = 16  # one in so many people is measured on, not trained on
 _FEWEST = 4  # people to train on and to measure on, two of each
 
@@ -126,12 +128,31 @@ def encode_people(base: Base, people: People, progress: OnProgress = lambda _: N
     return Pictures(torch.stack(latents), masks)
 
 
+@torch.no_grad()
+def encode_in_styles(base: Base, people: People, styles: Sequence[str], progress: OnProgress) -> Tensor:
+    """Latents (N, W, C, h, w) of everybody under the filters of W styles, a person's pictures taking turns."""
+    latents, total = list[Tensor](), len(styles) * len(people.names)
+    for number, style in enumerate(styles):
+        chosen = (torch.arange(len(people.names)) + number) % people.pictures.shape[1]
+        parts = list[Tensor]()
+        for rows in torch.arange(len(people.names)).split(_AT_ONCE):
+            progress(Progress(ENCODE, number * len(people.names) + int(rows[0]), total))
+            parts.append(base.encode_pictures(stylize(people.pictures[rows, chosen[rows]], style)).cpu())
+        latents.append(torch.cat(parts))
+    return torch.stack(latents, dim=1)
+
+
 def split_people(
-    base: Base, people: People, weights: Path, progress: OnProgress = lambda _: None
+    base: Base,
+    people: People,
+    weights: Path,
+    progress: OnProgress = lambda _: None,
+    styles: Sequence[str] = (),
 ) -> tuple[dict[str, TrainingPeople], dict[str, TrainingPeople]]:
     """Everybody to train a hypernetwork on, those with numbers in the folder first, and some of these to measure it on.
 
-    People without numbers teach it by the denoising loss alone.
+    People without numbers teach it by the denoising loss alone. With `styles`, which the base must know, everybody is
+    also to be drawn in these.
 
     Raises:
         UserError: the numbers are of another base, or of people who are not among these, or of fewer than 4.
@@ -139,6 +160,11 @@ def split_people(
     fitted = load_people(weights)
     _check_fitted(base, people, weights, fitted.names)
     encoded = encode_people(base, people, progress)
+    latents, masks = encoded.latents, encoded.masks
+    if styles:
+        latents = torch.cat([latents, encode_in_styles(base, people, styles, progress)], dim=1)  # (N, V + W, C, h, w)
+        masks = None if masks is None else masks[:, :1].expand(-1, latents.shape[1], -1, -1, -1)
+    prompts = tuple(caption(Scene(style=style), f"[V] {base.class_noun}") for style in styles)
     row = {name: number for number, name in enumerate(people.names)}
     held = max(2, len(fitted.names) // _HELD_OUT_SHARE)
     measured = [row[name] for name in fitted.names[-held:]]
@@ -147,8 +173,8 @@ def split_people(
 
     def some(rows: list[int], numbers: Tensor) -> dict[str, TrainingPeople]:
         pictures = (people.pictures[rows] * 255).round().byte()
-        masks = None if encoded.masks is None else encoded.masks[rows]
-        return {"people": TrainingPeople(pictures, encoded.latents[rows], numbers, masks)}
+        own = None if masks is None else masks[rows]
+        return {"people": TrainingPeople(pictures, latents[rows], numbers, own, prompts)}
 
     return some(known + unknown, fitted.weights[:-held]), some(measured, fitted.weights[-held:])
 

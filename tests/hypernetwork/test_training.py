@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from hyperdreambooth.base.diffusion import denoising_loss
 from hyperdreambooth.errors import UserError
 from hyperdreambooth.fitting.fit import Objective, Pictures, fit
 from hyperdreambooth.fitting.steps import FitConfig
 from hyperdreambooth.hypernetwork.jitter import Jitter
 from hyperdreambooth.hypernetwork.model import PRESETS, HyperNetwork, build_hypernetwork
-from hyperdreambooth.hypernetwork.training import CURVE_FILE, RESULT_FILE, People, TrainConfig, _Loss, train
+from hyperdreambooth.hypernetwork.training import CURVE_FILE, RESULT_FILE, People, TrainConfig, _HeldOut, _Loss, train
 
 STILL = Jitter(zoom=0, shift=0, colour=0, blur=0)
 SHORT = TrainConfig(
@@ -218,7 +219,27 @@ def test_people_are_measured_in_the_units_of_a_finished_phase(world, tmp_path: P
 
 def test_people_must_agree(world) -> None:
     people = world.people(4)
-    with pytest.raises(ValueError, match="expected one N and V"):
+    with pytest.raises(ValueError, match=r"expected \(N, V\) = \(3, 2\)"):
         People(people.pictures[:3], people.latents, people.numbers[:3])
     with pytest.raises(ValueError, match="numbers of 2 to N"):
         People(people.pictures, people.latents, people.numbers[:1])
+    with pytest.raises(ValueError, match="1 prompts"):
+        People(people.pictures, people.latents, people.numbers, prompts=("a watercolor of a [V] face",))
+
+
+def test_pictures_under_other_prompts(world) -> None:
+    """Their term is the loss of the base that wears the person, on that picture under that prompt."""
+    network, people, prompt = world.network(), world.people(2, views=1), "a watercolor of a [V] face"
+    network.set_statistics(people.numbers)
+    other = people.latents.flip(0) - 1.0
+    styled = People(people.pictures, torch.cat([people.latents, other], dim=1), people.numbers, prompts=(prompt,))
+    measure = _HeldOut("portraits", styled, network, world.base, world.adapters, TrainConfig())
+    plain = _HeldOut("portraits", people, network, world.base, world.adapters, TrainConfig())
+    found, expected = measure(network), plain(network)
+    assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-4)
+    timesteps = (measure.levels * world.base.timesteps).long()
+    with torch.no_grad(), world.adapters.use(people.numbers):
+        states = world.base.encode_prompts([prompt] * 2).repeat(4, 1, 1)
+        losses = denoising_loss(world.base, other[:, 0].repeat(4, 1, 1, 1), states, timesteps, measure.noise)
+    assert found["portraits/styled fitted"] == pytest.approx(float(losses.mean()), rel=1e-4)
+    assert found["portraits/styled fitted"] != pytest.approx(found["portraits/fitted"], rel=1e-2)

@@ -104,6 +104,9 @@ def train(
     preset: Annotated[Literal["embedded", "vit-h", "tiny"], typer.Option(help="Sizes of the network.")] = "embedded",
     views: ViewsOption = 4,
     steps: Annotated[int | None, typer.Option(min=1, help="Of each phase.", show_default="the preset's")] = None,
+    styles: Annotated[
+        bool, typer.Option("--styles", help="Learn everybody under the filters of all styles too; embedded base.")
+    ] = False,
     seed: SeedOption = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print all settings and stop.")] = False,
     as_json: JsonOption = False,
@@ -114,6 +117,7 @@ def train(
         booth = load_booth(job, base)
         from hyperdreambooth.hypernetwork import model, training
         from hyperdreambooth.people import ENCODE, READ, read_people, split_people
+        from hyperdreambooth.portraits.captions import STYLES
 
         network = model.build_hypernetwork(model.PRESETS[preset], booth.space, booth.fingerprint, booth.base.name, seed)
         config = _train_config(training.TrainConfig(seed=seed), steps)
@@ -130,7 +134,7 @@ def train(
         with job.phase(READ):
             chosen = read_people(people, booth.base.picture_size, views, job.report)
         with job.phase(ENCODE):
-            worlds, held_out = split_people(booth.base, chosen, weights, job.report)
+            worlds, held_out = split_people(booth.base, chosen, weights, job.report, STYLES[1:] if styles else ())
         samples, phases = 0, config.phases()
         with job.phase(TRAIN):
             for report in training.train(

@@ -62,20 +62,34 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class People:
-    """V pictures of each of N people, and the pre-optimised numbers of the first M, 2 <= M <= N."""
+    """P plain pictures of each of N people, further ones under other prompts, and the numbers of the first M people.
 
-    pictures: Tensor  # (N, V, 3, H, W) uint8, what the encoder sees
-    latents: Tensor  # (N, V, C, h, w), what is denoised, as `Base.encode_pictures` scales them
-    numbers: Tensor  # (M, S, 1, a + b)
+    The encoder sees plain pictures alone; what it predicts from them is judged on all V = P + len(prompts). So it
+    learns numbers that keep the person when the prompt changes.
+    """
+
+    pictures: Tensor  # (N, P, 3, H, W) uint8, what the encoder sees
+    latents: (
+        Tensor  # (N, V, C, h, w), what is denoised, as `Base.encode_pictures` scales them; first those of `pictures`
+    )
+    numbers: Tensor  # (M, S, 1, a + b), pre-optimised, 2 <= M <= N
     masks: Tensor | None = None  # (N, V, 1, h, w), >= 0, weights of places
+    prompts: tuple[str, ...] = ()  # V - P, of the pictures beyond the first P, everybody's alike
 
     def __post_init__(self) -> None:
         shapes = [tuple(t.shape[:2]) for t in (self.pictures, self.latents, self.masks) if t is not None]
-        if len(set(shapes)) != 1 or not 2 <= len(self.numbers) <= len(self.pictures):
+        people, plain = shapes[0]
+        expected = (people, plain + len(self.prompts))
+        if set(shapes[1:]) != {expected} or not 2 <= len(self.numbers) <= people:
             raise ValueError(
-                f"got (N, V) = {shapes} of pictures, latents and masks, and numbers of {len(self.numbers)} people: "
-                "expected one N and V, and numbers of 2 to N people"
+                f"got (N, P) = {shapes[0]} of pictures, (N, V) = {shapes[1:]} of latents and masks, {len(self.prompts)}"
+                f" prompts, numbers of {len(self.numbers)} people: expected (N, V) = {expected} and numbers of 2 to N"
             )
+
+    @property
+    def plain(self) -> int:
+        """P."""
+        return int(self.pictures.shape[1])
 
 
 @dataclass(frozen=True)
@@ -150,6 +164,7 @@ def _keep_plan(
         for name, people in group.items():
             data |= {f"{use} {name} pictures": people.pictures, f"{use} {name} latents": people.latents}
             data |= {} if people.masks is None else {f"{use} {name} masks": people.masks}
+            plan |= {f"{use} {name} prompts": list(people.prompts)} if people.prompts else {}
     keep_plan(folder, plan, data)
 
 
@@ -249,32 +264,41 @@ class _HeldOut:
         numbers = people.numbers.to(base.device)
         self.theta = network.theta(numbers)  # (M, S, 1, a + b)
         mean = numbers.mean(dim=0, keepdim=True).expand(len(people.pictures), -1, -1, -1)
-        self.constant = {"nobody": self._denoising(None), "mean person": self._denoising(mean)}
+        self.constant = self._denoising("nobody", None) | self._denoising("mean person", mean)
         if len(numbers) == len(people.pictures):
-            self.constant["fitted"] = self._denoising(numbers)
+            self.constant |= self._denoising("fitted", numbers)
 
     def __call__(self, network: HyperNetwork) -> dict[str, float]:
         """By figure: R2 of predicted theta between these people, and denoising losses, predicted and for scale.
 
-        "nobody", "mean person" and "fitted" (where all have numbers) are what the base reaches on the same noises with
-        other things on than the predicted persons.
+        "denoising" is of plain pictures, "styled denoising" of those under other prompts. "nobody", "mean person" and
+        "fitted" (where all have numbers) are what the base reaches on the same noises with other things on than the
+        predicted persons.
         """
         device = self.base.device
         parts = [network.predict(some[:, 0].to(device).float() / 255) for some in self.people.pictures.split(64)]
         numbers = torch.cat(parts)
         missed = (network.theta(numbers[: len(self.theta)]) - self.theta).square().sum()
         spread = (self.theta - self.theta.mean(dim=0)).square().sum()
-        figures = {"r2": 1.0 - float(missed / spread), "denoising": self._denoising(numbers), **self.constant}
+        figures = {"r2": 1.0 - float(missed / spread)} | self._denoising("denoising", numbers) | self.constant
         return {f"{self.name}/{figure}": value for figure, value in figures.items()}
 
+    def _denoising(self, figure: str, worn: Tensor | None) -> dict[str, float]:
+        """Mean losses on the last plain picture of everybody (the encoder sees the first), and on one in a style."""
+        count, plain = len(self.people.pictures), self.people.plain
+        figures = {figure: self._mean_loss(worn, torch.full((count,), plain - 1))}
+        if self.people.prompts:
+            dealt = plain + torch.arange(count) % len(self.people.prompts)
+            figures[f"styled {figure}"] = self._mean_loss(worn, dealt)
+        return figures
+
     @torch.no_grad()
-    def _denoising(self, worn: Tensor | None) -> float:
-        """Mean loss on the last view of everybody, one noise after the other; the encoder sees the first."""
-        count = len(self.people.pictures)
-        rows, last = torch.arange(count), torch.full((count,), self.people.latents.shape[1] - 1)
-        parts = zip(self.levels.split(count), self.noise.split(count), strict=True)
+    def _mean_loss(self, worn: Tensor | None, views: Tensor) -> float:
+        """Mean loss on these views (N,), one noise after the other."""
+        rows = torch.arange(len(views))
+        parts = zip(self.levels.split(len(views)), self.noise.split(len(views)), strict=True)
         losses = [
-            _worn_loss(self.base, self.adapters, worn, self.people, (rows, last), levels, noise, self.config)
+            _worn_loss(self.base, self.adapters, worn, self.people, (rows, views), levels, noise, self.config)
             for levels, noise in parts
         ]
         return float(torch.cat(losses).mean())
@@ -298,9 +322,10 @@ def _worn_loss(
     latents = people.latents[places].to(device, torch.float32)  # (B, C, h, w)
     masks = None if people.masks is None else people.masks[places].to(device, torch.float32)
     timesteps = (levels * base.timesteps).long().to(device)
-    persons = len(latents) if worn is None else len(worn)
+    plain = [config.prompt] * people.plain
+    prompts = [(*plain, *people.prompts)[view] for view in places[1].tolist()]  # B
     with adapters.use(worn):
-        states = base.encode_prompts([config.prompt] * persons).repeat(len(latents) // persons, 1, 1)  # (B, L, D)
+        states = base.encode_prompts(prompts)  # (B, L, D)
         return denoising_loss(base, latents, states, timesteps, noise.to(device), masks, config.min_snr)
 
 
