@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -59,6 +60,13 @@ class Card:
         if self.looks:
             lines += ["", "## What it looks like", "", self.looks.strip()]
         return lines
+
+
+def seconds_in(folder: Path) -> dict[str, float]:
+    """What each training took, as the card in a folder says; nothing where there is no card."""
+    card = folder / "README.md"
+    text = card.read_text() if card.exists() else ""
+    return {training: float(spent) for training, spent in re.findall(r"^- (.+): (\d+) s$", text, re.MULTILINE)}
 
 
 def data_lines(last_seed: int, photographs: Sequence[str]) -> list[str]:

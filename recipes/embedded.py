@@ -4,8 +4,8 @@
 
 Each stage keeps its state in the cache folder: what is finished is skipped, what was interrupted goes on. To do a stage
 again, remove its file from the cache, and those of the stages that build on it. `--dry-run` prints what each stage may
-spend; every number of the budget is an option. `--only adopt` before the first run lets the training of the denoiser
-start from the base that ships instead of from nothing.
+spend; every number of the budget is an option. `--only adopt` before the first run lets the trainings of denoiser and
+hypernetwork start from those that ship instead of from nothing.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from hyperdreambooth.evaluation.judges import AttributeReader, Judge, Recogniser
 from hyperdreambooth.files import load_tensors, save_tensors
 from hyperdreambooth.fitting.preoptimize import PreoptimizeConfig
 from hyperdreambooth.fitting.steps import Checkpoint, Run, steps
+from hyperdreambooth.hypernetwork.encoder import load_parameters
 from hyperdreambooth.hypernetwork.model import build_hypernetwork
 from hyperdreambooth.hypernetwork.training import RESULT_FILE, TrainConfig
 from hyperdreambooth.people import People
@@ -184,6 +185,8 @@ def train_hypernetwork(shop: Workshop) -> Iterator[str]:
     booth = HyperDreamBooth(shop.trained_base())
     network = build_hypernetwork(shop.sizes.hypernetwork, booth.space, booth.fingerprint, booth.base.name)
     network.encoder.load(shop.weights("encoder"))
+    if (start := shop.weights("hypernetwork-start")).exists():
+        load_parameters(network, load_tensors(start)[0], start)
     fitted = {}
     for world in WORLDS:
         count = max(_to_fit(shop, world), shop.budget.hypernetwork_portraits)

@@ -12,7 +12,7 @@ from hyperdreambooth.base.loading import load_base
 from hyperdreambooth.base.model import Base
 from hyperdreambooth.embedded import BASE, DEMO_PHOTO, FOLDER, HYPERNETWORK, JUDGES
 from hyperdreambooth.evaluation.judges import AttributeReader, Judge, Recogniser, SceneClassifier
-from hyperdreambooth.files import load_tensors, save_tensors
+from hyperdreambooth.files import load_tensors, save_tensors, write_atomically
 from hyperdreambooth.hypernetwork.model import HyperNetwork
 from hyperdreambooth.hypernetwork.training import CURVE_FILE, RESULT_FILE
 from hyperdreambooth.pipeline import space_of
@@ -21,7 +21,7 @@ from hyperdreambooth.portraits.renderer import render
 from hyperdreambooth.portraits.view import View
 from hyperdreambooth.sheet import save_png, to_image
 from recipes import denoiser, hyper
-from recipes.cards import Card, data_lines
+from recipes.cards import Card, data_lines, seconds_in
 from recipes.measures import own_scores
 from recipes.workshop import Workshop
 
@@ -30,6 +30,7 @@ DEMO_SIZE = 256
 SCORES_KEY = "scores"  # in the metadata of a judge's file
 # In the cache, where somebody has put them there: results of the benchmarks, and a person's words about the sheets.
 QUALITY_FILE, FIRST_LIGHT_FILE, LOOKS_FILE = "quality.json", "first-light.json", "looks.txt"
+EARLIER_FILE = "earlier.json"  # seconds of what was adopted, by training
 
 
 def file_of(kind: type[Judge]) -> str:
@@ -51,12 +52,24 @@ def ship(shop: Workshop) -> Iterator[str]:
 
 
 def adopt(shop: Workshop) -> Iterator[str]:
-    """Bring the base that ships into the cache: its VAE, and the rest for the denoiser's training to start from."""
-    base = load_base(shop.out / BASE.relative_to(FOLDER))
+    """Bring what ships into the cache, for trainings to start from: VAE, denoiser, hypernetwork with its encoder.
+
+    What is in the cache already stays as it is. The cards' seconds come along, to be added to those of the trainings.
+    """
+    folder = shop.out / BASE.relative_to(FOLDER)
+    base, earlier = load_base(folder), seconds_in(folder)
     if not shop.weights("vae").exists():
         save_tensors(shop.weights("vae"), base.vae.state_dict(), {"spread": str(1 / base.vae.config.scaling_factor)})
     save_tensors(shop.weights("denoiser-start"), denoiser.parameters(base))
     yield f"the base {base.fingerprint}"
+    file = shop.out / HYPERNETWORK.relative_to(FOLDER)
+    if file.exists() and not shop.weights("encoder").exists():
+        network = HyperNetwork.load(file, space_of(base), base.fingerprint, base.name)
+        network.encoder.save(shop.weights("encoder"))
+        save_tensors(shop.weights("hypernetwork-start"), network.state_dict())
+        earlier |= seconds_in(file.parent)
+        yield "the hypernetwork"
+    write_atomically(shop.cache / EARLIER_FILE, lambda part: part.write_text(json.dumps(earlier)))
 
 
 def ship_base(shop: Workshop, base: Base) -> str:
@@ -105,7 +118,8 @@ def ship_hypernetwork(shop: Workshop, base: Base) -> None:
     file = shop.out / HYPERNETWORK.relative_to(FOLDER)
     HyperNetwork.load(folder / RESULT_FILE, space_of(base), base.fingerprint, base.name).save(file)
     curve = hyper.last_of_curve(folder) if (folder / CURVE_FILE).exists() else {}
-    seconds = {f"hypernetwork, {phase}": line["seconds"] for phase, line in curve.items()}
+    names = {f"hypernetwork, {phase}": line["seconds"] for phase, line in curve.items()}
+    seconds = {name: spent + _earlier(shop).get(name, 0.0) for name, spent in names.items()}
     held_out = {"people it never saw, at the end": curve["both"]["held_out"]} if "both" in curve else {}
     Card(
         "The hypernetwork",
@@ -122,9 +136,16 @@ def _data(shop: Workshop) -> list[str]:
 
 
 def _seconds(shop: Workshop, *stages: str) -> dict[str, float]:
-    """What trainings took, read from their last checkpoints."""
-    paths = {stage: shop.checkpoint(stage) for stage in stages}
-    return {stage: checkpoint.read()[1]["seconds"] for stage, checkpoint in paths.items() if checkpoint.exists()}
+    """What trainings took, read from their last checkpoints, with what they took before they were adopted."""
+    seconds = {stage: spent for stage, spent in _earlier(shop).items() if stage in stages}
+    for stage in stages:
+        if (checkpoint := shop.checkpoint(stage)).exists():
+            seconds[stage] = seconds.get(stage, 0.0) + checkpoint.read()[1]["seconds"]
+    return seconds
+
+
+def _earlier(shop: Workshop) -> dict[str, float]:
+    return dict(json.loads(_text(shop.cache / EARLIER_FILE) or "{}"))
 
 
 def _scores(path: Path, base: str) -> dict[str, object]:

@@ -11,16 +11,18 @@ import torch
 from hyperdreambooth.base.build import PRESETS, build_base
 from hyperdreambooth.base.loading import load_base
 from hyperdreambooth.base.model import Base, fingerprint_of
+from hyperdreambooth.embedded import FOLDER, HYPERNETWORK
 from hyperdreambooth.errors import UserError
 from hyperdreambooth.evaluation.judges import AttributeReader, Recogniser, SceneClassifier
 from hyperdreambooth.files import load_tensors, save_tensors
 from hyperdreambooth.fitting.preoptimize import PreoptimizeConfig, load_people
 from hyperdreambooth.fitting.steps import Checkpoint, FitConfig, Run
 from hyperdreambooth.fitting.steps import steps as take
-from hyperdreambooth.pipeline import HyperDreamBooth
-from recipes import denoiser, hyper
+from hyperdreambooth.hypernetwork.model import build_hypernetwork
+from hyperdreambooth.pipeline import HyperDreamBooth, space_of
+from recipes import denoiser, hyper, shipping
 from recipes.budget import Budget
-from recipes.cards import data_lines
+from recipes.cards import Card, data_lines
 from recipes.embedded import STAGES, main, options, run
 from recipes.photographs import Photographs
 from recipes.workshop import Workshop
@@ -168,3 +170,18 @@ def test_an_adopted_base_is_where_training_starts(shop: Workshop, fresh_base: Ba
     assert other.fingerprint != fresh_base.fingerprint
     denoiser.load(other, start)
     assert fingerprint_of(other.text_encoder, other.unet) == fresh_base.fingerprint
+
+
+def test_an_adopted_hypernetwork_is_where_training_starts(shop: Workshop, fresh_base: Base) -> None:
+    fresh_base.save(shop.out / "base", torch.float32)
+    network = build_hypernetwork(shop.sizes.hypernetwork, space_of(fresh_base), fresh_base.fingerprint, seed=3)
+    file = shop.out / HYPERNETWORK.relative_to(FOLDER)
+    network.save(file, torch.float32)
+    Card("It", "About.", [], {"encoder": 12.0, "hypernetwork, both": 34.0}).write(file.parent)
+    assert list(run(shop, ["adopt"]))[-1] == "  the hypernetwork"
+    start = load_tensors(shop.weights("hypernetwork-start"))[0]
+    assert all(torch.equal(start[name], tensor) for name, tensor in network.state_dict().items())
+    encoder = load_tensors(shop.weights("encoder"))[0]
+    assert all(torch.equal(encoder[name], tensor) for name, tensor in network.encoder.state_dict().items())
+    shop.checkpoint("encoder").write({"step": torch.zeros(1)}, {"seconds": 5.0})
+    assert shipping._seconds(shop, "encoder", "denoiser") == {"encoder": 17.0}
