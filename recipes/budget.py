@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 # Minutes per thousand on two CPU cores, measured; trainings take the minutes that they are given.
-_FRAME, _DRAW_PORTRAITS, _DRAW_PHOTOGRAPHS, _ENCODE = 1.0, 0.1, 0.02, 0.05
+_FRAME, _DRAW_PORTRAITS, _DRAW_PHOTOGRAPHS, _ENCODE, _CROWD = 1.0, 0.1, 0.02, 0.05, 1.5
 _FOLDER = 2.0  # thousand photographs in the folder, about
 
 
@@ -17,7 +17,7 @@ def _row(default: float, about: str) -> Any:
 
 @dataclass(frozen=True)
 class Budget:
-    """How much each stage may spend. The defaults take about 5 h 50 min on two CPU cores."""
+    """How much each stage may spend. The defaults take just under 6 h on two CPU cores."""
 
     people: int = _row(15_000, "portraits are drawn of the seeds below this")
     portraits: int = _row(24, "thousand portraits that VAE, base and scene classifier learn from")
@@ -25,7 +25,7 @@ class Budget:
     people_pictures: int = _row(16, "thousand portraits, eight of each person, that the others learn from")
     vae_minutes: float = _row(40.0, "of the VAE")
     vae_batch: int = _row(8, "pictures in a batch of the VAE")
-    denoiser_minutes: float = _row(128.0, "of U-Net and text encoder")
+    denoiser_minutes: float = _row(183.0, "of U-Net and text encoder")
     denoiser_batch: int = _row(48, "pictures in a batch of U-Net and text encoder")
     judge_minutes: float = _row(12.0, "of each of the three judges")
     judge_batch: int = _row(64, "pictures in a batch of scene classifier, attribute reader and encoder")
@@ -35,13 +35,13 @@ class Budget:
     fit_lr: float = _row(2e-2, "learning rate of pre-optimisation")
     fitted_portraits: int = _row(1024, "portraits who are pre-optimised, at most")
     fitted_photographs: int = _row(1024, "photographs that are pre-optimised, at most")
-    fit_minutes: float = _row(85.0, "of pre-optimisation, half of it for each world")
-    fit_steps: int = _row(200, "steps of pre-optimisation")
+    fit_minutes: float = _row(20.0, "of pre-optimisation, half of it for each world")
+    fit_steps: int = _row(60, "steps of pre-optimisation")
     fit_noises: int = _row(4, "samples through the U-Net per person and step of pre-optimisation")
     hypernetwork_portraits: int = _row(4096, "portraits that the hypernetwork learns from, those with numbers included")
     hypernetwork_people: int = _row(24, "people in a batch of the hypernetwork, twice that for the weight loss alone")
     hypernetwork_noises: int = _row(4, "samples through the U-Net per person and step of the hypernetwork")
-    hypernetwork_minutes: float = _row(45.0, "of the hypernetwork; the weight loss alone gets a fifth of them")
+    hypernetwork_minutes: float = _row(50.0, "of the hypernetwork; the weight loss alone gets a twentieth of them")
 
     @classmethod
     def add_options(cls, parser: argparse.ArgumentParser) -> None:
@@ -68,6 +68,7 @@ class Budget:
             "people": _DRAW_PORTRAITS * self.people_pictures,
             "judges": 3 * self.judge_minutes,
             "encoder": self.encoder_minutes,
+            "crowd": _CROWD * (self.hypernetwork_portraits / 1000 + _FOLDER),
             "fit": self.fit_minutes,
             "hypernetwork": self.hypernetwork_minutes,
             "ship": 0.0,

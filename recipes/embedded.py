@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,6 @@ from hyperdreambooth.fitting.steps import Checkpoint, Run, steps
 from hyperdreambooth.hypernetwork.encoder import load_parameters
 from hyperdreambooth.hypernetwork.model import build_hypernetwork
 from hyperdreambooth.hypernetwork.training import RESULT_FILE, TrainConfig
-from hyperdreambooth.people import People
 from hyperdreambooth.pipeline import HyperDreamBooth
 from recipes import denoiser, hyper, judges, vae
 from recipes.budget import Budget
@@ -160,6 +159,18 @@ def train_encoder(shop: Workshop) -> Iterator[str]:
     yield from shop.train("encoder", begin, task.encoder.save)
 
 
+def encode_crowd(shop: Workshop) -> Iterator[str]:
+    """The people of both worlds whom the hypernetwork learns from, drawn and encoded."""
+    base = shop.seeing_base()
+    for world in WORLDS:
+        make = (
+            hyper.portraits(shop.size)
+            if world == "portraits"
+            else hyper.photographed(shop.split("training"), shop.size)
+        )
+        yield from hyper.make_crowd(base, shop.drawn, world, _crowd(shop, world), make)
+
+
 def fit_people(shop: Workshop) -> Iterator[str]:
     """Pre-optimised people of both worlds."""
     budget, config = shop.budget, PreoptimizeConfig()
@@ -171,10 +182,9 @@ def fit_people(shop: Workshop) -> Iterator[str]:
     booth, minutes = HyperDreamBooth(shop.trained_base()), budget.fit_minutes / len(WORLDS)
     for world in WORLDS:
         if not hyper.is_fitted(shop.fitted(world), _to_fit(shop, world), minutes):
-            people = yield from _people_of(shop, world, _to_fit(shop, world))
-            yield from (
-                f"{world}: {line}" for line in hyper.fit_world(booth, people, shop.fitted(world), config, minutes)
-            )
+            crowd = hyper.load_crowd(booth.base, shop.drawn, world, _crowd(shop, world)).first(_to_fit(shop, world))
+            lines = hyper.fit_world(booth, crowd, shop.fitted(world), config, minutes)
+            yield from (f"{world}: {line}" for line in lines)
 
 
 def train_hypernetwork(shop: Workshop) -> Iterator[str]:
@@ -187,29 +197,27 @@ def train_hypernetwork(shop: Workshop) -> Iterator[str]:
     network.encoder.load(shop.weights("encoder"))
     if (start := shop.weights("hypernetwork-start")).exists():
         load_parameters(network, load_tensors(start)[0], start)
-    fitted = {}
-    for world in WORLDS:
-        count = max(_to_fit(shop, world), shop.budget.hypernetwork_portraits)
-        people = yield from _people_of(shop, world, count)
-        fitted[world] = (people, shop.fitted(world))
+    fitted = {
+        world: (hyper.load_crowd(booth.base, shop.drawn, world, _crowd(shop, world)), shop.fitted(world))
+        for world in WORLDS
+    }
     people, noises = shop.budget.hypernetwork_people, shop.budget.hypernetwork_noises
     config = TrainConfig(weights_batch=2 * people, both_batch=people, noises=noises, evaluate_every=CURVE_EVERY)
     minutes = shop.budget.hypernetwork_minutes
     yield from hyper.train_network(network.to(shop.device), booth, fitted, out, config, minutes)
 
 
+def _crowd(shop: Workshop, world: str) -> int:
+    """How many people of a world the hypernetwork learns from."""
+    if world == "portraits":
+        return max(shop.budget.fitted_portraits, shop.budget.hypernetwork_portraits)
+    return len(shop.split("training").names)
+
+
 def _to_fit(shop: Workshop, world: str) -> int:
-    """How many people of a world are to be fitted, if there is time."""
-    if world == "portraits":
-        return shop.budget.fitted_portraits
-    return min(shop.budget.fitted_photographs, len(shop.split("training").names))
-
-
-def _people_of(shop: Workshop, world: str, count: int) -> Generator[str, None, People]:
-    """The first `count` people of a world, drawn anew; of photographs, as many as there are."""
-    if world == "portraits":
-        return (yield from hyper.portraits(count, shop.size))
-    return hyper.photographed(shop.split("training"), count, shop.size)
+    """How many of them are to be fitted, if there is time."""
+    most = {"portraits": shop.budget.fitted_portraits, "photographs": shop.budget.fitted_photographs}
+    return min(most[world], _crowd(shop, world))
 
 
 STAGES: dict[str, Callable[[Workshop], Iterator[str]]] = {
@@ -221,6 +229,7 @@ STAGES: dict[str, Callable[[Workshop], Iterator[str]]] = {
     "people": draw_people,
     "judges": train_judges,
     "encoder": train_encoder,
+    "crowd": encode_crowd,
     "fit": fit_people,
     "hypernetwork": train_hypernetwork,
     "ship": ship,

@@ -1,9 +1,9 @@
-"""Stages: pre-optimised people of both worlds, and the hypernetwork that learns from them."""
+"""Stages: the people of both worlds, pre-optimised some of them, and the hypernetwork that learns from them."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,39 +12,63 @@ import torch
 
 from hyperdreambooth.base.model import Base
 from hyperdreambooth.errors import UserError
-from hyperdreambooth.files import write_atomically
-from hyperdreambooth.fitting.fit import Pictures as Encoded
+from hyperdreambooth.files import load_tensors, save_tensors, write_atomically
+from hyperdreambooth.fitting.fit import Pictures
 from hyperdreambooth.fitting.preoptimize import PreoptimizeConfig, load_people, preoptimize
 from hyperdreambooth.hypernetwork.model import HyperNetwork
 from hyperdreambooth.hypernetwork.training import CURVE_FILE, TrainConfig, train
-from hyperdreambooth.people import People, encode_people, read_people, split_people
+from hyperdreambooth.people import Crowd, People, encode_crowd, face_masks, prompts_of, read_people, split_people
 from hyperdreambooth.pipeline import HyperDreamBooth
 from hyperdreambooth.portraits.captions import STYLES
 from recipes.photographs import Photographs
 from recipes.workshop import UNTIL_TIME_IS_UP
 
 VIEWS = 4  # of a portrait; a photograph and its mirror image are two
-WEIGHTS_SHARE = 0.2  # of the hypernetwork's time, for the weight loss alone
+WEIGHTS_SHARE = 0.05  # of the hypernetwork's time, for the weight loss alone
 EVERY = 50  # steps of a fit between two lines
 SECONDS_FILE = "seconds.json"
-_AT_ONCE = 128  # people drawn or encoded between two lines
+SHARD = 128  # people in a file
+CROWD_STYLES = STYLES[1:]  # under whose filters they are shown too
 
 
-def portraits(count: int, size: int) -> Generator[str, None, People]:
-    """Draw the people with the seeds below `count`, all in the same `VIEWS` views; a line per 128 of them."""
-    parts = []
-    for first in range(0, count, _AT_ONCE):
-        last = min(first + _AT_ONCE, count) - 1
-        parts.append(read_people(f"portraits:{first}-{last}", size, VIEWS, lambda _: None))
-        yield f"{last + 1} of {count} people drawn"
-    names = tuple(name for part in parts for name in part.names)
-    return People(names, torch.cat([part.pictures for part in parts]))  # (N, V, 3, S, S)
+def portraits(size: int) -> Callable[[int, int], People]:
+    """Makes the people with the seeds from one up to another, all in the same `VIEWS` views."""
+    return lambda first, last: read_people(f"portraits:{first}-{last - 1}", size, VIEWS, lambda _: None)
 
 
-def photographed(photographs: Photographs, count: int, size: int) -> People:
-    """The first `count` photographs, each as it is and mirrored."""
-    plain = photographs.centre(size)[:count]  # (N, 3, S, S)
-    return People(photographs.names[:count], torch.stack([plain, plain.flip(-1)], dim=1))
+def photographed(photographs: Photographs, size: int) -> Callable[[int, int], People]:
+    """Takes the photographs from one up to another, each as it is and mirrored."""
+
+    def some(first: int, last: int) -> People:
+        plain = photographs.centre(size)[first:last]  # (n, 3, S, S)
+        return People(photographs.names[first:last], torch.stack([plain, plain.flip(-1)], dim=1))
+
+    return some
+
+
+def make_crowd(base: Base, folder: Path, world: str, count: int, people: Callable[[int, int], People]) -> Iterator[str]:
+    """Write the shards that are missing of the first `count` people of a world, encoded; a line per shard."""
+    for path, first, last in _shards(folder, world, count):
+        if not path.exists():
+            crowd = encode_crowd(base, people(first, last), CROWD_STYLES)
+            tensors = {"pictures": crowd.pictures, "latents": crowd.latents.half()}
+            save_tensors(path, tensors, {"names": json.dumps(crowd.names)})
+            yield f"{world}: {last} of {count} people"
+
+
+def load_crowd(base: Base, folder: Path, world: str, count: int) -> Crowd:
+    """The first `count` people of a world, as `make_crowd` left them."""
+    shards = [load_tensors(path) for path, _, _ in _shards(folder, world, count)]
+    names = tuple(name for _, about in shards for name in json.loads(about["names"]))
+    pictures, latents = (torch.cat([tensors[key] for tensors, _ in shards]) for key in ("pictures", "latents"))
+    return Crowd(names, pictures, latents, face_masks(latents), prompts_of(CROWD_STYLES, base.class_noun))
+
+
+def _shards(folder: Path, world: str, count: int) -> Iterator[tuple[Path, int, int]]:
+    """File, first person and the one after the last of each shard."""
+    for first in range(0, count, SHARD):
+        last = min(first + SHARD, count)
+        yield folder / f"crowd-{world}-{first}-{last}.safetensors", first, last
 
 
 def is_fitted(folder: Path, count: int, minutes: float) -> bool:
@@ -56,12 +80,13 @@ def is_fitted(folder: Path, count: int, minutes: float) -> bool:
 
 
 def fit_world(
-    booth: HyperDreamBooth, people: People, folder: Path, config: PreoptimizeConfig, minutes: float
+    booth: HyperDreamBooth, crowd: Crowd, folder: Path, config: PreoptimizeConfig, minutes: float
 ) -> Iterator[str]:
-    """Pre-optimise the people of a world into a folder, until the shard in which time is up is finished."""
-    pictures = yield from _encode(booth.base, people)
+    """Pre-optimise a crowd on its plain pictures into a folder, until the shard in which time is up is finished."""
+    plain = crowd.pictures.shape[1]
+    pictures = Pictures(crowd.latents[:, :plain].float(), crowd.masks[:, :plain])
     spent = _spent(folder)
-    for report in preoptimize(booth.base, booth.adapters, people.names, pictures, folder, config):
+    for report in preoptimize(booth.base, booth.adapters, crowd.names, pictures, folder, config):
         if spent >= 60 * minutes:
             return
         step, done = report.step, min(report.people + config.shard, report.total)
@@ -76,16 +101,13 @@ def fit_world(
 def train_network(
     network: HyperNetwork,
     booth: HyperDreamBooth,
-    fitted: Mapping[str, tuple[People, Path]],
+    fitted: Mapping[str, tuple[Crowd, Path]],
     out: Path,
     config: TrainConfig,
     minutes: float,
 ) -> Iterator[str]:
     """Train on the people of all worlds for so many minutes, some of the fitted ones held out; a line per curve's."""
-    split = {}
-    for world, (people, folder) in fitted.items():
-        split[world] = split_people(booth.base, people, folder, styles=STYLES[1:])
-        yield f"{world}: {len(people.names)} people encoded in all styles"
+    split = {world: split_people(booth.base, crowd, folder) for world, (crowd, folder) in fitted.items()}
     training = {world: some["people"] for world, (some, _) in split.items()}
     held_out = {world: some["people"] for world, (_, some) in split.items()}
     seconds = {"weights": 60 * minutes * WEIGHTS_SHARE, "both": 60 * minutes * (1 - WEIGHTS_SHARE)}
@@ -103,17 +125,6 @@ def last_of_curve(folder: Path) -> dict[str, dict[str, Any]]:
     """The last line of each phase in the curve of a training, by name of the phase."""
     lines = [json.loads(line) for line in (folder / CURVE_FILE).read_text().splitlines()]
     return {str(line["phase"]): line for line in lines}
-
-
-def _encode(base: Base, people: People) -> Generator[str, None, Encoded]:
-    """`encode_people`, a line per 128 of them."""
-    parts = []
-    for first in range(0, len(people.names), _AT_ONCE):
-        some = slice(first, first + _AT_ONCE)
-        parts.append(encode_people(base, People(people.names[some], people.pictures[some])))
-        yield f"{first + len(parts[-1].latents)} of {len(people.names)} people encoded"
-    masks = [part.masks for part in parts if part.masks is not None]
-    return Encoded(torch.cat([part.latents for part in parts]), torch.cat(masks) if masks else None)
 
 
 def _spent(folder: Path) -> float:

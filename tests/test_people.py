@@ -4,7 +4,7 @@ import torch
 
 from hyperdreambooth.fitting.preoptimize import PreoptimizeConfig, load_people, preoptimize
 from hyperdreambooth.fitting.steps import FitConfig
-from hyperdreambooth.people import People, encode_people, read_people, split_people
+from hyperdreambooth.people import People, encode_crowd, encode_people, read_people, split_people
 from hyperdreambooth.portraits.styles import stylize
 from tests.conftest import adapted_base
 
@@ -20,7 +20,8 @@ def test_everybody_is_trained_on_but_those_held_out(tmp_path: Path) -> None:
     for _ in preoptimize(base, adapters, fitted, pictures, tmp_path, config):
         pass
     reports = []
-    (training,), (held_out,) = (some.values() for some in split_people(base, people, tmp_path, reports.append))
+    crowd = encode_crowd(base, people, progress=reports.append)
+    (training,), (held_out,) = (some.values() for some in split_people(base, crowd, tmp_path))
     assert [report.done for report in reports] == list(range(6))
     numbers = load_people(tmp_path).weights
     for some, order, known in ((training, [4, 1, 3, 2], numbers[:3]), (held_out, [0, 5], numbers[3:])):
@@ -38,7 +39,9 @@ def test_everybody_in_all_styles_too(tmp_path: Path) -> None:
     for _ in preoptimize(base, adapters, people.names, encode_people(base, people), tmp_path, config):
         pass
     styles = ("neon", "comic")
-    (training,), (held_out,) = (some.values() for some in split_people(base, people, tmp_path, styles=styles))
+    (training,), (held_out,) = (
+        some.values() for some in split_people(base, encode_crowd(base, people, styles), tmp_path)
+    )
     assert training.prompts == ("neon art of a [V] face", "a comic drawing of a [V] face") and training.plain == 2
     for some, rows in ((training, (0, 1)), (held_out, (2, 3))):
         assert some.latents.shape[1] == 4 and some.masks is not None and some.masks.shape[1] == 4

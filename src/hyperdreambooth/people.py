@@ -123,70 +123,100 @@ def encode_people(base: Base, people: People, progress: OnProgress = lambda _: N
     for own in people.pictures:
         progress(Progress(ENCODE, len(latents), len(people.names)))
         latents.append(base.encode_pictures(own).cpu())  # (V, C, h, w)
-    side = latents[0].shape[-1]
-    masks = soft_face_mask(side).expand(len(latents), len(latents[0]), -1, -1, -1)  # (N, V, 1, h, w)
-    return Pictures(torch.stack(latents), masks)
+    together = torch.stack(latents)  # (N, V, C, h, w)
+    return Pictures(together, face_masks(together))
+
+
+@dataclass(frozen=True)
+class Crowd:
+    """N people as a hypernetwork learns from them: P plain pictures of each, and V latents.
+
+    Attributes:
+        names: N.
+        pictures: (N, P, 3, size, size) uint8.
+        latents: (N, V, C, h, w), first those of the pictures, then those under the prompts.
+        masks: (N, V, 1, h, w).
+        prompts: V - P.
+    """
+
+    names: tuple[str, ...]
+    pictures: Tensor
+    latents: Tensor
+    masks: Tensor
+    prompts: tuple[str, ...] = ()
+
+    def first(self, count: int) -> Crowd:
+        """The first so many of them."""
+        some = slice(count)
+        return Crowd(self.names[some], self.pictures[some], self.latents[some], self.masks[some], self.prompts)
+
+
+def encode_crowd(
+    base: Base, people: People, styles: Sequence[str] = (), progress: OnProgress = lambda _: None
+) -> Crowd:
+    """Encode people's pictures, and with `styles`, which the base must know, one of each person in each of these."""
+    plain = encode_people(base, people, progress)
+    latents = torch.cat([plain.latents, *_in_styles(base, people, styles, progress)], dim=1)
+    pictures = (people.pictures * 255).round().byte()
+    return Crowd(people.names, pictures, latents, face_masks(latents), prompts_of(styles, base.class_noun))
+
+
+def prompts_of(styles: Sequence[str], class_noun: str) -> tuple[str, ...]:
+    """What asks for a person in each of these styles."""
+    return tuple(caption(Scene(style=style), f"[V] {class_noun}") for style in styles)
 
 
 @torch.no_grad()
-def encode_in_styles(base: Base, people: People, styles: Sequence[str], progress: OnProgress) -> Tensor:
-    """Latents (N, W, C, h, w) of everybody under the filters of W styles, a person's pictures taking turns."""
-    latents, total = list[Tensor](), len(styles) * len(people.names)
+def _in_styles(base: Base, people: People, styles: Sequence[str], progress: OnProgress) -> Iterator[Tensor]:
+    """For each style the latents (N, 1, C, h, w) of everybody under its filter, a person's pictures taking turns."""
+    count = len(people.names)
     for number, style in enumerate(styles):
-        chosen = (torch.arange(len(people.names)) + number) % people.pictures.shape[1]
+        chosen = (torch.arange(count) + number) % people.pictures.shape[1]
         parts = list[Tensor]()
-        for rows in torch.arange(len(people.names)).split(_AT_ONCE):
-            progress(Progress(ENCODE, number * len(people.names) + int(rows[0]), total))
+        for rows in torch.arange(count).split(_AT_ONCE):
+            progress(Progress(ENCODE, number * count + int(rows[0]), len(styles) * count))
             parts.append(base.encode_pictures(stylize(people.pictures[rows, chosen[rows]], style)).cpu())
-        latents.append(torch.cat(parts))
-    return torch.stack(latents, dim=1)
+        yield torch.cat(parts).unsqueeze(1)
+
+
+def face_masks(latents: Tensor) -> Tensor:
+    """A soft face mask (N, V, 1, h, w) for each of latents (N, V, C, h, w)."""
+    return soft_face_mask(latents.shape[-1]).expand(*latents.shape[:2], -1, -1, -1)
 
 
 def split_people(
-    base: Base,
-    people: People,
-    weights: Path,
-    progress: OnProgress = lambda _: None,
-    styles: Sequence[str] = (),
+    base: Base, crowd: Crowd, weights: Path
 ) -> tuple[dict[str, TrainingPeople], dict[str, TrainingPeople]]:
     """Everybody to train a hypernetwork on, those with numbers in the folder first, and some of these to measure it on.
 
-    People without numbers teach it by the denoising loss alone. With `styles`, which the base must know, everybody is
-    also to be drawn in these.
+    People without numbers teach it by the denoising loss alone.
 
     Raises:
         UserError: the numbers are of another base, or of people who are not among these, or of fewer than 4.
     """
     fitted = load_people(weights)
-    _check_fitted(base, people, weights, fitted.names)
-    encoded = encode_people(base, people, progress)
-    latents, masks = encoded.latents, encoded.masks
-    if styles:
-        latents = torch.cat([latents, encode_in_styles(base, people, styles, progress)], dim=1)  # (N, V + W, C, h, w)
-        masks = None if masks is None else masks[:, :1].expand(-1, latents.shape[1], -1, -1, -1)
-    prompts = tuple(caption(Scene(style=style), f"[V] {base.class_noun}") for style in styles)
-    row = {name: number for number, name in enumerate(people.names)}
+    _check_fitted(base, crowd.names, weights, fitted.names)
+    row = {name: number for number, name in enumerate(crowd.names)}
     held = max(2, len(fitted.names) // _HELD_OUT_SHARE)
     measured = [row[name] for name in fitted.names[-held:]]
     known = [row[name] for name in fitted.names[:-held]]
-    unknown = [row[name] for name in people.names if name not in fitted.names]
+    unknown = [row[name] for name in crowd.names if name not in fitted.names]
 
     def some(rows: list[int], numbers: Tensor) -> dict[str, TrainingPeople]:
-        pictures = (people.pictures[rows] * 255).round().byte()
-        own = None if masks is None else masks[rows]
-        return {"people": TrainingPeople(pictures, latents[rows], numbers, own, prompts)}
+        pictures, latents, masks = (tensor[rows] for tensor in (crowd.pictures, crowd.latents, crowd.masks))
+        return {"people": TrainingPeople(pictures, latents, numbers, masks, crowd.prompts)}
 
     return some(known + unknown, fitted.weights[:-held]), some(measured, fitted.weights[-held:])
 
 
-def _check_fitted(base: Base, people: People, weights: Path, names: Sequence[str]) -> None:
+def _check_fitted(base: Base, there: Sequence[str], weights: Path, names: Sequence[str]) -> None:
     fitted_on = str(json.loads((weights / PLAN_FILE).read_text())["base"])
     if fitted_on != base.fingerprint:
         raise WrongBase(
             f'{weights} was fitted on base {fitted_on[:8]}..., this is "{base.name}" ({base.fingerprint[:8]}...): '
             "give the base that it was fitted on"
         )
-    if strangers := sorted(set(names) - set(people.names)):
+    if strangers := sorted(set(names) - set(there)):
         raise UserError(
             f"{weights} has {len(strangers)} people whom PEOPLE has not, such as {strangers[0]}: give the same people"
         )

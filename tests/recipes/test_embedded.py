@@ -19,7 +19,9 @@ from hyperdreambooth.fitting.preoptimize import PreoptimizeConfig, load_people
 from hyperdreambooth.fitting.steps import Checkpoint, FitConfig, Run
 from hyperdreambooth.fitting.steps import steps as take
 from hyperdreambooth.hypernetwork.model import build_hypernetwork
+from hyperdreambooth.people import encode_crowd
 from hyperdreambooth.pipeline import HyperDreamBooth, space_of
+from hyperdreambooth.portraits.captions import STYLES
 from recipes import denoiser, hyper, shipping
 from recipes.budget import Budget
 from recipes.cards import Card, data_lines
@@ -97,31 +99,33 @@ def test_latents_of_another_budget_are_refused(shop: Workshop) -> None:
 
 def test_pre_optimisation_stops_when_its_time_is_up(shop: Workshop, framed: Photographs, tmp_path: Path) -> None:
     booth, folder = HyperDreamBooth(shop.fresh_base()), tmp_path / "fitted"
-    people = hyper.photographed(framed, 6, shop.size)
+    people = hyper.photographed(framed, shop.size)(0, 6)
     assert torch.equal(people.pictures[:, 1], people.pictures[:, 0].flip(-1)) and people.names == framed.names[:6]
+    crowd = encode_crowd(booth.base, people, ("neon",))
     config = PreoptimizeConfig(fit=FitConfig(steps=1), shard=2)
     assert not hyper.is_fitted(folder, 6, minutes=1e-9)
-    list(hyper.fit_world(booth, people, folder, config, minutes=1e-9))
+    list(hyper.fit_world(booth, crowd, folder, config, minutes=1e-9))
     assert load_people(folder).names == framed.names[:2] and hyper.is_fitted(folder, 6, minutes=1e-9)
     assert not hyper.is_fitted(folder, 6, minutes=60)
-    list(hyper.fit_world(booth, people, folder, config, minutes=60))  # more time: the others too
+    list(hyper.fit_world(booth, crowd, folder, config, minutes=60))  # more time: the others too
     assert load_people(folder).names == framed.names[:6] and hyper.is_fitted(folder, 6, minutes=60)
 
 
-def test_portraits_to_fit_do_not_depend_on_how_many_are_drawn_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    def drawn() -> object:
-        lines = hyper.portraits(3, 16)
-        while True:
-            try:
-                next(lines)
-            except StopIteration as end:
-                return end.value
-
-    whole = drawn()
-    monkeypatch.setattr(hyper, "_AT_ONCE", 2)
-    parts = drawn()
-    assert whole.names == parts.names == ("portrait-0", "portrait-1", "portrait-2")  # type: ignore[attr-defined]
-    assert torch.equal(whole.pictures, parts.pictures)  # type: ignore[attr-defined]
+def test_a_crowd_is_kept_in_shards(monkeypatch: pytest.MonkeyPatch, fresh_base: Base, tmp_path: Path) -> None:
+    """What is loaded is what is encoded at once; shards that are there are not made again."""
+    monkeypatch.setattr(hyper, "SHARD", 2)
+    make = hyper.portraits(16)
+    assert len(list(hyper.make_crowd(fresh_base, tmp_path, "portraits", 2, make))) == 1
+    assert len(list(hyper.make_crowd(fresh_base, tmp_path, "portraits", 3, make))) == 1
+    loaded, whole = (
+        hyper.load_crowd(fresh_base, tmp_path, "portraits", 3),
+        encode_crowd(fresh_base, make(0, 3), STYLES[1:]),
+    )
+    assert loaded.names == ("portrait-0", "portrait-1", "portrait-2") and loaded.prompts == whole.prompts
+    assert torch.equal(loaded.pictures, whole.pictures) and torch.equal(loaded.masks, whole.masks)
+    plain = loaded.latents[:, :4].float()
+    assert torch.allclose(plain, whole.latents[:, :4], atol=2e-3 * float(plain.abs().max()))
+    assert loaded.first(2).latents.shape == (2, 4 + 7, *fresh_base.latent_shape)
 
 
 def test_every_row_of_the_budget_is_an_option() -> None:

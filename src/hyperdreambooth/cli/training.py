@@ -116,7 +116,7 @@ def train(
     with Job(as_json) as job:
         booth = load_booth(job, base)
         from hyperdreambooth.hypernetwork import model, training
-        from hyperdreambooth.people import ENCODE, READ, read_people, split_people
+        from hyperdreambooth.people import ENCODE, READ, encode_crowd, read_people, split_people
         from hyperdreambooth.portraits.captions import STYLES
 
         network = model.build_hypernetwork(model.PRESETS[preset], booth.space, booth.fingerprint, booth.base.name, seed)
@@ -134,7 +134,8 @@ def train(
         with job.phase(READ):
             chosen = read_people(people, booth.base.picture_size, views, job.report)
         with job.phase(ENCODE):
-            worlds, held_out = split_people(booth.base, chosen, weights, job.report, STYLES[1:] if styles else ())
+            crowd = encode_crowd(booth.base, chosen, STYLES[1:] if styles else (), job.report)
+        worlds, held_out = split_people(booth.base, crowd, weights)
         samples, phases = 0, config.phases()
         with job.phase(TRAIN):
             for report in training.train(
