@@ -18,7 +18,7 @@ from hyperdreambooth.identity import Identity
 from hyperdreambooth.lidb import save_kohya
 from hyperdreambooth.personalization import PHASES
 from hyperdreambooth.pipeline import HyperDreamBooth
-from hyperdreambooth.portraits.captions import CONTEXTS, DOMAINS, EDIT_SCENES, STYLE_SCENES, caption
+from hyperdreambooth.portraits.captions import CONTEXTS, DOMAINS, EDIT_SCENES, STYLE_SCENES, STYLES, caption
 from hyperdreambooth.portraits.person import Person
 from hyperdreambooth.portraits.renderer import render
 from hyperdreambooth.portraits.view import View
@@ -107,6 +107,21 @@ def test_generate_every_one_with_every_one(hdb: Hdb, tmp_path: Path, identities:
         assert (to_picture(image) - to_picture(expected)).abs().max() <= 1.01 / 255
 
 
+def test_generate_as_exported(hdb: Hdb, tmp_path: Path, identities: tuple[Path, Path]) -> None:
+    settings = ("--prompt", "a [V] face", "--base", hdb.base, "--steps", 2, "--guidance", 2)
+    got = hdb.json("generate", identities[0], *settings, "--as-exported", "-o", tmp_path / "a")
+    assert got["samples"] == 2 * 2
+    assert hdb.json("generate", identities[0], *settings, "--likeness", 4, "-o", tmp_path / "b")["samples"] == 2 * 3
+    booth = HyperDreamBooth.load(hdb.base)
+    alice = booth.open(identities[0])
+    expected = [booth.generate(alice, "a [V] face", steps=2, guidance=2.0, likeness=l)[0] for l in (None, 4.0)]  # noqa: E741
+    for folder, picture in zip(("a", "b"), expected, strict=True):
+        (file,) = (tmp_path / folder).glob("*.png")
+        with Image.open(file) as image:
+            assert (to_picture(image) - to_picture(picture)).abs().max() <= 1.01 / 255
+    assert (to_picture(expected[0]) - to_picture(expected[1])).abs().max() > 2 / 255
+
+
 def test_generate_pairs(hdb: Hdb, tmp_path: Path, identities: tuple[Path, Path]) -> None:
     prompts = ("--prompt", "a [V] face", "--prompt", "a [V] zebra")
     got = hdb.json("generate", *identities, *prompts, "--pairs", "-o", tmp_path, "--base", hdb.base, "--steps", 1)
@@ -189,11 +204,27 @@ def test_people_to_a_hypernetwork_to_a_person(hdb: Hdb, tmp_path: Path, portrait
     got = hdb.json("preoptimize", people, "-o", weights, *base, "--views", 2, "--steps", 1)
     assert (got["people"], got["samples"]) == (5, 5 * 4)
     assert hdb.json("preoptimize", people, "-o", weights, *base, "--views", 2, "--steps", 1)["samples"] == 0  # all done
-    training = ("train", people, weights, "-o", folder, *base, "--preset", "tiny", "--views", 2, "--steps", 1)
+    training = (
+        "train",
+        people,
+        weights,
+        "-o",
+        folder,
+        *base,
+        "--preset",
+        "tiny",
+        "--views",
+        2,
+        "--steps",
+        1,
+        "--styles",
+    )
     got = hdb.json(*training, "--dry-run")
     assert got["training"]["both"]["steps"] == 1 and got["network"]["rounds"] >= 1 and not folder.exists()
     got = hdb.json(*training)
     assert got["bytes"] == (folder / "hypernetwork.safetensors").stat().st_size
+    prompts = json.loads((folder / "plan.json").read_text())["training people prompts"]
+    assert len(prompts) == len(STYLES) - 1 and "a watercolor of a [V] face" in prompts
     got = hdb.json("personalize", portrait_file, "-o", alice, *base, "--steps", 0, "--hypernetwork", folder)
     assert got["ranks"] == 1 and got["samples"] == 0 and got["notes"] == []
     _, err = hdb("train", "portraits:0-1", weights, "-o", folder, *base, status=2)

@@ -41,7 +41,7 @@ class TrainConfig:
     """How a hypernetwork is trained. A phase that is None is left out; batches are shared evenly by the worlds."""
 
     weights: FitConfig | None = field(default_factory=lambda: _phase(3000, 5e-4))  # beta's term alone
-    both: FitConfig | None = field(default_factory=lambda: _phase(3000, 3e-4))
+    both: FitConfig | None = field(default_factory=lambda: _phase(3000, 5e-4))
     alpha: float = 1.0
     beta: float = 0.02  # theta has unit spread: its loss starts at 1, where people differ by hundredths in the other
     weights_batch: int = 128  # people
