@@ -23,6 +23,7 @@ from benchmarks.kept import kept
 from benchmarks.subjects import PORTRAITS, photographs, portraits
 from hyperdreambooth.base.loading import load_base
 from hyperdreambooth.base.model import Base
+from hyperdreambooth.drawing import DrawConfig
 from hyperdreambooth.embedded import JUDGES
 from hyperdreambooth.evaluation.identification import scene_recognised, spread_ratio
 from hyperdreambooth.files import write_atomically
@@ -31,7 +32,7 @@ from hyperdreambooth.sheet import save_png, to_image
 from recipes.pictures import in_styles
 
 BATCH = 25
-GUIDANCE = 3.0
+GUIDANCE = DrawConfig.guidance
 console = Console(stderr=True)
 
 

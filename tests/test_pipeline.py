@@ -26,7 +26,7 @@ from hyperdreambooth.pipeline import HyperDreamBooth
 from hyperdreambooth.progress import Progress
 from tests.conftest import left_as_it_was
 
-QUICK = DrawConfig(steps=3)
+QUICK = DrawConfig(steps=3, guidance=3.0)
 
 
 @pytest.fixture(scope="module")

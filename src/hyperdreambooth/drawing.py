@@ -40,7 +40,7 @@ class DrawConfig:
     count: int = 1  # pictures of each pair
     seed: int = 0  # the k-th picture of a pair starts from the noise of seed + k, whatever else is drawn with it
     steps: int = 25  # of the sampler
-    guidance: float = 3.0  # towards the prompt, classifier-free, off at 1 or less
+    guidance: float = 5.0  # towards the prompt, classifier-free, off at 1 or less
     likeness: float | None = 3.0  # towards the person, see `answers`; None draws as other programs do
     strength: float = 1.0  # factor of the person's dW: 0 is the base, 1 the person
     batch: int = 16  # pictures at once

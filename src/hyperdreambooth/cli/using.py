@@ -101,7 +101,7 @@ def generate(
     seed: SeedOption = 0,
     strength: Annotated[float, typer.Option(help="0 is the base, 1 the person.")] = 1.0,
     steps: Annotated[int, typer.Option(min=1, help="Of the sampler.")] = 25,
-    guidance: Annotated[float, typer.Option(help="Towards the prompt, classifier-free; 1 is none.")] = 3.0,
+    guidance: Annotated[float, typer.Option(help="Towards the prompt, classifier-free; 1 is none.")] = 5.0,
     likeness: Annotated[float, typer.Option(help="Towards the person.")] = 3.0,
     as_exported: Annotated[
         bool, typer.Option("--as-exported", help="Without --likeness: what other programs draw of an export.")

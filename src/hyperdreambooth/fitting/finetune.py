@@ -28,7 +28,7 @@ class FinetuneConfig:
 
     relax: Relax = "lidb"
     rank: int = 3  # fresh ranks beside the prediction; without meaning where relax is "none"
-    fit: FitConfig = field(default_factory=lambda: FitConfig(steps=40, lr=3e-2, schedule="cosine"))
+    fit: FitConfig = field(default_factory=lambda: FitConfig(steps=40, lr=4.5e-2, schedule="cosine"))
     objective: Objective = field(default_factory=Objective)
 
 

@@ -13,6 +13,7 @@ domain, a context, an edit. `caption` writes a scene down, `parse` reads it back
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -71,7 +72,8 @@ _NUMBERS: Mapping[str, tuple[str | None, str | None]] = {
     "shoulder_width": ("narrow shoulders", "wide shoulders"),
 }
 DESCRIBED_SHARE = 0.5  # of the captions of portraits
-_MOST_FEATURES = 7  # in one caption: it has to fit into the prompt with the rest
+_MOST_FEATURES = 7  # in one caption, if it fits into the prompt with the rest
+_LONGEST = 30  # words and signs of a caption: a prompt of 32 tokens without its two ends
 
 
 @dataclass(frozen=True)
@@ -157,7 +159,11 @@ def training_caption(scene: Scene, person: Person | None, random: np.random.Rand
     if person is not None and scene.domain is None and random.rand() < DESCRIBED_SHARE:
         plain = scene.context is None and scene.edit is None  # else there is less room for words
         subject = describe(person, random, random.randint(1, _MOST_FEATURES + 1) if plain else 2)
-    return caption(replace(scene, world=scene.world if random.rand() < 0.5 else None), subject)
+    said = replace(scene, world=scene.world if random.rand() < 0.5 else None)
+    while len(re.findall(r"\w+|[^\w\s]", text := caption(said, subject))) > _LONGEST and "," in subject:
+        first, _, rest = subject.partition(" with ")
+        subject = f"{first} with {rest.partition(', ')[2]}"  # one feature less
+    return text
 
 
 def vocabulary() -> tuple[str, ...]:
