@@ -72,7 +72,7 @@ def test_personalize(hdb: Hdb, tmp_path: Path, portrait_file: Path) -> None:
     assert (got["bytes"], got["sheet_bytes"]) == (file.stat().st_size, sheet.stat().st_size)
     assert (got["sites"], got["numbers"], got["ranks"]) == (person.sites, person.numbers, 3)
     assert (got["samples"], got["seed"]) == (2 * 3, 4)
-    assert got["sheet_samples"] == 2 * 16 * 25  # guided, two rows of eight prompts
+    assert got["sheet_samples"] == 3 * 16 * 25  # three answers a step, two rows of eight prompts
     assert {*PHASES, "load", "save", "draw", "total"} == set(got["seconds"])
     assert got["seconds"]["total"] >= sum(got["seconds"].values()) / 2 - 0.01
     assert any("no hypernetwork" in note for note in got["notes"])
@@ -98,7 +98,7 @@ def test_generate_every_one_with_every_one(hdb: Hdb, tmp_path: Path, identities:
     flags = [flag for prompt in prompts for flag in ("--prompt", prompt)]
     settings = ("--base", hdb.base, "--count", 2, "--seed", 3, "--steps", 2, "--strength", 0.5)
     got = hdb.json("generate", *identities, *flags, "-o", tmp_path, *settings)
-    assert got["count"] == 8 and got["samples"] == 8 * 2 * 2 and len(list(tmp_path.glob("*.png"))) == 8
+    assert got["count"] == 8 and got["samples"] == 8 * 2 * 3 and len(list(tmp_path.glob("*.png"))) == 8
     said = [(picture["identity"], picture["prompt"], picture["seed"]) for picture in got["pictures"]]
     assert said == [(str(file), prompt, seed) for file in identities for prompt in prompts for seed in (3, 4)]
     booth = HyperDreamBooth.load(hdb.base)

@@ -205,7 +205,7 @@ def test_generate_gives_images_pair_by_pair(booth: HyperDreamBooth) -> None:
     alice, bob = somebody(booth, 1), somebody(booth, 2)
     reports: list[Progress] = []
     images = booth.generate([alice, bob], "a [V] face", count=2, seed=3, steps=3, progress=reports.append)
-    drawn = booth.draw([alice, bob], ["a [V] face"] * 2, replace(QUICK, count=2, seed=3))
+    drawn = booth.draw([alice, bob], ["a [V] face"] * 2, DrawConfig(count=2, seed=3, steps=3))
     assert [image.size for image in images] == [(16, 16)] * 4
     for image, picture in zip(images, drawn, strict=True):
         levels = torch.tensor(list(image.tobytes())).view(16, 16, 3).permute(2, 0, 1)
