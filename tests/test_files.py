@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from hyperdreambooth.errors import BadFile, NotWritable, WorkError
 from hyperdreambooth.files import check_writable, load_tensors, save_tensors, write_atomically
@@ -98,3 +99,14 @@ def test_damaged_files_are_told_apart(tmp_path: Path) -> None:
     for absent in (tmp_path, tmp_path / "none.safetensors"):
         with pytest.raises(BadFile, match="cannot read"):
             load_tensors(absent)
+
+
+def test_the_same_tensors_and_words_are_the_same_bytes(tmp_path: Path) -> None:
+    words = {f"word {number}": "é" * number for number in range(12)}
+    for name in ("a", "b"):
+        save_tensors(tmp_path / name, {"x": torch.arange(5), "y": torch.ones(3, dtype=torch.float16)}, words)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    tensors, about = load_tensors(tmp_path / "a")
+    assert about == words and torch.equal(tensors["x"], torch.arange(5)) and tensors["y"].tolist() == [1, 1, 1]
+    plain = load_file(tmp_path / "a")  # the library's own reader
+    assert torch.equal(plain["x"], tensors["x"]) and torch.equal(plain["y"], tensors["y"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import secrets
 import shutil
@@ -85,8 +86,19 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapp
 
     # Serialised in memory, so that a full disk is an OSError with its number, whatever the library does.
     own = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
-    data = save(own, dict(metadata) if metadata else None)
+    data = _in_order(save(own, dict(metadata) if metadata else None))
     write_atomically(path, lambda part: part.write_bytes(data))
+
+
+def _in_order(data: bytes) -> bytes:
+    """A safetensors file with its metadata sorted: the library's own order differs from call to call."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    if "__metadata__" in header:
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # the tensors stay aligned
+    return b"".join((len(text).to_bytes(8, "little"), text, memoryview(data)[end:]))
 
 
 def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
