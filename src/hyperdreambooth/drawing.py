@@ -71,8 +71,8 @@ class DrawConfig:
         if self.likeness is None:
             all_answers = [Answer(1 - g, True, False), Answer(g, True, True)]
         else:
-            l = self.likeness  # noqa: E741  # the formula's name
-            all_answers = [Answer(1 - g, False, False), Answer(g - l, False, True), Answer(l, True, True)]
+            unlike = g - self.likeness
+            all_answers = [Answer(1 - g, False, False), Answer(unlike, False, True), Answer(self.likeness, True, True)]
         return [answer for answer in all_answers if answer.factor]
 
     def samples(self, pictures: int) -> int:
@@ -134,9 +134,8 @@ def _draw_batch(
         config = replace(config, likeness=None)  # nobody is like nobody: one answer less
     answers = config.answers()
     if config.likeness is not None:  # else the same N persons are worn in every answer
-        worn = torch.tensor([answer.person for answer in answers], dtype=torch.float32)  # (K,)
-        weights = torch.cat([weights * factor for factor in worn])  # (K * N, S, R, a + b), numbers of nobody are 0
-        lora = None if lora is None else torch.cat([lora * factor for factor in worn])
+        weights = torch.cat([weights * answer.person for answer in answers])  # (K * N, S, R, a + b), 0 for nobody
+        lora = None if lora is None else torch.cat([lora * answer.person for answer in answers])
     generators = [torch.Generator().manual_seed(job.seed) for job in jobs]
     noise = torch.cat([base.noise(1, generator) for generator in generators])  # (N, C, h, w)
     device = base.device

@@ -197,10 +197,11 @@ def split_people(
     fitted = load_people(weights)
     _check_fitted(base, crowd.names, weights, fitted.names)
     row = {name: number for number, name in enumerate(crowd.names)}
+    have = set(fitted.names)
     held = max(2, len(fitted.names) // _HELD_OUT_SHARE)
     measured = [row[name] for name in fitted.names[-held:]]
     known = [row[name] for name in fitted.names[:-held]]
-    unknown = [row[name] for name in crowd.names if name not in fitted.names]
+    unknown = [row[name] for name in crowd.names if name not in have]
 
     def some(rows: list[int], numbers: Tensor) -> dict[str, TrainingPeople]:
         pictures, latents, masks = (tensor[rows] for tensor in (crowd.pictures, crowd.latents, crowd.masks))

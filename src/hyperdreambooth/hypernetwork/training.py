@@ -69,9 +69,7 @@ class People:
     """
 
     pictures: Tensor  # (N, P, 3, H, W) uint8, what the encoder sees
-    latents: (
-        Tensor  # (N, V, C, h, w), what is denoised, as `Base.encode_pictures` scales them; first those of `pictures`
-    )
+    latents: Tensor  # (N, V, C, h, w), what is denoised, first `pictures`, as `Base.encode_pictures` scales them
     numbers: Tensor  # (M, S, 1, a + b), pre-optimised, 2 <= M <= N
     masks: Tensor | None = None  # (N, V, 1, h, w), >= 0, weights of places
     prompts: tuple[str, ...] = ()  # V - P, of the pictures beyond the first P, everybody's alike
@@ -322,10 +320,12 @@ def _worn_loss(
     latents = people.latents[places].to(device, torch.float32)  # (B, C, h, w)
     masks = None if people.masks is None else people.masks[places].to(device, torch.float32)
     timesteps = (levels * base.timesteps).long().to(device)
-    plain = [config.prompt] * people.plain
-    prompts = [(*plain, *people.prompts)[view] for view in places[1].tolist()]  # B
+    prompts = [config.prompt] * (len(latents) if worn is None else len(worn))  # one a person serves all noises
+    if people.prompts:
+        of_view = [config.prompt] * people.plain + list(people.prompts)
+        prompts = [of_view[view] for view in places[1].tolist()]  # B
     with adapters.use(worn):
-        states = base.encode_prompts(prompts)  # (B, L, D)
+        states = base.encode_prompts(prompts).repeat(len(latents) // len(prompts), 1, 1)  # (B, L, D)
         return denoising_loss(base, latents, states, timesteps, noise.to(device), masks, config.min_snr)
 
 
