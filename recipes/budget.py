@@ -22,26 +22,30 @@ class Budget:
     people: int = _row(15_000, "portraits are drawn of the seeds below this")
     portraits: int = _row(24, "thousand portraits that VAE, base and scene classifier learn from")
     photograph_pictures: int = _row(16, "thousand versions of photographs that they learn from")
-    people_pictures: int = _row(16, "thousand portraits, eight of each person, that the others learn from")
-    vae_minutes: float = _row(40.0, "of the VAE")
+    people_pictures: int = _row(16, "thousand portraits, eight of each person, that the judges learn from")
+    face_pictures: int = _row(24, "thousand plain portraits, four of each person, that the encoder learns from")
+    vae_minutes: float = _row(28.0, "of the VAE")
     vae_batch: int = _row(8, "pictures in a batch of the VAE")
-    denoiser_minutes: float = _row(183.0, "of U-Net and text encoder")
+    denoiser_minutes: float = _row(200.0, "of U-Net and text encoder")
+    denoiser_lr: float = _row(1e-3, "learning rate of U-Net and text encoder, falling to 0")
     denoiser_batch: int = _row(48, "pictures in a batch of U-Net and text encoder")
-    judge_minutes: float = _row(12.0, "of each of the three judges")
-    judge_batch: int = _row(64, "pictures in a batch of scene classifier, attribute reader and encoder")
+    judge_minutes: float = _row(10.0, "of each of the three judges")
+    judge_batch: int = _row(64, "pictures in a batch of scene classifier and attribute reader")
     recogniser_people: int = _row(24, "people of each world in a batch of the recogniser, four pictures of each")
     judged_people: int = _row(100, "tuning people whom the judges are measured on")
-    encoder_minutes: float = _row(12.0, "of the encoder that the hypernetwork starts from")
+    encoder_people: int = _row(24, "people of each world in a batch of the encoder, three pictures of each")
+    encoder_minutes: float = _row(20.0, "of the encoder that the hypernetwork starts from")
     fit_lr: float = _row(2e-2, "learning rate of pre-optimisation")
     fitted_portraits: int = _row(1024, "portraits who are pre-optimised, at most")
     fitted_photographs: int = _row(1024, "photographs that are pre-optimised, at most")
-    fit_minutes: float = _row(20.0, "of pre-optimisation, half of it for each world")
+    fit_minutes: float = _row(8.0, "of pre-optimisation, half of it for each world")
     fit_steps: int = _row(60, "steps of pre-optimisation")
     fit_noises: int = _row(4, "samples through the U-Net per person and step of pre-optimisation")
     hypernetwork_portraits: int = _row(4096, "portraits that the hypernetwork learns from, those with numbers included")
-    hypernetwork_people: int = _row(24, "people in a batch of the hypernetwork, twice that for the weight loss alone")
-    hypernetwork_noises: int = _row(4, "samples through the U-Net per person and step of the hypernetwork")
-    hypernetwork_minutes: float = _row(50.0, "of the hypernetwork; the weight loss alone gets a twentieth of them")
+    hypernetwork_people: int = _row(32, "people in a batch of the hypernetwork, twice that for the weight loss alone")
+    hypernetwork_noises: int = _row(3, "samples through the U-Net per person and step of the hypernetwork")
+    hypernetwork_lr: float = _row(5e-4, "learning rate of the hypernetwork, falling to 0 in either phase")
+    hypernetwork_minutes: float = _row(54.0, "of the hypernetwork; the weight loss alone gets a twentieth of them")
 
     @classmethod
     def add_options(cls, parser: argparse.ArgumentParser) -> None:
@@ -65,7 +69,7 @@ class Budget:
             "vae": self.vae_minutes,
             "latents": _ENCODE * (self.portraits + self.photograph_pictures),
             "denoiser": self.denoiser_minutes,
-            "people": _DRAW_PORTRAITS * self.people_pictures,
+            "people": _DRAW_PORTRAITS * (self.people_pictures + self.face_pictures),
             "judges": 3 * self.judge_minutes,
             "encoder": self.encoder_minutes,
             "crowd": _CROWD * (self.hypernetwork_portraits / 1000 + _FOLDER),

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from hyperdreambooth.base.diffusion import denoising_loss
 from hyperdreambooth.base.model import Base
 from hyperdreambooth.files import save_tensors
+from hyperdreambooth.fitting.processes import ALONE, Processes
 from hyperdreambooth.portraits.captions import Scene, training_caption
 from hyperdreambooth.portraits.person import Person
 from recipes.pictures import Pictures, as_floats
@@ -65,7 +66,11 @@ def encode(base: Base, pictures: Pictures, path: Path, batch: int = 100) -> Iter
 
 
 def training_loss(
-    base: Base, worlds: tuple[Latents, ...], batch: int, generator: torch.Generator
+    base: Base,
+    worlds: tuple[Latents, ...],
+    batch: int,
+    generator: torch.Generator,
+    processes: Processes = ALONE,
 ) -> Callable[[int], Tensor]:
     """The loss of a step: samples of the worlds in equal shares, each with fresh caption, noise and timestep.
 
@@ -74,18 +79,24 @@ def training_loss(
         worlds: what there is to draw.
         batch: samples of all worlds together; a multiple of their number.
         generator: on the CPU, of everything that is drawn.
+        processes: those that share every batch.
+
+    Raises:
+        UserError: they cannot share it evenly.
     """
+    processes.check_share(batch, "samples")
 
     def loss(_step: int) -> Tensor:
         drawn = [_draw(world, batch // len(worlds), generator) for world in worlds]
-        latents = torch.cat([latents for latents, _ in drawn]).to(base.device)  # (N, C, h, w)
-        states = base.encode_prompts([caption for _, captions in drawn for caption in captions])  # (N, L, D)
+        latents = torch.cat([latents for latents, _ in drawn])  # (N, C, h, w)
+        captions = [caption for _, captions in drawn for caption in captions]  # N
         # The timesteps of a batch are spread evenly over all noise levels.
         spread = (torch.rand(1, generator=generator) + torch.arange(len(latents)) / len(latents)) % 1.0
-        timesteps = (spread * base.timesteps).long().to(base.device)  # (N,)
-        noise = torch.randn(latents.shape, generator=generator).to(base.device)
-        order = torch.randperm(len(latents), generator=generator).to(base.device)
-        return denoising_loss(base, latents, states, timesteps[order], noise, min_snr=MIN_SNR).mean()
+        timesteps = (spread * base.timesteps).long()[torch.randperm(len(latents), generator=generator)]  # (N,)
+        noise = torch.randn(latents.shape, generator=generator)
+        latents, timesteps, noise = (processes.share(t).to(base.device) for t in (latents, timesteps, noise))
+        states = base.encode_prompts(processes.share(captions))  # (N, L, D)
+        return denoising_loss(base, latents, states, timesteps, noise, min_snr=MIN_SNR).mean()
 
     return loss
 

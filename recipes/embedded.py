@@ -5,7 +5,10 @@
 Each stage keeps its state in the cache folder: what is finished is skipped, what was interrupted goes on. To do a stage
 again, remove its file from the cache, and those of the stages that build on it. `--dry-run` prints what each stage may
 spend; every number of the budget is an option. `--only adopt` before the first run lets the trainings of denoiser and
-hypernetwork start from those that ship instead of from nothing.
+hypernetwork start from those that ship instead of from nothing. Several processes can share these two, which is faster
+than one with as many threads:
+
+    torchrun --standalone --nproc-per-node 2 -m recipes.embedded --photographs PHOTOS --cache CACHE --only hypernetwork
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from hyperdreambooth.errors import HyperDreamBoothError, UserError
 from hyperdreambooth.evaluation.judges import AttributeReader, Judge, Recogniser, SceneClassifier
 from hyperdreambooth.files import load_tensors, save_tensors
 from hyperdreambooth.fitting.preoptimize import PreoptimizeConfig
+from hyperdreambooth.fitting.processes import Processes
 from hyperdreambooth.fitting.steps import Checkpoint, Run, steps
 from hyperdreambooth.hypernetwork.encoder import load_parameters
 from hyperdreambooth.hypernetwork.model import build_hypernetwork
@@ -41,7 +45,8 @@ from recipes.workshop import WORLDS, Workshop, schedule
 
 ROOM = 8  # pixels by which a framed photograph is larger than a picture, so that it can be shifted
 CURVE_EVERY = 100  # steps of the hypernetwork between two lines of its curve
-PER_PERSON = 8  # portraits of each person that judges and encoder learn from
+PER_PERSON = 8  # portraits of each person that judges learn from
+FACES_EACH = 4  # plain portraits of each person that the encoder learns from
 
 
 def frame(shop: Workshop) -> Iterator[str]:
@@ -103,19 +108,22 @@ def train_denoiser(shop: Workshop) -> Iterator[str]:
     parameters, worlds = denoiser.parameters(base), tuple(shop.latents(world) for world in WORLDS)
 
     def begin(generator: torch.Generator, checkpoint: Checkpoint) -> Run:
-        loss = denoiser.training_loss(base, worlds, shop.budget.denoiser_batch, generator)
-        minutes = shop.budget.denoiser_minutes
-        config = schedule(minutes, lr=1e-3, warmup=200, ema=0.999, weight_decay=0.01, grad_clip=1.0)
-        return steps(parameters, loss, config, checkpoint=checkpoint, generators={"training": generator})
+        loss = denoiser.training_loss(base, worlds, shop.budget.denoiser_batch, generator, shop.processes)
+        minutes, lr = shop.budget.denoiser_minutes, shop.budget.denoiser_lr
+        config = schedule(minutes, lr=lr, warmup=200, ema=0.999, weight_decay=0.01, grad_clip=1.0)
+        generators = {"training": generator}
+        return steps(parameters, loss, config, checkpoint=checkpoint, generators=generators, processes=shop.processes)
 
     yield from shop.train("denoiser", begin, lambda path: save_tensors(path, parameters))
 
 
 def draw_people(shop: Workshop) -> Iterator[str]:
-    """Several pictures of each of many people, for judges and encoder."""
-    make = partial(judges.random_people, people=shop.budget.people, per_person=PER_PERSON, size=shop.size)
-    shards, shard = shop.budget.people_pictures, shop.sizes.shard
-    yield from make_shards(shop.drawn, "people", shards, make, seed=3_000, shard=shard)
+    """Several pictures of each of many people, for judges (in all styles) and encoder (plain ones)."""
+    budget, shard = shop.budget, shop.sizes.shard
+    make = partial(judges.random_people, people=budget.people, per_person=PER_PERSON, size=shop.size)
+    yield from make_shards(shop.drawn, "people", budget.people_pictures, make, seed=3_000, shard=shard)
+    make = partial(judges.random_people, people=budget.people, per_person=FACES_EACH, size=shop.size, plain=True)
+    yield from make_shards(shop.drawn, "faces", budget.face_pictures, make, seed=4_000, shard=shard)
 
 
 def train_judges(shop: Workshop) -> Iterator[str]:
@@ -148,13 +156,13 @@ def _judge(shop: Workshop, kind: type[Judge], train: Callable[..., Run], *data: 
 def train_encoder(shop: Workshop) -> Iterator[str]:
     """The encoder that the hypernetwork starts from: a network apart from all judges."""
     task = judges.fresh_encoder(shop.sizes.hypernetwork.encoder).to(shop.device)
-    portraits, photographs = joined([shop.people(), shop.pictures("portraits")]), shop.pictures("photographs")
-    batch = shop.budget.judge_batch
+    photographs = judges.select(shop.pictures("photographs"), lambda scene: scene.style == "plain")
+    crowd = judges.Batch(people=shop.budget.encoder_people, pictures=3)
     config = schedule(shop.budget.encoder_minutes, lr=1e-3, warmup=50, ema=0.998, weight_decay=0.02)
 
     def begin(generator: torch.Generator, checkpoint: Checkpoint) -> Run:
-        crowd = judges.Batch(people=batch // 4, pictures=4)
-        return judges.train_encoder(task, portraits, photographs, batch, crowd, config, generator, checkpoint)
+        worlds = [(shop.faces(), crowd), (photographs, crowd)]
+        return judges.train_encoder(task, worlds, config, generator, checkpoint)
 
     yield from shop.train("encoder", begin, task.encoder.save)
 
@@ -194,17 +202,23 @@ def train_hypernetwork(shop: Workshop) -> Iterator[str]:
         return
     booth = HyperDreamBooth(shop.trained_base())
     network = build_hypernetwork(shop.sizes.hypernetwork, booth.space, booth.fingerprint, booth.base.name)
-    network.encoder.load(shop.weights("encoder"))
     if (start := shop.weights("hypernetwork-start")).exists():
         load_parameters(network, load_tensors(start)[0], start)
+    network.encoder.load(shop.weights("encoder"))
     fitted = {
         world: (hyper.load_crowd(booth.base, shop.drawn, world, _crowd(shop, world)), shop.fitted(world))
         for world in WORLDS
     }
     people, noises = shop.budget.hypernetwork_people, shop.budget.hypernetwork_noises
-    config = TrainConfig(weights_batch=2 * people, both_batch=people, noises=noises, evaluate_every=CURVE_EVERY)
-    minutes = shop.budget.hypernetwork_minutes
-    yield from hyper.train_network(network.to(shop.device), booth, fitted, out, config, minutes)
+    config = TrainConfig(
+        weights_batch=2 * people,
+        both_batch=people,
+        noises=noises,
+        freeze_encoder=True,  # it can tell people apart already, and would forget photographs: there are few
+        evaluate_every=CURVE_EVERY,
+    )
+    minutes, lr = shop.budget.hypernetwork_minutes, shop.budget.hypernetwork_lr
+    yield from hyper.train_network(network.to(shop.device), booth, fitted, out, config, minutes, lr, shop.processes)
 
 
 def _crowd(shop: Workshop, world: str) -> int:
@@ -236,15 +250,27 @@ STAGES: dict[str, Callable[[Workshop], Iterator[str]]] = {
 }
 
 
+SHARED = ("denoiser", "hypernetwork")  # several processes may take the steps of these together
+
 # Not part of the way from nothing: asked for by name, before the others.
 BY_NAME: dict[str, Callable[[Workshop], Iterator[str]]] = {"adopt": adopt}
 
 
 def run(shop: Workshop, stages: Sequence[str] = tuple(STAGES)) -> Iterator[str]:
-    """Do these stages, in the order given; yields what they report."""
+    """Do these stages, in the order given; yields what they report.
+
+    Raises:
+        UserError: there are several processes, and a stage that they cannot share.
+    """
+    if shop.processes.count > 1 and (single := [name for name in stages if name not in SHARED]):
+        raise UserError(
+            f"got {shop.processes.count} processes for {', '.join(single)}, expected one: "
+            f"several can share --only {' or --only '.join(SHARED)}, when those before are done"
+        )
     for name in stages:
         yield f"[bold]{name}"
         yield from (f"  {line}" for line in {**STAGES, **BY_NAME}[name](shop))
+        shop.processes.wait()  # for the main one's files
 
 
 def plan(budget: Budget) -> Iterator[str]:
@@ -272,10 +298,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Train all that the package ships; the exit status: 2 wrong use, 1 work that failed."""
     given, console = options(arguments), Console(stderr=True, highlight=False)
     torch.set_flush_denormal(True)  # tiny numbers in dark pictures make a CPU four times as slow
-    shop = Workshop(given.photographs, given.cache, Budget.of(given), torch.device(given.device), given.out)
+    device, processes = torch.device(given.device), Processes.started()
+    shop = Workshop(given.photographs, given.cache, Budget.of(given), device, given.out, processes=processes)
     try:
         for line in plan(shop.budget) if given.dry_run else run(shop, given.only or tuple(STAGES)):
-            console.print(line)
+            if processes.main:
+                console.print(line)
     except HyperDreamBoothError as error:
         console.print(f"[red]{error}")
         return 2 if isinstance(error, UserError) else 1

@@ -15,6 +15,8 @@ from hyperdreambooth.errors import UserError
 from hyperdreambooth.files import load_tensors, save_tensors, write_atomically
 from hyperdreambooth.fitting.fit import Pictures
 from hyperdreambooth.fitting.preoptimize import PreoptimizeConfig, load_people, preoptimize
+from hyperdreambooth.fitting.processes import ALONE, Processes
+from hyperdreambooth.hypernetwork.curve import Curve
 from hyperdreambooth.hypernetwork.model import HyperNetwork
 from hyperdreambooth.hypernetwork.training import CURVE_FILE, TrainConfig, train
 from hyperdreambooth.people import Crowd, People, encode_crowd, face_masks, prompts_of, read_people, split_people
@@ -105,6 +107,8 @@ def train_network(
     out: Path,
     config: TrainConfig,
     minutes: float,
+    lr: float,
+    processes: Processes = ALONE,
 ) -> Iterator[str]:
     """Train on the people of all worlds for so many minutes, some of the fitted ones held out; a line per curve's."""
     split = {world: split_people(booth.base, crowd, folder) for world, (crowd, folder) in fitted.items()}
@@ -112,10 +116,11 @@ def train_network(
     held_out = {world: some["people"] for world, (_, some) in split.items()}
     seconds = {"weights": 60 * minutes * WEIGHTS_SHARE, "both": 60 * minutes * (1 - WEIGHTS_SHARE)}
     phases = {
-        name: replace(fit, steps=UNTIL_TIME_IS_UP, seconds=seconds[name]) for name, fit in config.phases().items()
+        name: replace(fit, steps=UNTIL_TIME_IS_UP, seconds=seconds[name], lr=lr)
+        for name, fit in config.phases().items()
     }
     config = replace(config, **phases)
-    for report in train(network, booth.base, booth.adapters, training, held_out, out, config):
+    for report in train(network, booth.base, booth.adapters, training, held_out, out, config, processes):
         if report.held_out:
             figures = " ".join(f"{name} {value:.4g}" for name, value in report.held_out.items())
             yield f"{report.phase} step {report.step.step} loss {report.step.loss:.4f} {figures}"
@@ -123,8 +128,7 @@ def train_network(
 
 def last_of_curve(folder: Path) -> dict[str, dict[str, Any]]:
     """The last line of each phase in the curve of a training, by name of the phase."""
-    lines = [json.loads(line) for line in (folder / CURVE_FILE).read_text().splitlines()]
-    return {str(line["phase"]): line for line in lines}
+    return {str(line["phase"]): line for line in Curve(folder / CURVE_FILE).lines()}
 
 
 def _spent(folder: Path) -> float:

@@ -51,15 +51,18 @@ def fresh_encoder(config: EncoderConfig, seed: int = 0) -> EncoderTask:
         return EncoderTask(FaceEncoder(config))
 
 
-def random_people(random: np.random.RandomState, count: int, people: int, per_person: int, size: int) -> Pictures:
+def random_people(
+    random: np.random.RandomState, count: int, people: int, per_person: int, size: int, plain: bool = False
+) -> Pictures:
     """`count` portraits, `per_person` of each of a few people with seeds below `people`, for `make_shards`.
 
-    Every picture has a view and a style of its own; some are in a context, in a far domain or edited.
+    Every picture has a view and, unless all are to be plain, a style of its own; some are in a context, in a far domain
+    or edited.
     """
     seeds = np.repeat(random.choice(people, size=-(-count // per_person), replace=False), per_person)[:count].tolist()
-    scenes = [_scene(random) for _ in seeds]
-    plain = draw(seeds, [View.sample(random) for _ in seeds], scenes, size)
-    return Pictures((plain * 255).round().byte(), tuple(scenes), tuple(seeds))
+    scenes = [Scene("portrait") if plain else _scene(random) for _ in seeds]
+    drawn = draw(seeds, [View.sample(random) for _ in seeds], scenes, size)
+    return Pictures((drawn * 255).round().byte(), tuple(scenes), tuple(seeds))
 
 
 def select(pictures: Pictures, keep: Callable[[Scene], bool]) -> Pictures:
@@ -93,20 +96,51 @@ def train_recogniser(
     Returns:
         The run, whose metric `nearest` is the share of pictures in a batch whose nearest one is of the same person.
     """
-    samplers = [PeopleSampler(pictures.people, batch) for pictures, batch in worlds]
-    device = next(recogniser.parameters()).device
+    who = _WhoIsWho(worlds, STRONG, generator, next(recogniser.parameters()).device)
 
     def loss(_step: int) -> tuple[Tensor, dict[str, float]]:
-        drawn = [sampler(generator) for sampler in samplers]
-        shown = torch.cat([world.pictures[rows] for (world, _), (rows, _) in zip(worlds, drawn, strict=True)])
-        embeddings = F.normalize(recogniser(_shown(shown, STRONG, generator, device)), dim=1)
-        parts = embeddings.split([len(rows) for rows, _ in drawn])
-        labels = [people.to(device) for _, people in drawn]
-        losses = [contrastive_loss(part, people) for part, people in zip(parts, labels, strict=True)]
-        near = [_nearest_is_same(part, people) for part, people in zip(parts, labels, strict=True)]
-        return torch.stack(losses).mean(), {"nearest": sum(near) / len(near)}
+        drawn = who.draw()
+        contrast, nearest = who.loss(recogniser(drawn.shown), drawn)
+        return contrast, {"nearest": nearest}
 
     return _run(recogniser, loss, config, generator, checkpoint)
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """A batch of several worlds: the pictures as they are seen, and of each world the rows and people's numbers."""
+
+    shown: Tensor  # (N, 3, H, W) in [0, 1]
+    rows: list[Tensor]
+    people: list[Tensor]
+
+
+class _WhoIsWho:
+    """The contrastive loss on batches of several worlds, each world by itself."""
+
+    def __init__(
+        self,
+        worlds: Sequence[tuple[Pictures, Batch]],
+        jitter: Jitter,
+        generator: torch.Generator,
+        device: torch.device,
+    ) -> None:
+        self.pictures = [pictures for pictures, _ in worlds]
+        self.samplers = [PeopleSampler(pictures.people, batch) for pictures, batch in worlds]
+        self.jitter, self.generator, self.device = jitter, generator, device
+
+    def draw(self) -> _Drawn:
+        """Some people of each world, and some pictures of each, a little changed."""
+        rows, people = zip(*(sampler(self.generator) for sampler in self.samplers), strict=True)
+        shown = torch.cat([world.pictures[some] for world, some in zip(self.pictures, rows, strict=True)])
+        return _Drawn(_shown(shown, self.jitter, self.generator, self.device), list(rows), list(people))
+
+    def loss(self, raw: Tensor, drawn: _Drawn) -> tuple[Tensor, float]:
+        """The loss of what a network makes of the pictures, (N, E), and how often the nearest is the same person."""
+        parts = F.normalize(raw, dim=1).split([len(rows) for rows in drawn.rows])
+        pairs = [(part, people.to(self.device)) for part, people in zip(parts, drawn.people, strict=True)]
+        near = [_nearest_is_same(part, people) for part, people in pairs]
+        return torch.stack([contrastive_loss(part, people) for part, people in pairs]).mean(), sum(near) / len(near)
 
 
 def train_scene_classifier(
@@ -164,49 +198,49 @@ def train_attribute_reader(
 
 
 class EncoderTask(nn.Module):
-    """A face encoder, and what it is asked to see: attributes of portraits, and which photograph a photograph is.
+    """A face encoder, and what its first feature is asked to see: who somebody is, and the attributes of portraits.
 
     Nothing but the encoder is kept; no judge takes part, so that what is judged never learns from its judge.
     """
 
-    def __init__(self, encoder: FaceEncoder, embedding: int = 128) -> None:
+    def __init__(self, encoder: FaceEncoder) -> None:
         super().__init__()
         self.encoder = encoder
-        seen = encoder.width * len(encoder.position)  # each patch by itself: faces are aligned
-        self.attributes = nn.Linear(seen, sum(attribute.width for attribute in ATTRIBUTES))
-        self.embedding = nn.Linear(seen, embedding)
+        self.attributes = nn.Linear(encoder.width, sum(attribute.width for attribute in ATTRIBUTES))
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """(N, 3, H, W) in [0, 1] -> the features of all patches (N, F * D)."""
-        return self.encoder(pictures).flatten(1)
+        """(N, 3, H, W) in [0, 1] -> the feature of the whole face (N, D)."""
+        whole: Tensor = self.encoder(pictures)[:, 0]
+        return whole
 
 
 def train_encoder(
     task: EncoderTask,
-    portraits: Pictures,
-    photographs: Pictures,
-    portrait_batch: int,
-    photograph_batch: Batch,
+    worlds: Sequence[tuple[Pictures, Batch]],
     config: FitConfig,
     generator: torch.Generator,
     checkpoint: Checkpoint | None = None,
 ) -> Run:
     """Teach an encoder to see. Afterwards: `with run.averaged(): task.encoder.save(path)`.
 
-    Of portraits those that are `true_to_person` are used. The metrics are the two parts of the loss.
+    Args:
+        worlds: plain pictures, several of each of many people: portraits first, whose attributes it learns to read too;
+            and how many people are in a batch.
+
+    Returns:
+        The run, whose metrics are the parts of the loss, and `nearest` as of a recogniser.
     """
-    portraits = select(portraits, true_to_person)
-    truth, sampler = truth_matrix(portraits.people), PeopleSampler(photographs.people, photograph_batch)
-    device = next(task.parameters()).device
+    who, portraits = _WhoIsWho(worlds, MILD, generator, next(task.parameters()).device), worlds[0][0]
+    truth = truth_matrix(portraits.people)
 
     def loss(_step: int) -> tuple[Tensor, dict[str, float]]:
-        rows = torch.randint(len(truth), (portrait_batch,), generator=generator)
-        photographed, people = sampler(generator)
-        shown = torch.cat([portraits.pictures[rows], photographs.pictures[photographed]])
-        portrait, photograph = task(_shown(shown, MILD, generator, device)).split([len(rows), len(people)])
-        attributes = attribute_loss(task.attributes(portrait), truth[rows].to(device))
-        contrast = contrastive_loss(F.normalize(task.embedding(photograph), dim=1), people.to(device))
-        return attributes + contrast, {"attributes": attributes.item(), "contrast": contrast.item()}
+        drawn = who.draw()
+        whole = task(drawn.shown)
+        contrast, nearest = who.loss(whole, drawn)
+        rows = drawn.rows[0]
+        attributes = attribute_loss(task.attributes(whole[: len(rows)]), truth[rows].to(whole.device))
+        parts = {"attributes": attributes.item(), "contrast": contrast.item(), "nearest": nearest}
+        return attributes + contrast, parts
 
     return _run(task, loss, config, generator, checkpoint)
 

@@ -14,6 +14,7 @@ from hyperdreambooth.embedded import FOLDER
 from hyperdreambooth.errors import UserError
 from hyperdreambooth.evaluation.judges import JudgeConfig
 from hyperdreambooth.files import load_tensors
+from hyperdreambooth.fitting.processes import ALONE, Processes
 from hyperdreambooth.fitting.steps import Checkpoint, FitConfig, Run
 from hyperdreambooth.hypernetwork.model import PRESETS as HYPERNETWORK_PRESETS
 from hyperdreambooth.hypernetwork.model import HyperNetworkConfig
@@ -48,6 +49,7 @@ class Workshop:
         device: where the networks train.
         out: folder that receives what is shipped.
         sizes: what is built.
+        processes: those that run a stage together.
     """
 
     photographs: Path
@@ -56,6 +58,7 @@ class Workshop:
     device: torch.device
     out: Path = FOLDER
     sizes: Sizes = Sizes()
+    processes: Processes = ALONE
 
     @property
     def size(self) -> int:
@@ -94,8 +97,12 @@ class Workshop:
         return load_shards(self.drawn, world, shards[world])
 
     def people(self) -> Pictures:
-        """Several portraits of each of many people."""
+        """Several portraits of each of many people, in all styles."""
         return load_shards(self.drawn, "people", self.budget.people_pictures)
+
+    def faces(self) -> Pictures:
+        """Several plain portraits of each of many people."""
+        return load_shards(self.drawn, "faces", self.budget.face_pictures)
 
     def latents_file(self, world: str) -> Path:
         """The file of the latents of `pictures(world)`."""
@@ -149,8 +156,9 @@ class Workshop:
             return
         run = begin(torch.Generator().manual_seed(0), self.checkpoint(stage))
         yield from lines(run, every)
-        with run.averaged():
-            save(self.weights(stage))
+        if self.processes.main:
+            with run.averaged():
+                save(self.weights(stage))
 
 
 def schedule(

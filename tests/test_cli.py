@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from hyperdreambooth.cli import run, using
+from hyperdreambooth.cli.console import Job
 from hyperdreambooth.faces import to_picture
 from hyperdreambooth.files import load_tensors
 from hyperdreambooth.identity import Identity
@@ -253,3 +254,13 @@ def test_demo(hdb: Hdb, tmp_path: Path, portrait_file: Path, monkeypatch: pytest
     got = hdb.json("demo", "-o", tmp_path / "demo")
     assert {file.name for file in (tmp_path / "demo").iterdir()} == {"alice.safetensors", "alice.png"}
     assert got["seed"] == 0 and got["samples"] == 80
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_a_process_that_is_not_the_main_one_says_nothing(as_json: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    for quiet in (False, True):
+        with Job(as_json, quiet) as job:
+            job.note("something")
+            job.finish(folder="here")
+        said = "".join(capsys.readouterr())
+        assert ("something" in said and "here" in said) is not quiet and (said == "") is quiet

@@ -57,7 +57,8 @@ def test_rounds_unroll_equation_3(world) -> None:
     theta = torch.zeros(2, len(world.space.sites), world.space.width)
     for rounds in (1, 2, 3):
         read_in = torch.stack([theta[:, s] @ network.feedback.weight[s] for s in range(theta.shape[1])], dim=1)
-        sequence = network.decoder(torch.cat([face, network.position + read_in + network.feedback.bias], dim=1))
+        tokens = network.position + read_in + network.feedback.bias + face[:, :1]  # the whole face in each
+        sequence = network.decoder(torch.cat([face, tokens], dim=1))
         tokens = network.norm(sequence)[:, -theta.shape[1] :]
         theta = theta + torch.stack([tokens[:, s] @ network.head.weight[s] for s in range(theta.shape[1])], dim=1)
         torch.testing.assert_close(network(shown, rounds).squeeze(2), theta, atol=1e-4, rtol=1e-3)
@@ -147,7 +148,19 @@ def test_an_encoder_trained_elsewhere_is_taken_over(world, tmp_path: Path) -> No
 def test_features_see_where_things_are(world) -> None:
     shown = pictures(1)
     encoder = world.network().encoder
-    assert (encoder(shown).mean(dim=1) - encoder(shown.flip(-1)).mean(dim=1)).abs().max() > 1e-3
+    assert (encoder(shown)[:, 0] - encoder(shown.flip(-1))[:, 0]).abs().max() > 1e-3
+    patches = encoder(shown)[:, 1:].mean(dim=1) - encoder(shown.flip(-1))[:, 1:].mean(dim=1)
+    assert patches.abs().max() > 1e-3
+
+
+def test_the_first_feature_is_of_the_whole_face_and_of_unit_spread(world) -> None:
+    shown, encoder = pictures(2), world.network().encoder
+    features = encoder(shown)
+    assert features.shape == (2, 1 + 16, 32)
+    torch.testing.assert_close(features[:, 0].std(dim=1, unbiased=False), torch.ones(2), atol=1e-3, rtol=0)
+    corner = shown.clone()
+    corner[:, :, -4:, -4:] = 0.0
+    assert (encoder(corner)[:, 0] - features[:, 0]).abs().max() > 1e-3
 
 
 def test_a_pretrained_encoder_is_frozen_and_not_saved(world, tmp_path: Path) -> None:

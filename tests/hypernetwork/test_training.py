@@ -21,8 +21,18 @@ SHORT = TrainConfig(
     weights=FitConfig(4, lr=1e-3, ema=0.5),
     both=FitConfig(3, lr=1e-3),
     weights_batch=8,
-    both_batch=2,
+    both_batch=4,
+    noises=2,
     evaluate_every=2,
+)
+
+# For several processes: see tests/fitting/test_processes.py.
+SHARED = replace(
+    SHORT,
+    weights=FitConfig(4, lr=1e-4, grad_clip=1.0, warmup=2),
+    both=FitConfig(4, lr=1e-4, grad_clip=1.0),
+    both_batch=8,
+    weights_batch=16,
 )
 
 
@@ -64,10 +74,12 @@ def test_the_denoising_term_is_that_of_fitting(world) -> None:
     torch.nn.init.zeros_(network.head.weight)
     worn = people.numbers.mean(dim=0, keepdim=True).expand(3, -1, -1, -1)
     same = People(people.pictures, people.latents, people.numbers)
-    config = TrainConfig(both_batch=128, noises=2, jitter=STILL)
+    config = TrainConfig(both_batch=3, noises=86, jitter=STILL)
     loss = _Loss(network, world.base, world.adapters, [same], config, "both", torch.Generator().manual_seed(0))
+    loss._draw = lambda world: (world, torch.arange(3))  # type: ignore[method-assign]
     with torch.no_grad():
         _, metrics = loss(0)
+    assert metrics["weight"] == pytest.approx(float(network.theta(people.numbers).square().mean()), rel=1e-4)
 
     weights = worn.clone().requires_grad_()
     objective = Objective(noises=64)
@@ -81,8 +93,24 @@ def test_the_denoising_term_is_that_of_fitting(world) -> None:
     )
     expected = next(iter(fitted)).metrics["denoising"]
     assert metrics["denoising"] == pytest.approx(expected, rel=0.05)  # as other noises allow
-    theta = network.theta(people.numbers)
-    assert metrics["weight"] == pytest.approx(float(theta.square().mean()), rel=0.2)  # drawn people
+
+
+def test_what_a_worlds_people_have_in_common_counts_less_in_the_gradient(world) -> None:
+    network, gradients = world.network(), dict[float, torch.Tensor]()
+    worlds = [world.people(3), world.people(3, seed=1)]
+    for common in (1.0, 0.25):
+        config, generator = replace(SHORT, both_batch=8, beta=0.0, common=common), torch.Generator().manual_seed(0)
+        loss = _Loss(network, world.base, world.adapters, worlds, config, "both", generator)
+        network.zero_grad()
+        loss(0)[0].backward()
+        gradients[common] = network.head.weight.grad.clone()
+    assert (gradients[0.25] - gradients[1.0]).norm() > 0.1 * gradients[1.0].norm()
+    gradient = torch.randn(8, 2, 1, 3, generator=torch.Generator().manual_seed(1))  # the last loss keeps a quarter
+    for n in (slice(4), slice(4, 8)):
+        less = loss._less_in_common(gradient)[n]
+        torch.testing.assert_close(less, gradient[n] - 0.75 * gradient[n].mean(dim=0))
+    with pytest.raises(ValueError, match="common=2"):
+        replace(SHORT, common=2.0)
 
 
 def test_people_without_numbers_are_left_out_of_the_weight_loss(world) -> None:
@@ -106,7 +134,7 @@ def test_samples_and_curve_are_written_as_it_goes(world, tmp_path: Path) -> None
         *(("weights", step) for step in (1, 2, 3, 4)),
         *(("both", step) for step in (1, 2, 3)),
     ]
-    assert [report.step.samples for report in reports] == [0, 0, 0, 0, 4, 8, 12]
+    assert [report.step.samples for report in reports] == [0, 0, 0, 0, 8, 16, 24]
     lines = [json.loads(line) for line in (tmp_path / CURVE_FILE).read_text().splitlines()]
     assert [(line["phase"], line["step"]) for line in lines] == [
         ("weights", 2),
@@ -156,7 +184,8 @@ def test_a_person_learns_from_their_own_pictures_alone(world) -> None:
     gradients = []
     for one in (people, strange):
         generator = torch.Generator().manual_seed(0)
-        loss = _Loss(world.network(), world.base, world.adapters, [one], SHORT, "both", generator)
+        config = replace(SHORT, common=1.0)
+        loss = _Loss(world.network(), world.base, world.adapters, [one], config, "both", generator)
         worn = people.numbers[:2].clone().requires_grad_()
         loss._denoising(one, torch.tensor([0, 2]), worn).backward()
         gradients.append(worn.grad)

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from hyperdreambooth.base.model import Base
+from hyperdreambooth.errors import UserError
 from hyperdreambooth.files import load_tensors
+from hyperdreambooth.fitting.processes import Processes
 from hyperdreambooth.fitting.steps import FitConfig, steps
 from hyperdreambooth.portraits.captions import Scene, parse
 from recipes import denoiser
@@ -93,3 +95,14 @@ def test_the_loss_falls(fresh_base: Base, generator: torch.Generator) -> None:
     losses = [report.loss for report in run]
     assert sum(losses[-4:]) < 0.93 * sum(losses[:4])
     assert all(name.startswith(("unet.", "text_encoder.")) for name in run.parameters)
+
+
+def test_processes_share_the_loss(fresh_base: Base) -> None:
+    one = world(SCENES, (1, 2, 3), 0)
+    alone, *shares = (
+        float(training_loss(fresh_base, (one,), 6, torch.Generator().manual_seed(5), processes)(0))
+        for processes in (Processes(), Processes(0, 2), Processes(1, 2))
+    )
+    assert sum(shares) / 2 == pytest.approx(alone, rel=1e-5) and abs(shares[0] - shares[1]) > 1e-3 * alone
+    with pytest.raises(UserError, match="6 samples in a batch and 4 processes"):
+        training_loss(fresh_base, (one,), 6, torch.Generator(), Processes(0, 4))

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from itertools import islice
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from hyperdreambooth.errors import UserError
 from hyperdreambooth.evaluation.judges import AttributeReader, Recogniser, SceneClassifier
 from hyperdreambooth.files import load_tensors, save_tensors
 from hyperdreambooth.fitting.preoptimize import PreoptimizeConfig, load_people
+from hyperdreambooth.fitting.processes import Processes
 from hyperdreambooth.fitting.steps import Checkpoint, FitConfig, Run
 from hyperdreambooth.fitting.steps import steps as take
 from hyperdreambooth.hypernetwork.model import build_hypernetwork
@@ -139,6 +140,11 @@ def test_every_row_of_the_budget_is_an_option() -> None:
 def test_the_defaults_take_six_hours_at_most() -> None:
     assert list(Budget().minutes()) == list(STAGES)
     assert 300 < sum(Budget().minutes().values()) <= 360
+
+
+def test_several_processes_are_refused_what_they_cannot_share(shop: Workshop) -> None:
+    with pytest.raises(UserError, match="2 processes for frame, fit, expected one"):
+        next(run(replace(shop, processes=Processes(0, 2)), ["frame", "denoiser", "fit"]))
 
 
 def test_a_dry_run_does_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -58,6 +58,8 @@ def test_people_have_several_pictures_each_in_scenes_of_their_own(portraits: Pic
     assert len(set(portraits.scenes)) > 6
     again = random_people(np.random.RandomState(0), 24, people=1000, per_person=4, size=16)
     assert again.people == portraits.people and torch.equal(again.pictures, portraits.pictures)
+    plain = random_people(np.random.RandomState(0), 24, people=1000, per_person=4, size=16, plain=True)
+    assert plain.people == portraits.people and set(plain.scenes) == {Scene("portrait")}
 
 
 def test_a_sampler_draws_distinct_people_and_pictures(generator: torch.Generator) -> None:
@@ -140,10 +142,11 @@ def test_the_encoder_learns_from_both_worlds_and_resumes(
 ) -> None:
     def run(name: str, config: FitConfig) -> tuple[EncoderTask, list[float]]:
         torch.manual_seed(0)
-        task = EncoderTask(FaceEncoder(EncoderConfig(16, patch=4, width=32, depth=1, heads=2)), embedding=8)
+        task = EncoderTask(FaceEncoder(EncoderConfig(16, patch=4, width=32, depth=1, heads=2)))
         training = torch.Generator().manual_seed(1)
         checkpoint = Checkpoint(tmp_path / name)
-        found = train_encoder(task, portraits, photographs, 8, Batch(4, 2), config, training, checkpoint)
+        worlds = [(portraits, Batch(4, 2)), (photographs, Batch(4, 2))]
+        found = train_encoder(task, worlds, config, training, checkpoint)
         return task, losses(found)
 
     whole, seen = run("whole", FitConfig(12, lr=3e-3))

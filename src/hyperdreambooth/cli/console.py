@@ -25,16 +25,20 @@ _UNITS = {"samples": "through the U-Net", "sheet_samples": "through the U-Net"}
 class Job:
     """One command at work: enter it, say what goes on, and `finish` with the facts.
 
+    Args:
+        as_json: the facts as JSON on standard output, instead of a table.
+        quiet: say nothing: another process of the same command does.
+
     Attributes:
         seconds: of each phase so far.
         notes: what was logged so far.
     """
 
-    def __init__(self, as_json: bool = False) -> None:
+    def __init__(self, as_json: bool = False, quiet: bool = False) -> None:
         self.seconds: dict[str, float] = {}
         self.notes: list[str] = []
-        self._as_json = as_json
-        self._console = Console(stderr=True)
+        self._as_json, self._quiet = as_json, quiet
+        self._console = Console(stderr=True, quiet=quiet)
         self._bar = bars.Progress(
             bars.TextColumn("{task.description:<12}"),
             bars.BarColumn(),
@@ -98,6 +102,8 @@ class Job:
         self._bar.stop()
         seconds = {phase: round(spent, 3) for phase, spent in self.seconds.items()}
         seconds["total"] = round(time.perf_counter() - self._began, 3)
+        if self._quiet:
+            return
         if self._as_json:
             everything = {**facts, "seconds": seconds, "notes": self.notes, "versions": _versions()}
             print(json.dumps(everything, default=str))

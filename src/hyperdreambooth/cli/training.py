@@ -111,9 +111,15 @@ def train(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print all settings and stop.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """People and the fitted numbers of some of them to a hypernetwork, for personalize --hypernetwork."""
+    """People and the fitted numbers of some of them to a hypernetwork, for personalize --hypernetwork.
+
+    Processes share the work under a launcher: torchrun --standalone --nproc-per-node 2 --no-python hdb train ...
+    """
     check_outputs(output / "curve.jsonl")
-    with Job(as_json) as job:
+    from hyperdreambooth.fitting.processes import Processes
+
+    processes = Processes.started()
+    with Job(as_json, quiet=not processes.main) as job:
         booth = load_booth(job, base)
         from hyperdreambooth.hypernetwork import model, training
         from hyperdreambooth.people import ENCODE, READ, encode_crowd, read_people, split_people
@@ -139,7 +145,7 @@ def train(
         samples, phases = 0, config.phases()
         with job.phase(TRAIN):
             for report in training.train(
-                network.to(booth.base.device), booth.base, booth.adapters, worlds, held_out, output, config
+                network.to(booth.base.device), booth.base, booth.adapters, worlds, held_out, output, config, processes
             ):
                 samples = report.step.samples
                 done = list(phases).index(report.phase) + report.step.progress

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from hyperdreambooth.errors import UserError, WorkError
 from hyperdreambooth.files import load_tensors, save_tensors
+from hyperdreambooth.fitting.processes import ALONE, Processes
 
 Loss = Callable[[int], Tensor | tuple[Tensor, Mapping[str, float]]]
 
@@ -145,13 +146,14 @@ class Run:
         checkpoint: Checkpoint | None,
         generators: Mapping[str, torch.Generator],
         samples: int,
+        processes: Processes,
     ) -> None:
         fixed = [name for name, p in parameters.items() if not (p.requires_grad and p.is_leaf)]
         if fixed or not parameters:
             raise ValueError(f"cannot train {fixed or 'nothing'}: expected leaf tensors that require gradients")
         self.parameters, self.loss, self.config = dict(parameters), loss, config
         self.checkpoint, self.generators = checkpoint, dict(generators)
-        self.samples_per_call = samples
+        self.samples_per_call, self.processes = samples, processes
         self.step, self.seconds = 0, 0.0
         self._average = _Average(self.parameters, config)
         self._optimizer = torch.optim.AdamW(
@@ -193,8 +195,8 @@ class Run:
                 self.save()
 
     def save(self) -> None:
-        """Write the checkpoint, if the run has one and has moved since."""
-        if self.checkpoint is None or self._saved_step == self.step:
+        """Write the checkpoint, if the run has one and has moved since; of several processes, the main one's does."""
+        if self.checkpoint is None or self._saved_step == self.step or not self.processes.main:
             return
         tensors = {f"parameter/{name}": p for name, p in self.parameters.items()}
         tensors |= {f"average/{name}": p for name, p in self._average.tensors.items()}
@@ -236,13 +238,13 @@ class Run:
             torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.grad_clip)
         self._optimizer.step()
         self.step += 1
-        self.seconds += time.perf_counter() - began
+        self.seconds = self.processes.agree(self.seconds + time.perf_counter() - began)
         self._average.update(self.parameters, self.progress)
         samples = self.step * self.config.accumulate * self.samples_per_call
         return StepReport(self.step, loss, metrics, self.seconds, lr, samples, self.progress)
 
     def _gradients(self) -> tuple[float, dict[str, float]]:
-        """Accumulate the gradients of one step; the loss and its metrics, averaged over the calls."""
+        """Accumulate the gradients of one step; the loss and its metrics, averaged over calls and processes."""
         share = 1.0 / self.config.accumulate
         device = next(iter(self.parameters.values())).device
         total, metrics = 0.0, dict[str, float]()
@@ -254,6 +256,9 @@ class Run:
             total += share * loss.item()
             for name, value in extra.items():
                 metrics[name] = metrics.get(name, 0.0) + share * float(value)
+        self.processes.average_([p.grad for p in self.parameters.values() if p.grad is not None])
+        total, *means = self.processes.mean([total, *metrics.values()])
+        metrics = dict(zip(metrics, means, strict=True))
         if not math.isfinite(total):
             raise WorkError(
                 f"the loss of step {self.step} is {total}, expected a finite number: lower lr={self.config.lr}"
@@ -269,6 +274,7 @@ def steps(
     checkpoint: Checkpoint | None = None,
     generators: Mapping[str, torch.Generator] | None = None,
     samples: int = 0,
+    processes: Processes = ALONE,
 ) -> Run:
     """Minimise `loss` over `parameters`: an iterable of one StepReport per step.
 
@@ -280,13 +286,15 @@ def steps(
             caller stops iterating. If the file exists, the run continues from it; the result is the uninterrupted
             run's, bit for bit (with a budget in steps).
         generators: the random generators that `loss` draws from; their states travel in the checkpoint.
-        samples: samples through the U-Net of one call of the loss, for the reports.
+        samples: samples through the U-Net of one call of the loss, in all processes, for the reports.
+        processes: those that take the steps together. Each calls `loss`, which takes its share of the batch from
+            generators in the same state; its mean over the processes must be the loss of the whole.
 
     Raises:
         UserError: the checkpoint is of another model or no checkpoint (at once).
         WorkError: the loss is not finite, or the disk is full (while iterating).
     """
-    return Run(parameters, loss, config, checkpoint, generators or {}, samples)
+    return Run(parameters, loss, config, checkpoint, generators or {}, samples, processes)
 
 
 def _copy(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:

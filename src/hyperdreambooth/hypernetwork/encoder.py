@@ -18,8 +18,9 @@ from hyperdreambooth.files import load_tensors, save_tensors
 class EncoderConfig:
     """Sizes of a face encoder; `picture_size` is a multiple of `patch`, `patch` a power of 2.
 
-    With `pretrained`, a vision transformer of the transformers library by folder or hub id, `patch`, `width`, `depth`
-    and `heads` are its own; it stays frozen, and is never saved beside the numbers learnt here.
+    With `pretrained`, a vision transformer of the transformers library that has a class token, by folder or hub id,
+    `patch`, `width`, `depth` and `heads` are its own; it stays frozen, and is never saved beside the numbers learnt
+    here.
     """
 
     picture_size: int = 64
@@ -33,9 +34,10 @@ class EncoderConfig:
 
 
 class FaceEncoder(nn.Module):
-    """A vision transformer with a convolutional stem: (N, 3, H, W) in [0, 1] -> (N, F, width), F patches.
+    """A vision transformer with a convolutional stem: (N, 3, H, W) in [0, 1] -> (N, F, width), the whole face first.
 
-    The stem, a few convolutions for each halving up to the patch, lets it learn to see from few pictures.
+    The first feature, of unit spread, is of the whole face, as a class token is; the others are of one patch each. The
+    stem, a few convolutions for each halving up to the patch, lets the encoder learn to see from few pictures.
     """
 
     def __init__(self, config: EncoderConfig) -> None:
@@ -45,16 +47,19 @@ class FaceEncoder(nn.Module):
         halvings = config.patch.bit_length() - 1
         channels = [3, *(config.width >> (halvings - 1 - i) for i in range(halvings))]
         self.stem = nn.Sequential(*(_Halving(n, m) for n, m in pairwise(channels)))
-        self.position = nn.Parameter(torch.randn((config.picture_size // config.patch) ** 2, config.width) * 0.02)
+        patches = (config.picture_size // config.patch) ** 2
+        self.position = nn.Parameter(torch.randn(patches, config.width) * 0.02)
         self.blocks = blocks(config.width, config.heads, config.depth)
         self.norm = nn.LayerNorm(config.width)
+        self.whole = nn.Linear(patches * config.width, config.width)  # each patch by itself: faces are aligned
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """Pictures (N, 3, H, W) in [0, 1] of any size -> features (N, F, width)."""
+        """Pictures (N, 3, H, W) in [0, 1] of any size -> features (N, F, width), F = 1 + patches."""
         x = self.stem(pixels(pictures, self.config))  # (N, width, h, w)
-        x = x.flatten(2).mT + self.position  # (N, F, width)
-        features: Tensor = self.norm(self.blocks(x))
-        return features
+        x = x.flatten(2).mT + self.position  # (N, F - 1, width)
+        patches = self.norm(self.blocks(x))  # (N, F - 1, width)
+        whole = F.layer_norm(self.whole(patches.flatten(1)), (self.width,))  # (N, width)
+        return torch.cat([whole.unsqueeze(1), patches], dim=1)
 
     def save(self, path: str | Path) -> None:
         """Write the encoder's parameters, so that a hypernetwork can start from them."""
@@ -84,7 +89,7 @@ class _Halving(nn.Module):
 
 
 class PretrainedEncoder(nn.Module):
-    """A frozen vision transformer of the transformers library: (N, 3, H, W) in [0, 1] -> (N, F, width)."""
+    """A frozen vision transformer of the transformers library: (N, 3, H, W) in [0, 1] -> (N, F, width), class first."""
 
     def __init__(self, model: nn.Module, config: EncoderConfig) -> None:
         super().__init__()

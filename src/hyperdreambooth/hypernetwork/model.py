@@ -21,7 +21,7 @@ from hyperdreambooth.files import load_tensors, save_tensors
 from hyperdreambooth.hypernetwork.encoder import EncoderConfig, blocks, build_encoder, load_parameters
 from hyperdreambooth.lidb import LiDBSpace, SpaceInfo
 
-FORMAT = "hyperdreambooth-hypernetwork-1"
+FORMAT = "hyperdreambooth-hypernetwork-2"
 
 
 @dataclass(frozen=True)
@@ -116,8 +116,12 @@ class HyperNetwork(nn.Module):
         return theta.unsqueeze(2)
 
     def _delta(self, face: Tensor, theta: Tensor) -> Tensor:
-        """One round of eq. 3: the face (N, F, hidden) and the last theta (N, S, a + b) -> its change."""
-        tokens = self.position + self.feedback(theta)  # (N, S, hidden)
+        """One round of eq. 3: the face (N, F, hidden) and the last theta (N, S, a + b) -> its change.
+
+        Each site's token holds the whole face from the start: what attention had to bring there first, among all that
+        is the same for everybody, was learnt late.
+        """
+        tokens = self.position + self.feedback(theta) + face[:, :1]  # (N, S, hidden)
         sequence = self.decoder(torch.cat([face, tokens], dim=1))  # (N, F + S, hidden)
         delta: Tensor = self.head(self.norm(sequence[:, face.shape[1] :]))  # (N, S, a + b)
         return delta
@@ -171,7 +175,7 @@ class HyperNetwork(nn.Module):
 
     @classmethod
     def load(cls, path: str | Path, space: LiDBSpace, base: str, base_name: str = "") -> HyperNetwork:
-        """Read a hypernetwork for this space and base (its fingerprint); float32, on the CPU, in evaluation mode.
+        """Read a hypernetwork for this space and base (its fingerprint); float32, on the CPU, frozen, for evaluation.
 
         Raises:
             BadFile: not a whole, sound hypernetwork file. WrongBase, WrongSpace: made for another base or space.
@@ -179,6 +183,8 @@ class HyperNetwork(nn.Module):
         tensors, metadata = load_tensors(path)
         if metadata.get("format") != FORMAT:
             got = metadata.get("format", "no format")
+            if got.startswith(FORMAT.rstrip("0123456789")):
+                raise BadFile(f"{path} holds {got} of another version, expected {FORMAT}: train it anew")
             raise BadFile(f"{path} holds {got}, expected {FORMAT}: give the file of a hypernetwork")
         try:
             config = _config(json.loads(metadata["config"]))
@@ -193,7 +199,7 @@ class HyperNetwork(nn.Module):
         _check_space(path, made_in, space.info)
         network = build_hypernetwork(config, space, base, base_name)
         load_parameters(network, network._with_pretrained(tensors), path)
-        network.eval()
+        network.eval().requires_grad_(False)
         return network
 
     def _own(self) -> dict[str, Tensor]:

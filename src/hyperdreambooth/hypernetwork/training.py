@@ -9,7 +9,6 @@ stop at any moment, run the same again to go on.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,9 +18,10 @@ from torch import Tensor
 
 from hyperdreambooth.base.diffusion import denoising_loss
 from hyperdreambooth.base.model import Base
-from hyperdreambooth.files import write_atomically
 from hyperdreambooth.fitting.plan import digest, keep_plan
+from hyperdreambooth.fitting.processes import ALONE, Processes
 from hyperdreambooth.fitting.steps import Checkpoint, FitConfig, Run, StepReport, steps
+from hyperdreambooth.hypernetwork.curve import Curve
 from hyperdreambooth.hypernetwork.jitter import Jitter
 from hyperdreambooth.hypernetwork.model import HyperNetwork
 from hyperdreambooth.lidb import Adapters
@@ -46,13 +46,18 @@ class TrainConfig:
     beta: float = 0.02  # theta has unit spread: its loss starts at 1, where people differ by hundredths in the other
     weights_batch: int = 128  # people
     both_batch: int = 32  # people
-    noises: int = 2  # K, samples through the U-Net per person and step
+    noises: int = 3  # K, samples through the U-Net per person and step
+    common: float = 0.25  # how much of the gradient that the people of a batch share is kept, see `_Loss`
     prompt: str = "a [V] face"
     min_snr: float | None = None
     jitter: Jitter = field(default_factory=Jitter)  # of the pictures that the encoder sees
     freeze_encoder: bool = False
     evaluate_every: int = 200  # steps between two lines of the curve
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.common <= 1.0:
+            raise ValueError(f"got common={self.common}, expected 0 to 1")
 
     def phases(self) -> dict[str, FitConfig]:
         """The phases to run, by name, in order."""
@@ -107,6 +112,7 @@ def train(
     held_out: Mapping[str, People],
     folder: Path | str,
     config: TrainConfig,
+    processes: Processes = ALONE,
 ) -> Iterator[TrainReport]:
     """Train `network` in place, a report per step; at the end it holds, as `RESULT_FILE` does, the averaged iterates.
 
@@ -116,29 +122,51 @@ def train(
         worlds: the people to learn from, by name of their world; tensors may stay on the CPU.
         held_out: people who are not among them; measured on as it goes, and written to `CURVE_FILE`.
         folder: made if absent. Where it holds a run of the same network, people and settings, that goes on.
+        processes: those that train together, all called with the same arguments; each takes its share of the people in
+            every batch, the main one measures and writes.
 
     Raises:
-        UserError: the folder holds a run of another network, base, space, of other people or settings.
+        UserError: the folder holds a run of another network, base, space, of other people or settings; or processes
+            that cannot share the people of a world in a batch evenly.
     """
     folder = Path(folder)
-    _keep_plan(folder, network, worlds, held_out, config)
+    for batch in (config.weights_batch, config.both_batch):
+        processes.check_share(batch // len(worlds), "people of each world")
+    if processes.main:
+        _keep_plan(folder, network, worlds, held_out, config)
+    processes.wait()
     network.set_statistics(torch.cat([people.numbers for people in worlds.values()]).to(base.device))
+    network.requires_grad_(True)
     network.encoder.requires_grad_(not config.freeze_encoder and network.config.encoder.pretrained is None)
     left = _after_finished(folder, network, config)
-    measures = [_HeldOut(name, people, network, base, adapters, config) for name, people in held_out.items()]
+    processes.wait()
+    measured = held_out if processes.main else {}
+    measures = [_HeldOut(name, people, network, base, adapters, config) for name, people in measured.items()]
     for number, phase, fit in left:
         generator = torch.Generator().manual_seed(config.seed + number)
-        loss = _Loss(network, base, adapters, list(worlds.values()), config, phase, generator)
+        loss = _Loss(network, base, adapters, list(worlds.values()), config, phase, generator, processes)
         parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
         checkpoint = _checkpoint(folder, phase)
         run = steps(
-            parameters, loss, fit, checkpoint=checkpoint, generators={"training": generator}, samples=loss.samples
+            parameters,
+            loss,
+            fit,
+            checkpoint=checkpoint,
+            generators={"training": generator},
+            samples=loss.samples,
+            processes=processes,
         )
-        yield from _followed(run, phase, network, measures, folder / CURVE_FILE, config.evaluate_every)
+        curve = Curve(folder / CURVE_FILE) if processes.main else None
+        yield from _followed(run, phase, network, measures, curve, config.evaluate_every)
         network.load_state_dict({**network.state_dict(), **run.averages})
-        network.save(_result(folder, phase), torch.float32)
-        Path(checkpoint.path).unlink(missing_ok=True)
-    network.eval().save(folder / RESULT_FILE)
+        processes.wait()  # until all have read what is removed now
+        if processes.main:
+            network.save(_result(folder, phase), torch.float32)
+            Path(checkpoint.path).unlink(missing_ok=True)
+    network.eval()
+    if processes.main:
+        network.save(folder / RESULT_FILE)
+    processes.wait()
 
 
 def _keep_plan(
@@ -186,7 +214,14 @@ def _checkpoint(folder: Path, phase: str) -> Checkpoint:
 
 
 class _Loss:
-    """Eq. 2, or its second term alone, on people drawn anew at every call."""
+    """Eq. 2, or its second term alone, on people drawn anew at every call.
+
+    The people of a world meet the same noises, timesteps and views at the same step. Then a part of the gradient (two
+    fifths, measured on 32 portraits: see docs/notes.md) is the same for all of them. It tells nobody from anybody else,
+    and taking most of it away takes noise from what does; with many people in a batch, little else goes with it.
+
+    Of several processes each draws everything, and keeps its share of the people with all that is theirs.
+    """
 
     def __init__(
         self,
@@ -197,9 +232,10 @@ class _Loss:
         config: TrainConfig,
         phase: str,
         generator: torch.Generator,
+        processes: Processes = ALONE,
     ) -> None:
         self.network, self.base, self.adapters, self.worlds = network, base, adapters, worlds
-        self.config, self.generator = config, generator
+        self.config, self.generator, self.processes = config, generator, processes
         self.denoises = phase == "both"
         self.people = (config.both_batch if self.denoises else config.weights_batch) // len(worlds)  # of each world
         self.samples = self.people * len(worlds) * config.noises if self.denoises else 0
@@ -208,12 +244,16 @@ class _Loss:
         """The loss of one batch, and its terms as they are without alpha and beta."""
         config = self.config
         drawn = [self._draw(people) for people in self.worlds]
-        theta = self.network(torch.cat([self._seen(world, rows) for world, rows in drawn]))  # (N, S, 1, a + b)
+        share = self.processes.share
+        seen = torch.cat([share(self._seen(world, rows)) for world, rows in drawn])
+        theta = self.network(seen)  # (N, S, 1, a + b)
         weight = self._weight_loss(theta, drawn)
         if not self.denoises:
             return weight, {"weight": weight.item()}
         numbers = self.network.numbers(theta)
-        parts = zip(drawn, numbers.split(self.people), strict=True)
+        if numbers.requires_grad:
+            numbers.register_hook(self._less_in_common)
+        parts = zip(drawn, numbers.split(len(numbers) // len(drawn)), strict=True)
         denoising = torch.stack([self._denoising(*some, worn) for some, worn in parts]).mean()
         metrics = {"weight": weight.item(), "denoising": denoising.item()}
         return config.alpha * denoising + config.beta * weight, metrics
@@ -230,22 +270,31 @@ class _Loss:
 
     def _weight_loss(self, theta: Tensor, drawn: list[tuple[People, Tensor]]) -> Tensor:
         """Mean of (theta_hat - theta)^2 over all numbers of the people who have some."""
+        everybody = torch.cat([rows < len(world.numbers) for world, rows in drawn]).sum().clamp(min=1)
+        drawn = [(world, self.processes.share(rows)) for world, rows in drawn]
         fitted = [world.numbers[rows.clamp(max=len(world.numbers) - 1)] for world, rows in drawn]
         known = torch.cat([rows < len(world.numbers) for world, rows in drawn]).to(theta.device)  # (N,)
         target = self.network.theta(torch.cat(fitted).to(theta.device))
         apart = (theta - target).square().mean(dim=(1, 2, 3))  # (N,)
-        return (apart * known).sum() / known.sum().clamp(min=1)
+        return (apart * known).sum() * self.processes.count / everybody.to(theta.device)
 
     def _denoising(self, world: People, rows: Tensor, worn: Tensor) -> Tensor:
-        """Mean denoising loss of people who wear `worn` (n, S, 1, a + b), on views of their own, in K noises each."""
-        tiled = rows.repeat(self.config.noises)  # (K * n,), as adapters take it
-        views = torch.randint(world.latents.shape[1], tiled.shape, generator=self.generator)
-        noise = torch.randn((len(tiled), *world.latents.shape[2:]), generator=self.generator)
-        # The timesteps of a batch are spread evenly over all noise levels.
-        shift = torch.rand(1, generator=self.generator)
-        levels = (shift + torch.randperm(len(tiled), generator=self.generator) / len(tiled)) % 1.0
-        losses = _worn_loss(self.base, self.adapters, worn, world, (tiled, views), levels, noise, self.config)
-        return losses.mean()
+        """Mean denoising loss of people who wear `worn` (n, S, 1, a + b), all in the same K views and noises."""
+        count, rows = self.config.noises, self.processes.share(rows)
+        views = torch.randint(world.latents.shape[1], (count,), generator=self.generator)
+        noise = torch.randn((count, *world.latents.shape[2:]), generator=self.generator)
+        # The timesteps are spread evenly over all noise levels.
+        levels = (torch.rand(1, generator=self.generator) + torch.arange(count) / count) % 1.0
+        places = rows.repeat(count), views.repeat_interleave(len(rows))  # (K * n,) each, as adapters take it
+        levels, noise = (t.repeat_interleave(len(rows), dim=0) for t in (levels, noise))
+        return _worn_loss(self.base, self.adapters, worn, world, places, levels, noise, self.config).mean()
+
+    def _less_in_common(self, gradient: Tensor) -> Tensor:
+        """A gradient of N people (N, S, 1, a + b), less of its mean over each world's people of all processes."""
+        worlds = gradient.unflatten(0, (len(self.worlds), -1))  # (worlds, n, S, 1, a + b)
+        mean = worlds.mean(dim=1, keepdim=True)
+        self.processes.average_([mean])
+        return (worlds - (1.0 - self.config.common) * mean).flatten(0, 1)
 
 
 class _HeldOut:
@@ -330,28 +379,18 @@ def _worn_loss(
 
 
 def _followed(
-    run: Run, phase: str, network: HyperNetwork, measures: list[_HeldOut], curve: Path, every: int
+    run: Run, phase: str, network: HyperNetwork, measures: list[_HeldOut], curve: Curve | None, every: int
 ) -> Iterator[TrainReport]:
     """The run's reports; every so many steps, and at the end, the averaged network is measured and the curve grows."""
-    _forget_after(curve, phase, run.step)
+    if curve is not None:
+        curve.forget_after(phase, run.step)
     for step in run:
         held_out = dict[str, float]()
-        if step.step % every == 0 or step.progress >= 1.0:
+        if curve is not None and (step.step % every == 0 or step.progress >= 1.0):
             with run.averaged():
                 network.eval()
                 for measure in measures:
                     held_out |= measure(network)
                 network.train()
-            line = json.dumps({"phase": phase, **asdict(step), "held_out": held_out})
-            _write(curve, [*curve.read_text().splitlines(), line])
+            curve.add({"phase": phase, **asdict(step), "held_out": held_out})
         yield TrainReport(phase, step, held_out)
-
-
-def _forget_after(curve: Path, phase: str, step: int) -> None:
-    """Drop the lines of steps that were lost with a process that died, and will be taken again."""
-    lines = curve.read_text().splitlines() if curve.exists() else []
-    _write(curve, [line for line in lines if (at := json.loads(line))["phase"] != phase or at["step"] <= step])
-
-
-def _write(curve: Path, lines: list[str]) -> None:
-    write_atomically(curve, lambda part: part.write_text("".join(f"{line}\n" for line in lines)))
