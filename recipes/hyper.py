@@ -127,7 +127,7 @@ def train_network(
 
 
 def last_of_curve(folder: Path) -> dict[str, dict[str, Any]]:
-    """The last line of each phase in the curve of a training, by name of the phase."""
+    """The last line of each phase in the curve of a training, by name of the phase; none without a curve."""
     return {str(line["phase"]): line for line in Curve(folder / CURVE_FILE).lines()}
 
 

@@ -14,7 +14,7 @@ from hyperdreambooth.embedded import BASE, DEMO_PHOTO, FOLDER, HYPERNETWORK, JUD
 from hyperdreambooth.evaluation.judges import AttributeReader, Judge, Recogniser, SceneClassifier
 from hyperdreambooth.files import load_tensors, save_tensors, write_atomically
 from hyperdreambooth.hypernetwork.model import HyperNetwork
-from hyperdreambooth.hypernetwork.training import CURVE_FILE, RESULT_FILE
+from hyperdreambooth.hypernetwork.training import RESULT_FILE
 from hyperdreambooth.pipeline import space_of
 from hyperdreambooth.portraits.person import Person
 from hyperdreambooth.portraits.renderer import render
@@ -117,7 +117,7 @@ def ship_hypernetwork(shop: Workshop, base: Base) -> None:
     folder = shop.cache / "hypernetwork"
     file = shop.out / HYPERNETWORK.relative_to(FOLDER)
     HyperNetwork.load(folder / RESULT_FILE, space_of(base), base.fingerprint, base.name).save(file)
-    curve = hyper.last_of_curve(folder) if (folder / CURVE_FILE).exists() else {}
+    curve = hyper.last_of_curve(folder)
     names = {f"hypernetwork, {phase}": line["seconds"] for phase, line in curve.items()}
     seconds = {name: spent + _earlier(shop).get(name, 0.0) for name, spent in names.items()}
     held_out = {"people it never saw, at the end": curve["both"]["held_out"]} if "both" in curve else {}

@@ -69,6 +69,8 @@ class Processes:
 
     def mean(self, values: Sequence[float]) -> list[float]:
         """The means of some numbers over all processes."""
+        if self.count == 1:
+            return list(values)
         numbers = [torch.tensor(value, dtype=torch.float64) for value in values]
         self.average_(numbers)
         return [number.item() for number in numbers]
