@@ -19,7 +19,6 @@ from hyperdreambooth.portraits.person import Person
 from recipes.pictures import Pictures, as_floats
 
 CAPTION_DROPPED = 0.1  # for classifier-free guidance
-MIN_SNR: float | None = None  # plain errors of v: min-SNR takes the weight off the noisiest levels, where faces form
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,8 @@ def training_loss(
         noise = torch.randn(latents.shape, generator=generator)
         latents, timesteps, noise = (processes.share(t).to(base.device) for t in (latents, timesteps, noise))
         states = base.encode_prompts(processes.share(captions))  # (N, L, D)
-        return denoising_loss(base, latents, states, timesteps, noise, min_snr=MIN_SNR).mean()
+        # Plain errors: min-SNR takes the weight off the noisiest levels, where faces form.
+        return denoising_loss(base, latents, states, timesteps, noise).mean()
 
     return loss
 

@@ -202,7 +202,8 @@ def train_hypernetwork(shop: Workshop) -> Iterator[str]:
         return
     booth = HyperDreamBooth(shop.trained_base())
     network = build_hypernetwork(shop.sizes.hypernetwork, booth.space, booth.fingerprint, booth.base.name)
-    if (start := shop.weights("hypernetwork-start")).exists():
+    start = shop.weights("hypernetwork-start")
+    if start.exists():
         load_parameters(network, load_tensors(start)[0], start)
     network.encoder.load(shop.weights("encoder"))
     fitted = {
@@ -217,6 +218,8 @@ def train_hypernetwork(shop: Workshop) -> Iterator[str]:
         freeze_encoder=True,  # it can tell people apart already, and would forget photographs: there are few
         evaluate_every=CURVE_EVERY,
     )
+    if start.exists():  # it is past the weight loss
+        config = replace(config, weights=None)
     minutes, lr = shop.budget.hypernetwork_minutes, shop.budget.hypernetwork_lr
     yield from hyper.train_network(network.to(shop.device), booth, fitted, out, config, minutes, lr, shop.processes)
 

@@ -114,7 +114,8 @@ def train_network(
     split = {world: split_people(booth.base, crowd, folder) for world, (crowd, folder) in fitted.items()}
     training = {world: some["people"] for world, (some, _) in split.items()}
     held_out = {world: some["people"] for world, (_, some) in split.items()}
-    seconds = {"weights": 60 * minutes * WEIGHTS_SHARE, "both": 60 * minutes * (1 - WEIGHTS_SHARE)}
+    first = 60 * minutes * WEIGHTS_SHARE if config.weights is not None else 0.0
+    seconds = {"weights": first, "both": 60 * minutes - first}
     phases = {
         name: replace(fit, steps=UNTIL_TIME_IS_UP, seconds=seconds[name], lr=lr)
         for name, fit in config.phases().items()

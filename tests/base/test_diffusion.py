@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from hyperdreambooth.base.diffusion import denoising_loss
+from hyperdreambooth.base.diffusion import Weighting, denoising_loss
 from hyperdreambooth.base.model import Base
 
 TYPES = ("epsilon", "v_prediction", "sample")
@@ -63,7 +63,16 @@ def test_min_snr_clips_the_weight_of_the_error_in_x(fresh_base: Base, generator:
     }[kind]
     weight = (kept / (1 - kept)).clamp(max=5.0).flatten()
     expected = weight * (implied - values["latents"]).square().mean(dim=(1, 2, 3))
-    torch.testing.assert_close(denoising_loss(fresh_base, **values, min_snr=5.0), expected, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(
+        denoising_loss(fresh_base, **values, weighting=Weighting(min_snr=5.0)), expected, rtol=1e-3, atol=1e-5
+    )
+
+
+def test_fading_weighs_by_a_power_of_the_share_of_signal(tiny_base: Base, generator: torch.Generator) -> None:
+    values = batch(tiny_base, generator)
+    kept = DDPMScheduler(beta_schedule="squaredcos_cap_v2").alphas_cumprod[values["timesteps"]]
+    expected = kept**0.3 * denoising_loss(tiny_base, **values)
+    torch.testing.assert_close(denoising_loss(tiny_base, **values, weighting=Weighting(fade=0.3)), expected)
 
 
 def test_samples_do_not_touch_each_other(tiny_base: Base, generator: torch.Generator) -> None:

@@ -15,6 +15,7 @@ from hyperdreambooth.fitting.processes import ALONE, Processes
 
 ROOT = Path(__file__).parents[2]
 TOGETHER = """
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +34,11 @@ portraits = world.people(12)
 portraits = replace(portraits, numbers=portraits.numbers[:5])  # processes meet different numbers of those who have some
 worlds = {{"portraits": portraits, "photographs": world.people(8, views=1, seed=1)}}
 held_out = {{"portraits": world.people(4, seed=7)}}
-reports = list(train(network, world.base, world.adapters, worlds, held_out, folder, SHARED, processes))
+reports = []
+for report in train(network, world.base, world.adapters, worlds, held_out, folder, SHARED, processes):
+    reports.append(report)
+    if len(reports) == {killed_after}:
+        os._exit(9)
 figures = {{name: [r.step.metrics.get(name, 0.0) for r in reports] for name in ("weight", "denoising")}}
 figures |= {{"loss": [r.step.loss for r in reports], "samples": [r.step.samples for r in reports]}}
 tensors = {{name: torch.tensor(values, dtype=torch.float64) for name, values in figures.items()}}
@@ -41,13 +46,18 @@ save_tensors(folder / f"seen-{{processes.index}}.safetensors", tensors | dict(ne
 """
 
 
+def launched(folder: Path, count: int, killed_after: int = 0) -> subprocess.CompletedProcess[str]:
+    """The training above by so many processes, which die at their n-th report where that is asked for."""
+    script = folder / "train.py"
+    folder.mkdir(exist_ok=True)
+    script.write_text(TOGETHER.format(root=str(ROOT), folder=str(folder), killed_after=killed_after))
+    launch = ["-m", "torch.distributed.run", "--nproc-per-node", str(count), "--standalone"] if count > 1 else []
+    return subprocess.run([sys.executable, *launch, str(script)], capture_output=True, text=True, timeout=300)
+
+
 def trained(folder: Path, count: int) -> list[dict[str, torch.Tensor]]:
     """What each of so many processes saw and ended with."""
-    script = folder / "train.py"
-    folder.mkdir()
-    script.write_text(TOGETHER.format(root=str(ROOT), folder=str(folder)))
-    launch = ["-m", "torch.distributed.run", "--nproc-per-node", str(count), "--standalone"] if count > 1 else []
-    done = subprocess.run([sys.executable, *launch, str(script)], capture_output=True, text=True, timeout=300)
+    done = launched(folder, count)
     assert done.returncode == 0, done.stderr[-2000:]
     return [load_tensors(folder / f"seen-{index}.safetensors")[0] for index in range(count)]
 
@@ -55,6 +65,13 @@ def trained(folder: Path, count: int) -> list[dict[str, torch.Tensor]]:
 def test_two_processes_train_as_one_does_and_only_one_writes(tmp_path: Path) -> None:
     alone = trained(tmp_path / "one", 1)[0]
     first, second = trained(tmp_path / "two", 2)
+    assert launched(tmp_path / "killed", 2, killed_after=6).returncode != 0  # in the second step of the second phase
+    assert not (tmp_path / "killed" / "seen-0.safetensors").exists()
+    for resumed, whole in zip(trained(tmp_path / "killed", 2), (first, second), strict=True):
+        assert len(resumed["loss"]) == 3  # the step whose report was the last is taken again
+        torch.testing.assert_close(resumed["loss"], whole["loss"][-3:], rtol=1e-6, atol=1e-7)
+        for name in whole.keys() - {"weight", "denoising", "loss", "samples"}:
+            torch.testing.assert_close(resumed[name], whole[name], rtol=1e-5, atol=1e-6, msg=name)
     for name in alone:
         assert torch.equal(first[name], second[name]), name
         torch.testing.assert_close(

@@ -158,6 +158,8 @@ def test_the_first_feature_is_of_the_whole_face_and_of_unit_spread(world) -> Non
     features = encoder(shown)
     assert features.shape == (2, 1 + 16, 32)
     torch.testing.assert_close(features[:, 0].std(dim=1, unbiased=False), torch.ones(2), atol=1e-3, rtol=0)
+    together = features[:, 1:].flatten(1) @ encoder.whole.weight.T + encoder.whole.bias  # each patch by itself
+    torch.testing.assert_close(features[:, 0], functional.layer_norm(together, (32,)), atol=1e-5, rtol=1e-4)
     corner = shown.clone()
     corner[:, :, -4:, -4:] = 0.0
     assert (encoder(corner)[:, 0] - features[:, 0]).abs().max() > 1e-3

@@ -29,8 +29,8 @@ SHORT = TrainConfig(
 # For several processes: see tests/fitting/test_processes.py.
 SHARED = replace(
     SHORT,
-    weights=FitConfig(4, lr=1e-4, grad_clip=1.0, warmup=2),
-    both=FitConfig(4, lr=1e-4, grad_clip=1.0),
+    weights=FitConfig(4, lr=1e-4, grad_clip=1.0, warmup=2, checkpoint_every_seconds=0.0),
+    both=FitConfig(4, lr=1e-4, grad_clip=1.0, checkpoint_every_seconds=0.0),
     both_batch=8,
     weights_batch=16,
 )
@@ -82,7 +82,7 @@ def test_the_denoising_term_is_that_of_fitting(world) -> None:
     assert metrics["weight"] == pytest.approx(float(network.theta(people.numbers).square().mean()), rel=1e-4)
 
     weights = worn.clone().requires_grad_()
-    objective = Objective(noises=64)
+    objective = Objective(noises=64, weighting=config.weighting)
     fitted = fit(
         world.base,
         {"weights": weights},

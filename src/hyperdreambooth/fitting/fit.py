@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hyperdreambooth.base.diffusion import denoising_loss
+from hyperdreambooth.base.diffusion import PLAIN, Weighting, denoising_loss
 from hyperdreambooth.base.model import Base
 from hyperdreambooth.fitting.steps import Checkpoint, FitConfig, Run, steps
 from hyperdreambooth.lidb.basis import random_state
@@ -36,7 +36,7 @@ class Objective:
     seed: int = 0  # of the noise sequence
     window: tuple[float, float] = (0.0, 1.0)
     pull: float = 0.0
-    min_snr: float | None = None
+    weighting: Weighting = PLAIN  # of the noise levels
 
 
 @dataclass(frozen=True)
@@ -171,5 +171,5 @@ def _denoising(
     noise = draw.noise.to(base.device).repeat_interleave(people, dim=0)  # (K * N, C, h, w)
     with wear():
         states = base.encode_prompts([objective.prompt] * people).repeat(noises, 1, 1)  # (K * N, L, D)
-        losses = denoising_loss(base, latents, states, timesteps, noise, masks, objective.min_snr)  # (K * N,)
+        losses = denoising_loss(base, latents, states, timesteps, noise, masks, objective.weighting)  # (K * N,)
     return losses.view(noises, people).mean(dim=0)  # (N,)

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hyperdreambooth.base.diffusion import denoising_loss
+from hyperdreambooth.base.diffusion import PLAIN, Weighting, denoising_loss
 from hyperdreambooth.base.model import Base
 from hyperdreambooth.fitting.plan import digest, keep_plan
 from hyperdreambooth.fitting.processes import ALONE, Processes
@@ -49,7 +49,7 @@ class TrainConfig:
     noises: int = 3  # K, samples through the U-Net per person and step
     common: float = 0.25  # how much of the gradient that the people of a batch share is kept, see `_Loss`
     prompt: str = "a [V] face"
-    min_snr: float | None = None
+    weighting: Weighting = Weighting(fade=0.3)  # noqa: RUF009  # frozen; of the noise levels, in training
     jitter: Jitter = field(default_factory=Jitter)  # of the pictures that the encoder sees
     freeze_encoder: bool = False
     evaluate_every: int = 200  # steps between two lines of the curve
@@ -287,7 +287,8 @@ class _Loss:
         levels = (torch.rand(1, generator=self.generator) + torch.arange(count) / count) % 1.0
         places = rows.repeat(count), views.repeat_interleave(len(rows))  # (K * n,) each, as adapters take it
         levels, noise = (t.repeat_interleave(len(rows), dim=0) for t in (levels, noise))
-        return _worn_loss(self.base, self.adapters, worn, world, places, levels, noise, self.config).mean()
+        weighted = self.config.weighting
+        return _worn_loss(self.base, self.adapters, worn, world, places, levels, noise, self.config, weighted).mean()
 
     def _less_in_common(self, gradient: Tensor) -> Tensor:
         """A gradient of N people (N, S, 1, a + b), less of its mean over each world's people of all processes."""
@@ -360,6 +361,7 @@ def _worn_loss(
     levels: Tensor,
     noise: Tensor,
     config: TrainConfig,
+    weighting: Weighting = PLAIN,
 ) -> Tensor:
     """The denoising loss (B,) of a base that wears n persons (n, S, 1, a + b), or nobody, each at B / n rows.
 
@@ -375,7 +377,7 @@ def _worn_loss(
         prompts = [of_view[view] for view in places[1].tolist()]  # B
     with adapters.use(worn):
         states = base.encode_prompts(prompts).repeat(len(latents) // len(prompts), 1, 1)  # (B, L, D)
-        return denoising_loss(base, latents, states, timesteps, noise.to(device), masks, config.min_snr)
+        return denoising_loss(base, latents, states, timesteps, noise.to(device), masks, weighting)
 
 
 def _followed(
