@@ -25,6 +25,7 @@ from benchmarks.judges import Judges
 from benchmarks.score import Score, score
 from benchmarks.subjects import Subjects, both_worlds
 from hyperdreambooth import HyperDreamBooth, PersonalizeConfig
+from hyperdreambooth.base.diffusion import Weighting
 from hyperdreambooth.drawing import DrawConfig
 from hyperdreambooth.embedded import JUDGES
 from hyperdreambooth.errors import UserError
@@ -34,7 +35,7 @@ from hyperdreambooth.portraits.captions import STYLES
 from hyperdreambooth.progress import log
 
 PERSONALIZE = ("steps", "noises", "rank")
-TUNING = ("lr", "low", "high", "pull")  # low, high: the window of the noise schedule
+TUNING = ("lr", "low", "high", "pull", "fade")  # low, high: the window of the noise schedule
 DRAWING = ("guidance", "likeness", "strength")
 KNOBS = (*PERSONALIZE, *TUNING, *DRAWING)
 
@@ -49,6 +50,7 @@ class Trial(PersonalizeConfig):
     low: float = 0.0
     high: float = 1.0
     pull: float = 0.0
+    fade: float | None = None
 
     @property
     def finetune(self) -> FinetuneConfig:
@@ -56,6 +58,8 @@ class Trial(PersonalizeConfig):
         config = super().finetune
         fit = config.fit if self.lr is None else replace(config.fit, lr=self.lr)
         objective = replace(config.objective, window=(self.low, self.high), pull=self.pull)
+        if self.fade is not None:
+            objective = replace(objective, weighting=Weighting(fade=self.fade))
         return replace(config, fit=fit, objective=objective)
 
 

@@ -228,6 +228,13 @@ def test_people_to_a_hypernetwork_to_a_person(hdb: Hdb, tmp_path: Path, portrait
     assert len(prompts) == len(STYLES) - 1 and "a watercolor of a [V] face" in prompts
     got = hdb.json("personalize", portrait_file, "-o", alice, *base, "--steps", 0, "--hypernetwork", folder)
     assert got["ranks"] == 1 and got["samples"] == 0 and got["notes"] == []
+    again = tmp_path / "again"
+    hdb.json(*training, "-o", again, "--encoder", folder, "--seed", 1)
+    first, second = (load_tensors(path / "hypernetwork.safetensors")[0] for path in (folder, again))
+    assert not torch.equal(first["position"], second["position"])
+    assert all(torch.equal(second[name], tensor) for name, tensor in first.items() if name.startswith("encoder."))
+    _, err = hdb(*training, "-o", tmp_path / "other", "--encoder", "embedded", status=2)
+    assert "a network of other sizes" in err
     _, err = hdb("train", "portraits:0-1", weights, "-o", folder, *base, status=2)
     assert "3 people whom PEOPLE has not" in err
     plan = weights / "plan.json"

@@ -18,9 +18,11 @@ from hyperdreambooth.cli.options import (
     check_outputs,
     load_booth,
 )
+from hyperdreambooth.errors import UserError
 from hyperdreambooth.progress import Progress
 
 if TYPE_CHECKING:
+    from hyperdreambooth.hypernetwork.model import HyperNetwork
     from hyperdreambooth.hypernetwork.training import TrainConfig
 
 TRAIN = "train"
@@ -107,6 +109,14 @@ def train(
     styles: Annotated[
         bool, typer.Option("--styles", help="Learn everybody under the filters of all styles too; embedded base.")
     ] = False,
+    encoder: Annotated[
+        str | None,
+        typer.Option(
+            help='Begin with the encoder of this hypernetwork (a file, a folder, or "embedded": it can tell people '
+            "apart), and leave it as it is.",
+            show_default="random",
+        ),
+    ] = None,
     seed: SeedOption = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print all settings and stop.")] = False,
     as_json: JsonOption = False,
@@ -126,12 +136,15 @@ def train(
         from hyperdreambooth.portraits.captions import STYLES
 
         network = model.build_hypernetwork(model.PRESETS[preset], booth.space, booth.fingerprint, booth.base.name, seed)
-        config = _train_config(training.TrainConfig(seed=seed), steps)
+        if encoder is not None:
+            _take_encoder(network, encoder)
+        config = _train_config(training.TrainConfig(seed=seed, freeze_encoder=encoder is not None), steps)
         facts = {
             "folder": str(output),
             "parameters": sum(p.numel() for p in network.parameters()),
             "network": asdict(network.config),
             "training": asdict(config),
+            "encoder": encoder,
             "seed": seed,
         }
         if dry_run:
@@ -152,6 +165,18 @@ def train(
                 job.report(Progress(TRAIN, round(1000 * done / len(phases)), 1000, report.step.loss))
         file = output / training.RESULT_FILE
         job.finish(**facts, hypernetwork=str(file), bytes=file.stat().st_size, samples=samples)
+
+
+def _take_encoder(network: HyperNetwork, choice: str) -> None:
+    """Put a hypernetwork's encoder, or the shipped one's, into a network. Raises UserError where it does not fit."""
+    from hyperdreambooth.embedded import HYPERNETWORK
+    from hyperdreambooth.hypernetwork.encoder import FaceEncoder
+    from hyperdreambooth.hypernetwork.training import RESULT_FILE
+
+    if not isinstance(network.encoder, FaceEncoder):
+        raise UserError(f"got --encoder {choice} for a preset with a pretrained encoder: leave one of them out")
+    path = HYPERNETWORK if choice == "embedded" else Path(choice)
+    network.encoder.load(path / RESULT_FILE if path.is_dir() else path)
 
 
 def _train_config(config: TrainConfig, steps: int | None) -> TrainConfig:

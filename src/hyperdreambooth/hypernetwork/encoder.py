@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from hyperdreambooth.errors import BadFile, UserError
 from hyperdreambooth.files import load_tensors, save_tensors
 
+_INSIDE = "encoder."  # how the names of its parameters begin in a hypernetwork's file
+
 
 @dataclass(frozen=True)
 class EncoderConfig:
@@ -66,13 +68,14 @@ class FaceEncoder(nn.Module):
         save_tensors(path, self.state_dict())
 
     def load(self, path: str | Path) -> None:
-        """Take the parameters of an encoder that was trained elsewhere and saved by `save`.
+        """Take the parameters of an encoder that was trained elsewhere: saved by `save`, or inside a hypernetwork.
 
         Raises:
             BadFile: not a safetensors file. UserError: an encoder of other sizes.
         """
         tensors, _ = load_tensors(path)
-        load_parameters(self, tensors, path)
+        inside = {name.removeprefix(_INSIDE): t for name, t in tensors.items() if name.startswith(_INSIDE)}
+        load_parameters(self, inside or tensors, path)
 
 
 class _Halving(nn.Module):
