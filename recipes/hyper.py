@@ -12,6 +12,7 @@ import torch
 
 from hyperdreambooth.base.model import Base
 from hyperdreambooth.errors import UserError
+from hyperdreambooth.faces import face_masks
 from hyperdreambooth.files import load_tensors, save_tensors, write_atomically
 from hyperdreambooth.fitting.fit import Pictures
 from hyperdreambooth.fitting.preoptimize import PreoptimizeConfig, load_people, preoptimize
@@ -19,7 +20,7 @@ from hyperdreambooth.fitting.processes import ALONE, Processes
 from hyperdreambooth.hypernetwork.curve import Curve
 from hyperdreambooth.hypernetwork.model import HyperNetwork
 from hyperdreambooth.hypernetwork.training import CURVE_FILE, TrainConfig, train
-from hyperdreambooth.people import Crowd, People, encode_crowd, face_masks, prompts_of, read_people, split_people
+from hyperdreambooth.people import Crowd, People, encode_crowd, prompts_of, read_people, split_people
 from hyperdreambooth.pipeline import HyperDreamBooth
 from hyperdreambooth.portraits.captions import STYLES
 from recipes.photographs import Photographs

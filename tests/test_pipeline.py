@@ -16,7 +16,7 @@ import hyperdreambooth
 from hyperdreambooth.base.model import Base, noise_source
 from hyperdreambooth.drawing import DrawConfig, note_faults, stack
 from hyperdreambooth.errors import BadPicture, UserError, WrongBase, WrongSpace
-from hyperdreambooth.faces import crop_face, read_picture, soft_face_mask
+from hyperdreambooth.faces import crop_face, face_masks, read_picture
 from hyperdreambooth.fitting.finetune import PRESETS, finetune
 from hyperdreambooth.hypernetwork import model as hypernetworks
 from hyperdreambooth.identity import Identity
@@ -68,7 +68,7 @@ def test_personalize_is_its_parts(predicting: HyperDreamBooth, portrait_file: Pa
     objective = replace(config.objective, noises=2, seed=5)
     config = replace(config, rank=2, fit=replace(config.fit, steps=3), objective=objective)
     latents = base.encode_pictures(face)
-    tuning = finetune(base, booth.adapters, latents, prediction, config, masks=soft_face_mask(latents.shape[-1])[None])
+    tuning = finetune(base, booth.adapters, latents, prediction, config, masks=face_masks(latents))
     list(tuning)
     assert torch.allclose(alice.weights, tuning.weights[0], atol=1e-6)
     assert torch.equal(alice.weights[:, :1], prediction[0]) and alice.ranks == 3

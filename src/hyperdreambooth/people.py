@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hyperdreambooth.base.model import Base
 from hyperdreambooth.errors import BadPicture, UserError, WrongBase
-from hyperdreambooth.faces import crop_face, read_picture, soft_face_mask
+from hyperdreambooth.faces import crop_face, face_masks, read_picture
 from hyperdreambooth.files import write_atomically
 from hyperdreambooth.fitting.fit import Pictures
 from hyperdreambooth.fitting.plan import PLAN_FILE
@@ -177,11 +177,6 @@ def _in_styles(base: Base, people: People, styles: Sequence[str], progress: OnPr
             progress(Progress(ENCODE, number * count + int(rows[0]), len(styles) * count))
             parts.append(base.encode_pictures(stylize(people.pictures[rows, chosen[rows]], style)).cpu())
         yield torch.cat(parts).unsqueeze(1)
-
-
-def face_masks(latents: Tensor) -> Tensor:
-    """A soft face mask (N, V, 1, h, w) for each of latents (N, V, C, h, w)."""
-    return soft_face_mask(latents.shape[-1]).expand(*latents.shape[:2], -1, -1, -1)
 
 
 def split_people(

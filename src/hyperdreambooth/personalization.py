@@ -16,7 +16,7 @@ from torch import Tensor
 from hyperdreambooth.base.model import Base
 from hyperdreambooth.drawing import note_faults
 from hyperdreambooth.errors import UserError
-from hyperdreambooth.faces import FaceCrop, crop_face, read_picture, soft_face_mask, to_picture
+from hyperdreambooth.faces import FaceCrop, crop_face, face_masks, read_picture, to_picture
 from hyperdreambooth.fitting.finetune import PRESETS, FinetuneConfig, Relax, finetune
 from hyperdreambooth.hypernetwork.model import HyperNetwork
 from hyperdreambooth.identity import Identity
@@ -141,8 +141,8 @@ class Personalization:
 
     def _finetune(self, latents: Tensor, prediction: Tensor | None) -> Iterator[Progress]:
         yield Progress(FINETUNE, 0, self.config.steps)
-        masks = soft_face_mask(latents.shape[-1]).expand(len(latents), -1, -1, -1)  # (N, 1, h, w)
-        begin = partial(finetune, self._base, self._adapters, latents, prediction, self.config.finetune, masks=masks)
+        config, masks = self.config.finetune, face_masks(latents)
+        begin = partial(finetune, self._base, self._adapters, latents, prediction, config, masks=masks)
         tuning = self._timed(FINETUNE, begin)
         reports = iter(tuning)
         while (report := self._timed(FINETUNE, lambda: next(reports, None))) is not None:

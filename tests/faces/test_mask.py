@@ -3,7 +3,7 @@
 import torch
 from torch.nn import functional
 
-from hyperdreambooth.faces import soft_face_mask
+from hyperdreambooth.faces import face_masks, soft_face_mask
 
 
 def test_head_counts_fully_and_corners_at_the_floor() -> None:
@@ -29,3 +29,10 @@ def test_mirrored_it_is_the_same_and_it_has_no_jumps() -> None:
 def test_a_small_mask_is_the_large_one_shrunk() -> None:
     shrunk = functional.avg_pool2d(soft_face_mask(64), 8)
     assert (soft_face_mask(8) - shrunk).abs().max() < 0.1
+
+
+def test_everybody_gets_the_mask_of_their_latents_size() -> None:
+    masks = face_masks(torch.zeros(3, 2, 4, 16, 16))
+    assert masks.shape == (3, 2, 1, 16, 16) and all(
+        torch.equal(mask, soft_face_mask(16)) for mask in masks.flatten(0, 1)
+    )

@@ -34,3 +34,8 @@ def soft_face_mask(size: int, floor: float = 0.25) -> Tensor:
     share = 1.0 - outside.clamp(0.0, 1.0)
     share = share * share * (3.0 - 2.0 * share)
     return floor + (1.0 - floor) * share  # (1, size, size)
+
+
+def face_masks(latents: Tensor) -> Tensor:
+    """A soft face mask (..., 1, h, w) for each of latents (..., C, h, w)."""
+    return soft_face_mask(latents.shape[-1]).expand(*latents.shape[:-3], -1, -1, -1)
