@@ -19,6 +19,7 @@ import typer
 from rich.console import Console
 
 from hyperdreambooth import HyperDreamBooth
+from hyperdreambooth.base.diffusion import Weighting
 from hyperdreambooth.errors import UserError
 from hyperdreambooth.fitting.explained import Repeatability, explained_share, repeatability
 from hyperdreambooth.fitting.fit import Objective
@@ -44,6 +45,7 @@ def config_of(plan: dict[str, Any]) -> PreoptimizeConfig:
     made = plan["config"]
     fit = {name: tuple(value) if isinstance(value, list) else value for name, value in made["fit"].items()}
     objective = {**made["objective"], "window": tuple(made["objective"]["window"])}
+    objective["weighting"] = Weighting(**objective["weighting"])
     return PreoptimizeConfig(FitConfig(**fit), Objective(**objective), made["shard"])
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import fields, replace
 from itertools import islice
@@ -58,6 +59,14 @@ def test_the_whole_recipe_makes_what_the_package_ships(shop: Workshop) -> None:
     stages = [name for name in STAGES if name != "ship"]
     assert [line for line in run(shop, stages) if not line.startswith("[bold]")] == []
     assert contents(shop.cache) == before
+    # From a hypernetwork that shipped: it is past the weight loss.
+    folder = shop.cache / "hypernetwork"
+    assert list(hyper.last_of_curve(folder)) == ["weights", "both"]
+    assert booth.hypernetwork is not None
+    save_tensors(shop.weights("hypernetwork-start"), booth.hypernetwork.state_dict())
+    shutil.rmtree(folder)
+    list(run(shop, ["hypernetwork"]))
+    assert list(hyper.last_of_curve(folder)) == ["both"]
 
 
 def test_a_training_that_is_stopped_goes_on(shop: Workshop) -> None:
