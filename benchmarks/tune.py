@@ -56,11 +56,12 @@ class Trial(PersonalizeConfig):
     def finetune(self) -> FinetuneConfig:
         """The preset, with this trial's numbers in it."""
         config = super().finetune
-        fit = config.fit if self.lr is None else replace(config.fit, lr=self.lr)
+        if self.lr is not None:
+            config = replace(config, fit=replace(config.fit, lr=self.lr), lr_alone=None)
         objective = replace(config.objective, window=(self.low, self.high), pull=self.pull)
         if self.fade is not None:
             objective = replace(objective, weighting=Weighting(fade=self.fade))
-        return replace(config, fit=fit, objective=objective)
+        return replace(config, objective=objective)
 
 
 def combinations(settings: Sequence[str]) -> list[Values]:

@@ -175,8 +175,9 @@ class Personalization:
         predicted = "none" if self._hypernetwork is None else "yes"
         how: dict[str, str | int | float] = {"method": "hyperdreambooth", "hypernetwork": predicted, "steps": steps}
         if steps:
+            fit = config.finetune.fit_of(self._hypernetwork is not None)
             how |= {"noises": config.noises, "relax": config.relax, "rank": config.finetune.rank, "seed": config.seed}
-            how |= {"lr": config.finetune.fit.lr, "samples": steps * config.noises}
+            how |= {"lr": fit.lr, "samples": steps * config.noises}
         return how
 
     def _timed(self, phase: str, work: Callable[[], T]) -> T:

@@ -126,3 +126,12 @@ def test_a_prediction_of_other_people_is_refused(world: World) -> None:
         tuned(world, slice(None), config("lidb"), world.people(2))
     with pytest.raises(ValueError, match="for 3 photographs"):
         tuned(world, slice(None), config("lidb"), world.people(1)[0])
+
+
+def test_people_whom_nobody_predicted_go_faster_where_asked(world: World) -> None:
+    settings = replace(config("lidb", steps=1), lr_alone=3e-2)
+    for prediction, expected in ((world.people(3), 1e-2), (None, 3e-2)):
+        _, reports = tuned(world, slice(None), settings, prediction)
+        assert reports[0].lr == expected
+    _, reports = tuned(world, slice(None), replace(settings, lr_alone=None), None)
+    assert reports[0].lr == 1e-2

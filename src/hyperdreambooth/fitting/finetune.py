@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -29,7 +29,12 @@ class FinetuneConfig:
     relax: Relax = "lidb"
     rank: int = 3  # fresh ranks beside the prediction; without meaning where relax is "none"
     fit: FitConfig = field(default_factory=lambda: FitConfig(steps=40, lr=4.5e-2, schedule="cosine"))
+    lr_alone: float | None = None  # learning rate of people whom nobody predicted; None is that of `fit`
     objective: Objective = field(default_factory=Objective)
+
+    def fit_of(self, predicted: bool) -> FitConfig:
+        """The steps of people who begin at a prediction, or from nobody: they have farther to go."""
+        return self.fit if predicted or self.lr_alone is None else replace(self.fit, lr=self.lr_alone)
 
 
 @dataclass(frozen=True)
@@ -104,7 +109,7 @@ def finetune(
         return adapters.use(weights, lora)
 
     pictures = Pictures(latents.unsqueeze(1), None if masks is None else masks.unsqueeze(1))  # V = 1
-    run = fit(base, {"fresh": fresh}, wear, pictures, config.objective, config.fit)
+    run = fit(base, {"fresh": fresh}, wear, pictures, config.objective, config.fit_of(prediction is not None))
     return Finetuning(run, config.relax, frozen)
 
 
