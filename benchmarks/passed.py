@@ -4,7 +4,8 @@
 
 First: two pictures of each tuning portrait, in views of their own; how often is the nearest of the second pictures the
 same person's, by the encoder's first feature, by theta, and by the judging recogniser for scale? And how many
-directions hold 98 % of the spread? Then: which share of the mean square of people's gradients is the same for all?
+directions hold 98 % of the spread? Then: which share of the mean square of people's gradients is the same for all? And
+of what is not, by noise level: how large is it, and how much of it comes back under other noises, as the person does?
 """
 
 from __future__ import annotations
@@ -93,10 +94,47 @@ def shares(booth: HyperDreamBooth, pictures: Pictures) -> Iterator[tuple[str, li
         yield name, found
 
 
-def _gradients(booth: HyperDreamBooth, pictures: Pictures, views: Tensor, level: float, noise: Tensor) -> Tensor:
+@dataclass(frozen=True)
+class Own:
+    """Of the gradients at one noise level, less what everybody's have in common.
+
+    Attributes:
+        square: mean over people and draws of the sum of squares.
+        person: share of it that comes back under other noises and in other views, about 0 to 1.
+    """
+
+    square: float
+    person: float
+
+
+def own(draws: Tensor) -> Own:
+    """Of gradients (D, N, ...) of N people under D draws, of which everybody meets the same."""
+    flat = draws.flatten(2)
+    flat = flat - flat.mean(dim=1, keepdim=True)
+    square = float(flat.square().sum(dim=2).mean())
+    halves = flat[0::2].mean(dim=0), flat[1::2].mean(dim=0)  # (N, ...) each: they share the person alone
+    return Own(square, float((halves[0] * halves[1]).sum(dim=1).mean()) / max(square, 1e-12))
+
+
+def own_by_level(booth: HyperDreamBooth, pictures: Pictures, start: Tensor | None, draws: int) -> Iterator[Own]:
+    """At each of `LEVELS`, of people (N, V, C, h, w) at `start` (N, S, 1, a + b), or the common start."""
+    people, views = pictures.latents.shape[:2]
+    generator = torch.Generator().manual_seed(1)
+    for level in LEVELS:
+        found = list[Tensor]()
+        for draw_ in range(draws):
+            noise = torch.randn(1, *pictures.latents.shape[2:], generator=generator).expand(people, -1, -1, -1)
+            view = torch.full((people,), draw_ // 2 % views)  # both halves see all
+            found.append(_gradients(booth, pictures, view, level, noise, start))
+        yield own(torch.stack(found))
+
+
+def _gradients(
+    booth: HyperDreamBooth, pictures: Pictures, views: Tensor, level: float, noise: Tensor, start: Tensor | None = None
+) -> Tensor:
     """Of each person's loss at one level, on their numbers at the start, (N, S, 1, a + b)."""
     base, people = booth.base, torch.arange(len(noise))
-    worn = booth.space.start().expand(len(noise), -1, -1, -1).clone().requires_grad_()
+    worn = (booth.space.start().expand(len(noise), -1, -1, -1) if start is None else start).clone().requires_grad_()
     masks = None if pictures.masks is None else pictures.masks[people, views]
     timesteps = torch.full((len(noise),), int(level * base.timesteps))
     with booth.adapters.use(worn):
@@ -109,9 +147,10 @@ def _gradients(booth: HyperDreamBooth, pictures: Pictures, views: Tensor, level:
 def main(
     people: Annotated[int, typer.Option(help="Tuning portraits who are told apart, 2 to 900.")] = 200,
     strangers: Annotated[int, typer.Option(help="Of them, those whose gradients are compared; 0 is nobody.")] = 32,
+    draws: Annotated[int, typer.Option(help="Noises by which their own gradients are compared; 0 is none.")] = 24,
     hypernetwork: Annotated[str, typer.Option(help="A file or a folder.")] = "embedded",
 ) -> None:
-    """Print both tables."""
+    """Print all tables."""
     torch.set_flush_denormal(True)
     booth = HyperDreamBooth.load("embedded", hypernetwork=hypernetwork)
     seeds, size, console = PORTRAITS["tuning"], booth.base.picture_size, Console()
@@ -121,9 +160,18 @@ def main(
             console.print(f"{place}: {some.right:.0%} of {people} right, {some.directions} directions hold {HELD:.0%}")
     if strangers:
         some = read_people(f"portraits:{seeds[0]}-{seeds[strangers - 1]}", size, 4, lambda _: None)
+        pictures = encode_people(booth.base, some)
         console.print(f"common share of the gradient at {', '.join(map(str, LEVELS))} of the schedule:")
-        for name, found in shares(booth, encode_people(booth.base, some)):
+        for name, found in shares(booth, pictures):
             console.print(f"  {name}: {', '.join(f'{share:.2f}' for share in found)}")
+    if strangers and draws:
+        network = booth.hypernetwork
+        start = None if network is None else network.predict(some.pictures[:, 0])
+        console.print(
+            "of what is not common, where the prediction stands: mean square, and the share that is the person:"
+        )
+        for level, part in zip(LEVELS, own_by_level(booth, pictures, start, draws), strict=True):
+            console.print(f"  {level}: {part.square:.2g}, {part.person:.3f}")
 
 
 if __name__ == "__main__":

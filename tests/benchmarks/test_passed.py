@@ -25,6 +25,15 @@ def test_the_common_share_of_one_person_is_all_and_of_strangers_next_to_nothing(
     assert passed.common_share(strangers) == pytest.approx(1 / 64, rel=0.1)
 
 
+def test_what_is_the_persons_own_comes_back_under_other_noises() -> None:
+    generator = torch.Generator().manual_seed(0)
+    person, common = torch.randn(16, 4_000, generator=generator), 5 * torch.randn(40, 1, 4_000, generator=generator)
+    noise = torch.randn(40, 16, 4_000, generator=generator)
+    found = passed.own(person + common + 2 * noise)  # a fifth of what is not common is the person
+    assert found.person == pytest.approx(1 / 5, rel=0.1)
+    assert found.square == pytest.approx(5 * 4_000 * 15 / 16, rel=0.05)
+
+
 def test_every_place_and_every_meeting_has_a_figure(fresh_base: Base, judges: Judges) -> None:
     booth = HyperDreamBooth(fresh_base)
     network = build_hypernetwork(PRESETS["tiny"], booth.space, booth.fingerprint).eval()
@@ -36,3 +45,5 @@ def test_every_place_and_every_meeting_has_a_figure(fresh_base: Base, judges: Ju
     assert len(found) == 3 and all(len(row) == len(passed.LEVELS) for row in found.values())
     own, _, same = found.values()
     assert sum(same) > sum(own)  # the same noise shows in everybody's gradient
+    levels = list(passed.own_by_level(booth, pictures, None, draws=4))
+    assert len(levels) == len(passed.LEVELS) and all(some.square > 0 for some in levels)
