@@ -118,8 +118,9 @@ def ship_hypernetwork(shop: Workshop, base: Base) -> None:
     file = shop.out / HYPERNETWORK.relative_to(FOLDER)
     HyperNetwork.load(folder / RESULT_FILE, space_of(base), base.fingerprint, base.name).save(file)
     curve = hyper.last_of_curve(folder)
-    names = {f"hypernetwork, {phase}": line["seconds"] for phase, line in curve.items()}
-    seconds = {name: spent + _earlier(shop).get(name, 0.0) for name, spent in names.items()}
+    seconds = {name: spent for name, spent in _earlier(shop).items() if name.startswith("hypernetwork, ")}
+    for phase, line in curve.items():
+        seconds[f"hypernetwork, {phase}"] = seconds.get(f"hypernetwork, {phase}", 0.0) + line["seconds"]
     held_out = {"people it never saw, at the end": curve["both"]["held_out"]} if "both" in curve else {}
     Card(
         "The hypernetwork",
