@@ -62,12 +62,13 @@ def of_persons(network: HyperNetwork, recogniser: Recogniser, seeds: range, size
     """What passes on the way of portraits with these seeds, by the name of the place."""
     random, scenes = np.random.RandomState(3), [Scene("portrait")] * len(seeds)
     pair = [draw(seeds, [View.sample(random) for _ in seeds], scenes, size) for _ in range(2)]
-    features = [torch.cat([network.encoder(some) for some in shown.split(_BATCH)]) for shown in pair]
+    device = network.start.device
+    features = [torch.cat([network.encoder(some.to(device)) for some in shown.split(_BATCH)]) for shown in pair]
     thetas = [torch.cat([network.decode(some) for some in parts.split(_BATCH)]) for parts in features]
     return {
         "the judging recogniser": passed(*(recogniser.embed(shown) for shown in pair)),
-        "the encoder's first feature": passed(*(some[:, 0] for some in features)),
-        "theta": passed(*thetas),
+        "the encoder's first feature": passed(*(some[:, 0].cpu() for some in features)),
+        "theta": passed(*(theta.cpu() for theta in thetas)),
     }
 
 
@@ -133,15 +134,17 @@ def _gradients(
     booth: HyperDreamBooth, pictures: Pictures, views: Tensor, level: float, noise: Tensor, start: Tensor | None = None
 ) -> Tensor:
     """Of each person's loss at one level, on their numbers at the start, (N, S, 1, a + b)."""
-    base, people = booth.base, torch.arange(len(noise))
-    worn = (booth.space.start().expand(len(noise), -1, -1, -1) if start is None else start).clone().requires_grad_()
-    masks = None if pictures.masks is None else pictures.masks[people, views]
-    timesteps = torch.full((len(noise),), int(level * base.timesteps))
+    base, people, device = booth.base, torch.arange(len(noise)), booth.base.device
+    worn = booth.space.start().expand(len(noise), -1, -1, -1) if start is None else start
+    worn = worn.to(device, copy=True).requires_grad_()
+    masks = None if pictures.masks is None else pictures.masks[people, views].to(device)
+    timesteps, latents = torch.full((len(noise),), int(level * base.timesteps)), pictures.latents[people, views]
     with booth.adapters.use(worn):
         states = base.encode_prompts(["a [V] face"] * len(noise))
-        denoising_loss(base, pictures.latents[people, views], states, timesteps, noise, masks).sum().backward()
+        latents, timesteps, noise = (tensor.to(device) for tensor in (latents, timesteps, noise))
+        denoising_loss(base, latents, states, timesteps, noise, masks).sum().backward()
     assert worn.grad is not None
-    return worn.grad
+    return worn.grad.cpu()
 
 
 def main(

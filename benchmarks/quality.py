@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import torch
 import typer
 from rich.console import Console
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from benchmarks.judges import Judges
 from benchmarks.kept import kept
-from benchmarks.subjects import PORTRAITS, photographs, portraits
+from benchmarks.subjects import PORTRAITS, Subjects, photographs, portraits
 from hyperdreambooth.base.loading import load_base
 from hyperdreambooth.base.model import Base
 from hyperdreambooth.drawing import DrawConfig
@@ -28,8 +29,9 @@ from hyperdreambooth.embedded import JUDGES
 from hyperdreambooth.evaluation.identification import scene_recognised, spread_ratio
 from hyperdreambooth.files import write_atomically
 from hyperdreambooth.portraits.captions import EDIT_SCENES, STYLES, Scene, caption
+from hyperdreambooth.portraits.view import View
 from hyperdreambooth.sheet import save_png, to_image
-from recipes.pictures import in_styles
+from recipes.pictures import draw, in_styles
 
 BATCH = 25
 GUIDANCE = DrawConfig.guidance
@@ -73,10 +75,17 @@ def _sample(base: Base, prompts: list[str], seed: int) -> Tensor:
     return base.decode(base.sample(states, nothing, noise, guidance=GUIDANCE, generators=generators)).cpu().clone()
 
 
-def true_pictures(references: Tensor, scenes: list[Scene]) -> Tensor:
-    """As many true pictures in the same styles, (N, 3, S, S); people repeat where there are fewer of them."""
-    rows = [row % len(references) for row in range(len(scenes))]
-    return in_styles(references[rows], [scene.style for scene in scenes])
+def true_pictures(subjects: Subjects, scenes: list[Scene]) -> Tensor:
+    """As many true pictures of the same scenes, (N, 3, S, S); people repeat where there are fewer of them.
+
+    Portraits: in views of their own. Photographs: the ones there are, under the styles' filters.
+    """
+    rows = [row % len(subjects.references) for row in range(len(scenes))]
+    if subjects.seeds is None:
+        return in_styles(subjects.references[rows], [scene.style for scene in scenes])
+    random = np.random.RandomState(9_000)
+    views = [View.sample(random) for _ in scenes]
+    return draw([subjects.seeds[row] for row in rows], views, scenes, subjects.references.shape[-1])
 
 
 def sheet_of(pictures: Tensor, path: Path) -> None:
@@ -90,24 +99,24 @@ def sheet_of(pictures: Tensor, path: Path) -> None:
 
 
 def quality(
-    base: Base, judges: Judges, worlds: Mapping[str, Tensor], count: int, out: Path
+    base: Base, judges: Judges, worlds: Mapping[str, Subjects], count: int, out: Path
 ) -> dict[str, dict[str, float]]:
     """The figures of each world, which also lie in `out`/quality.json with the sheets; prints them.
 
     Args:
         base: to be judged.
         judges: see `Judges`; without a scene classifier, what was prompted is not judged.
-        worlds: true plain pictures (M, 3, S, S) of people, by "portrait" or "photo".
+        worlds: people who are truly so, by "portrait" or "photo".
         count: pictures of each world.
         out: folder; pictures that are there are not drawn again.
     """
     results: dict[str, dict[str, float]] = {}
-    for world, references in worlds.items():
+    for world, subjects in worlds.items():
         scenes = asked_scenes(world, count)
         pictures = drawn(base, scenes, out / base.fingerprint, world)
         sheet_of(pictures, out / f"{world}.png")
-        results[world] = measured(judges, scenes, pictures, true_pictures(references, scenes))
-        results[world] |= {"pictures": count, "true people": min(count, len(references))}
+        results[world] = measured(judges, scenes, pictures, true_pictures(subjects, scenes))
+        results[world] |= {"pictures": count, "true people": min(count, len(subjects.references))}
         Console().print(f"{world}:", ", ".join(f"{name} {value:.4g}" for name, value in results[world].items()))
         text = json.dumps({"base": base.fingerprint, **results}, indent=1) + "\n"
         write_atomically(out / "quality.json", lambda part, text=text: part.write_text(text))
@@ -115,15 +124,15 @@ def quality(
 
 
 def measured(judges: Judges, scenes: list[Scene], pictures: Tensor, true: Tensor) -> dict[str, float]:
-    """Of generated pictures (N, 3, S, S) and true ones in the same styles: spread, and how often scenes are read."""
+    """Of generated pictures (N, 3, S, S) and true ones of the same scenes: spread, and how often scenes are read."""
     embed = judges.recogniser.embed
     figures = {"spread": spread_ratio(embed(pictures), embed(true))}  # in units of that of true pictures
     if judges.scenes is not None:
         recognised = scene_recognised(judges.scenes.read(pictures), scenes)
-        own = scene_recognised(judges.scenes.read(true), [Scene(style=scene.style) for scene in scenes])
+        own = scene_recognised(judges.scenes.read(true), scenes)
         low, high = recognised.interval
         figures |= {"recognised": recognised.share, "recognised, low": low, "recognised, high": high}
-        figures["judge on true styles"] = own.share
+        figures["recognised, true pictures"] = own.share
     return figures
 
 
@@ -140,9 +149,9 @@ def main(
     torch.set_flush_denormal(True)
     opened = load_base(base)
     size = opened.picture_size
-    worlds = {"portrait": portraits("tuning", min(count, len(PORTRAITS["tuning"])), size).references}
+    worlds = {"portrait": portraits("tuning", min(count, len(PORTRAITS["tuning"])), size)}
     if photos is not None:
-        worlds["photo"] = photographs(photos, "training", count, size).references
+        worlds["photo"] = photographs(photos, "training", count, size)
     quality(opened, Judges.load(judges), worlds, count, out)
 
 

@@ -6,6 +6,9 @@ import argparse
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from hyperdreambooth.errors import UserError
+from hyperdreambooth.portraits.splits import TRAINING
+
 # Minutes per thousand on two CPU cores, measured; trainings take the minutes that they are given.
 _FRAME, _DRAW_PORTRAITS, _DRAW_PHOTOGRAPHS, _ENCODE, _CROWD = 1.0, 0.1, 0.02, 0.05, 1.5
 _FOLDER = 2.0  # thousand photographs in the folder, about
@@ -19,7 +22,7 @@ def _row(default: float, about: str) -> Any:
 class Budget:
     """How much each stage may spend. The defaults take just under 6 h on two CPU cores."""
 
-    people: int = _row(15_000, "portraits are drawn of the seeds below this")
+    people: int = _row(len(TRAINING), "portraits are drawn of the seeds below this")
     portraits: int = _row(24, "thousand portraits that VAE, base and scene classifier learn from")
     photograph_pictures: int = _row(16, "thousand versions of photographs that they learn from")
     people_pictures: int = _row(16, "thousand portraits, eight of each person, that the judges learn from")
@@ -46,6 +49,14 @@ class Budget:
     hypernetwork_noises: int = _row(8, "samples through the U-Net per person and step of the hypernetwork")
     hypernetwork_lr: float = _row(5e-4, "learning rate of the hypernetwork, falling to 0 in either phase")
     hypernetwork_minutes: float = _row(54.0, "of the hypernetwork; the weight loss alone gets a twentieth of them")
+
+    def __post_init__(self) -> None:
+        for row in ("people", "hypernetwork_portraits", "fitted_portraits"):
+            if getattr(self, row) > len(TRAINING):
+                raise UserError(
+                    f"got {row} {getattr(self, row)}, expected at most {len(TRAINING)}: the seeds after these tune and "
+                    "report, and must not be learnt from"
+                )
 
     @classmethod
     def add_options(cls, parser: argparse.ArgumentParser) -> None:

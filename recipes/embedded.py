@@ -302,8 +302,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given, console = options(arguments), Console(stderr=True, highlight=False)
     torch.set_flush_denormal(True)  # tiny numbers in dark pictures make a CPU four times as slow
     device, processes = torch.device(given.device), Processes.started()
-    shop = Workshop(given.photographs, given.cache, Budget.of(given), device, given.out, processes=processes)
     try:
+        shop = Workshop(given.photographs, given.cache, Budget.of(given), device, given.out, processes=processes)
         for line in plan(shop.budget) if given.dry_run else run(shop, given.only or tuple(STAGES)):
             if processes.main:
                 console.print(line)

@@ -12,12 +12,11 @@ from hyperdreambooth.evaluation.identification import scene_recognised
 from hyperdreambooth.evaluation.judges import AttributeReader, Judge, Recogniser, SceneClassifier
 from hyperdreambooth.portraits.captions import EDIT_SCENES, STYLE_SCENES, STYLES, Scene
 from hyperdreambooth.portraits.person import truth_matrix
+from hyperdreambooth.portraits.splits import TUNING
 from hyperdreambooth.portraits.view import View
 from recipes.judges import photographs_identified, portraits_identified
 from recipes.photographs import Photographs
 from recipes.pictures import draw
-
-TUNING = range(15_000, 15_900)
 
 
 def own_scores(judge: Judge, people: int, photographs: Photographs) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """A folder of face photographs -> framed faces in one file, and who is held out of training.
 
-Any folder of pictures will do. The lists in `splits/` name the files of SFHQ and SFHQ-T2I that tune and report; in
-another folder, whose names they do not hold, everything trains.
+Any folder of pictures will do. The lists in `splits/` name the files of SFHQ and SFHQ-T2I that tune and report,
+wherever they lie; in a folder that holds no files of these names, everything trains.
 """
 
 from __future__ import annotations
@@ -31,13 +31,12 @@ class Photographs:
 
     def split(self, name: str) -> Photographs:
         """Those of one of `SPLITS`, in the order of their names (of the list, for the two that are lists)."""
-        held = {split: _listed(split) for split in SPLITS[1:]}
         if name == "training":
-            listed = {file for files in held.values() for file in files}
-            rows = [row for row, file in enumerate(self.names) if file not in listed]
+            held = {_key(file) for split in SPLITS[1:] for file in _listed(split)}
+            rows = [row for row, file in enumerate(self.names) if _key(file) not in held]
         else:
-            position = {file: row for row, file in enumerate(self.names)}
-            rows = [position[file] for file in held[name] if file in position]
+            position = {_key(file): row for row, file in enumerate(self.names)}
+            rows = [position[key] for file in _listed(name) if (key := _key(file)) in position]
         return Photographs(self.pictures[rows], tuple(self.names[row] for row in rows))
 
     def centre(self, size: int) -> Tensor:
@@ -82,6 +81,11 @@ def load_photographs(cache: Path) -> Photographs:
     """What `frame_photographs` wrote."""
     tensors, metadata = load_tensors(cache)
     return Photographs(tensors["pictures"], tuple(metadata["names"].split("\n")))
+
+
+def _key(file: str) -> str:
+    """A file by its own name alone: a folder above or below the one of the lists holds the same people."""
+    return file.rpartition("/")[2]
 
 
 def _listed(split: str) -> list[str]:

@@ -11,6 +11,7 @@ import numpy as np
 from hyperdreambooth.base.loading import load_base
 from hyperdreambooth.base.model import Base
 from hyperdreambooth.embedded import BASE, DEMO_PHOTO, FOLDER, HYPERNETWORK, JUDGES
+from hyperdreambooth.errors import WrongBase, WrongSpace
 from hyperdreambooth.evaluation.judges import AttributeReader, Judge, Recogniser, SceneClassifier
 from hyperdreambooth.files import load_tensors, save_tensors, write_atomically
 from hyperdreambooth.hypernetwork.model import HyperNetwork
@@ -46,9 +47,22 @@ def ship(shop: Workshop) -> Iterator[str]:
     if (shop.cache / "hypernetwork" / RESULT_FILE).exists():
         ship_hypernetwork(shop, base)
         yield "the hypernetwork"
+    elif _is_of_another_base(file := shop.out / HYPERNETWORK.relative_to(FOLDER), base):
+        file.unlink()
+        yield "no hypernetwork: the one that was there is of another base"
     view = View.reference(np.random.RandomState(5))
     save_png(shop.out / DEMO_PHOTO.relative_to(FOLDER), to_image(render([Person(DEMO_SEED)], [view], DEMO_SIZE)[0]))
     yield "the demo's photograph"
+
+
+def _is_of_another_base(file: Path, base: Base) -> bool:
+    """Whether there is a hypernetwork that this base could not use."""
+    try:
+        if file.exists():
+            HyperNetwork.load(file, space_of(base), base.fingerprint, base.name)
+    except (WrongBase, WrongSpace):
+        return True
+    return False
 
 
 def adopt(shop: Workshop) -> Iterator[str]:

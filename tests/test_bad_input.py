@@ -131,7 +131,8 @@ def test_outputs_that_cannot_be_written_are_found_first(tmp_path: Path, capsys: 
         ("train", "portraits:0-1", "weights", "-o", tmp_path / "file"),
         ("demo", "-o", tmp_path / "file"),
     ):
-        assert str(command[command.index("-o") + 1]) in (line := error_of(capsys, *command)) or "file" in line
+        line = error_of(capsys, *command)  # said before anything is read: what the commands name is not there
+        assert "choose another output path" in line or "is a folder, expected the name of a file" in line
     assert (tmp_path / "file").read_text() == "mine" and len(list(tmp_path.iterdir())) == 1
 
 

@@ -1,7 +1,11 @@
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
+from PIL import Image
 
+from hyperdreambooth.errors import UserError, WrongSpace
 from hyperdreambooth.fitting.preoptimize import PreoptimizeConfig, load_people, preoptimize
 from hyperdreambooth.fitting.steps import FitConfig
 from hyperdreambooth.people import People, encode_crowd, encode_people, read_people, split_people
@@ -50,3 +54,26 @@ def test_everybody_in_all_styles_too(tmp_path: Path) -> None:
                 picture = people.pictures[row, (row + number) % 2]
                 expected = base.encode_pictures(stylize(picture.unsqueeze(0), style))[0]
                 assert torch.allclose(own[2 + number], expected, atol=1e-4)
+
+
+def test_numbers_of_another_space_are_refused(tmp_path: Path) -> None:
+    base, adapters = adapted_base()
+    people = read_people("portraits:0-3", base.picture_size, 2, lambda _: None)
+    config = PreoptimizeConfig(fit=FitConfig(steps=1, lr=1e-2))
+    for _ in preoptimize(base, adapters, people.names, encode_people(base, people), tmp_path, config):
+        pass
+    base.card = replace(base.card, seed=base.card.seed + 1)
+    with pytest.raises(WrongSpace, match="seed 0, here 1"):
+        split_people(base, encode_crowd(base, people), tmp_path)
+
+
+def test_two_people_of_one_name_are_refused_and_a_picture_without_a_face_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("ann.png", "bob.png"):
+        Image.new("RGB", (80, 80), "grey").save(tmp_path / name)
+    assert read_people(str(tmp_path), 16, 1, lambda _: None).names == ("ann", "bob")
+    assert sum("face" in line for line in caplog.messages) == 2
+    Image.new("RGB", (80, 80), "grey").save(tmp_path / "ann.jpg")
+    with pytest.raises(UserError, match="two people of the name ann"):
+        read_people(str(tmp_path), 16, 1, lambda _: None)

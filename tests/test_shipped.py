@@ -6,9 +6,13 @@ import pytest
 import torch
 
 from hyperdreambooth.base.loading import load_base
-from hyperdreambooth.embedded import BASE, DEMO_PHOTO, FOLDER, JUDGES
+from hyperdreambooth.embedded import BASE, DEMO_PHOTO, FOLDER, HYPERNETWORK, JUDGES
 from hyperdreambooth.evaluation.judges import AttributeReader, Recogniser, SceneClassifier
 from hyperdreambooth.faces import crop_face, read_picture
+from hyperdreambooth.pipeline import HyperDreamBooth
+from hyperdreambooth.portraits.person import Person
+from hyperdreambooth.portraits.renderer import render
+from hyperdreambooth.portraits.view import View
 
 MEGABYTE = 1_000_000
 
@@ -37,7 +41,15 @@ def test_files_are_as_small_as_promised() -> None:
     files = [path for path in FOLDER.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 45 * MEGABYTE
     assert max(path.stat().st_size for path in files) <= 15 * MEGABYTE
-    assert {folder for folder in (BASE, JUDGES) if (folder / "README.md").is_file()} == {BASE, JUDGES}
+    assert all((folder / "README.md").is_file() for folder in (BASE, JUDGES, HYPERNETWORK.parent))
+
+
+def test_the_shipped_hypernetwork_is_the_shipped_bases_and_tells_faces_apart() -> None:
+    booth = HyperDreamBooth.load()
+    assert booth.hypernetwork is not None and booth.hypernetwork.base == booth.fingerprint
+    faces = render([Person(seed) for seed in (15_000, 15_001)], [View.reference()] * 2, booth.base.picture_size)
+    one, other = booth.hypernetwork(faces).flatten(1)
+    assert one.isfinite().all() and (one - other).norm() > 0.1 * one.norm()
 
 
 @pytest.mark.parametrize("kind", [Recogniser, SceneClassifier, AttributeReader])

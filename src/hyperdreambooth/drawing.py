@@ -177,10 +177,7 @@ def check_person(person: Subject, base: Base, fingerprint: str, space: LiDBSpace
     if person is None:
         return
     if person.base != fingerprint:
-        raise WrongBase(
-            f'got a person of base "{person.base_name}" ({person.base[:8]}...), expected one of "{base.name}" '
-            f"({fingerprint[:8]}...): load that base"
-        )
+        raise WrongBase.of("the person", person.base, person.base_name, fingerprint, base.name)
     if person.space != space.info:
         raise WrongSpace("got a person of another LiDB space: use the base and settings that it was made with")
 

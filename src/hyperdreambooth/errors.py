@@ -34,7 +34,17 @@ class NewerFormat(BadIdentityFile):
 
 
 class WrongBase(UserError):
-    """An identity that was made for another base model."""
+    """An identity, or a hypernetwork, that was made for another base model."""
+
+    @classmethod
+    def of(cls, what: object, made_for: str, made_name: str, base: str, base_name: str) -> "WrongBase":
+        """The error of something made for one base (fingerprint and name) and used on another.
+
+        A name that is the same says that the base has changed since, as the embedded one does from version to version.
+        """
+        remedy = f"load it with --base {made_name}" if made_name != base_name else "it has changed since: make it anew"
+        made, here = f'"{made_name}" ({made_for[:8]}...)', f'"{base_name}" ({base[:8]}...)'
+        return cls(f"{what} was made for base {made}, this is {here}: {remedy}")
 
 
 class WrongSpace(UserError):

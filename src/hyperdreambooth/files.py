@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import secrets
 import shutil
 import tempfile
@@ -65,11 +66,17 @@ def write_folder(folder: str | Path, write: Callable[[Path], object]) -> None:
 
     Files of `folder` under other names stay. Raises as `write_atomically` does, and then `folder` is as it was.
     """
+    from safetensors import SafetensorError
+
     target = Path(folder).resolve()
     part = target.with_name(f".{secrets.token_hex(6)}.part")
     try:
         part.mkdir(parents=True)
-        write(part)
+        try:
+            write(part)
+        except SafetensorError as error:  # the library's own words for what the disk said, its number among them
+            number = re.search(r"os error (\d+)", str(error))
+            raise OSError(int(number[1]) if number else 0, str(error)) from error
         for file in sorted(path for path in part.rglob("*") if path.is_file()):
             final = target / file.relative_to(part)
             final.parent.mkdir(parents=True, exist_ok=True)

@@ -115,10 +115,7 @@ class Identity:
             raise BadIdentityFile(str(error)) from error
         identity = _parse(path, tensors, metadata)
         if base is not None and identity.base != base:
-            raise WrongBase(
-                f'{path} was made for base "{identity.base_name}" ({identity.base[:8]}...), this is "{base_name}" '
-                f"({base[:8]}...): load it with --base {identity.base_name}"
-            )
+            raise WrongBase.of(path, identity.base, identity.base_name, base, base_name)
         if space is not None:
             _check_space(path, identity.space, space)
             _check_sizes(path, identity, space)

@@ -14,12 +14,11 @@ import torch
 from torch import Tensor
 
 from hyperdreambooth.base.model import Base
-from hyperdreambooth.errors import BadPicture, UserError, WrongBase
+from hyperdreambooth.errors import BadPicture, UserError, WrongBase, WrongSpace
 from hyperdreambooth.faces import crop_face, face_masks, read_picture
 from hyperdreambooth.files import write_atomically
 from hyperdreambooth.fitting.fit import Pictures
-from hyperdreambooth.fitting.plan import PLAN_FILE
-from hyperdreambooth.fitting.preoptimize import load_people
+from hyperdreambooth.fitting.preoptimize import FittedPeople, load_people
 from hyperdreambooth.hypernetwork.training import People as TrainingPeople
 from hyperdreambooth.portraits.captions import Scene, caption
 from hyperdreambooth.portraits.person import ATTRIBUTES, Person
@@ -86,7 +85,11 @@ def _portraits(seeds: range, size: int, views: int, progress: OnProgress) -> Peo
 
 def _photographs(folder: Path, size: int, progress: OnProgress) -> People:
     """Whoever has fewer photographs than another shows them again, so that all have V."""
-    files = dict(_files_of_people(folder))
+    files: dict[str, list[Path]] = {}
+    for name, paths in _files_of_people(folder):
+        if name in files:
+            raise UserError(f"got two people of the name {name} in {folder}: rename one, or put both into one folder")
+        files[name] = paths
     found: dict[str, list[Tensor]] = {}
     for done, (name, paths) in enumerate(files.items()):
         progress(Progress(READ, done, len(files)))
@@ -110,10 +113,13 @@ def _files_of_people(folder: Path) -> Iterator[tuple[str, list[Path]]]:
 def _face(path: Path, size: int) -> Tensor | None:
     """(3, size, size), or None for a file that is no picture: one of a thousand is no reason to stop."""
     try:
-        return crop_face(read_picture(path), size).picture
+        crop = crop_face(read_picture(path), size)
     except BadPicture as error:
         log.warning("left out: %s", error)
         return None
+    if crop.note is not None:
+        log.warning("%s: %s", path, crop.note)
+    return crop.picture
 
 
 @torch.no_grad()
@@ -187,10 +193,10 @@ def split_people(
     People without numbers teach it by the denoising loss alone.
 
     Raises:
-        UserError: the numbers are of another base, or of people who are not among these, or of fewer than 4.
+        UserError: the numbers are of another base or space, or of people who are not among these, or of fewer than 4.
     """
     fitted = load_people(weights)
-    _check_fitted(base, crowd.names, weights, fitted.names)
+    _check_fitted(base, crowd.names, weights, fitted)
     row = {name: number for number, name in enumerate(crowd.names)}
     have = set(fitted.names)
     held = max(2, len(fitted.names) // _HELD_OUT_SHARE)
@@ -205,13 +211,16 @@ def split_people(
     return some(known + unknown, fitted.weights[:-held]), some(measured, fitted.weights[-held:])
 
 
-def _check_fitted(base: Base, there: Sequence[str], weights: Path, names: Sequence[str]) -> None:
-    fitted_on = str(json.loads((weights / PLAN_FILE).read_text())["base"])
-    if fitted_on != base.fingerprint:
+def _check_fitted(base: Base, there: Sequence[str], weights: Path, fitted: FittedPeople) -> None:
+    names = fitted.names
+    if fitted.base != base.fingerprint:
         raise WrongBase(
-            f'{weights} was fitted on base {fitted_on[:8]}..., this is "{base.name}" ({base.fingerprint[:8]}...): '
+            f'{weights} was fitted on base {fitted.base[:8]}..., this is "{base.name}" ({base.fingerprint[:8]}...): '
             "give the base that it was fitted on"
         )
+    own = {key: getattr(base.card, key) for key in ("a", "b", "seed", "scale")}
+    if apart := [f"{key} {fitted.space.get(key)}, here {own[key]}" for key in own if fitted.space.get(key) != own[key]]:
+        raise WrongSpace(f"{weights} is of another LiDB space ({'; '.join(apart)}): fit the people anew on this base")
     if strangers := sorted(set(names) - set(there)):
         raise UserError(
             f"{weights} has {len(strangers)} people whom PEOPLE has not, such as {strangers[0]}: give the same people"

@@ -10,14 +10,18 @@ from PIL import Image
 
 from benchmarks import quality as bench
 from benchmarks.judges import Judges
+from benchmarks.subjects import Subjects
 from hyperdreambooth.base.model import Base
-from hyperdreambooth.portraits.captions import EDIT_SCENES, STYLES, caption, parse
+from hyperdreambooth.portraits.captions import CONTEXTS, EDIT_SCENES, STYLES, Scene, caption, parse
 from recipes.pictures import in_styles
 
 
 def test_both_worlds_are_measured_and_nothing_is_drawn_twice(tiny_base: Base, judges: Judges, tmp_path: Path) -> None:
     references = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    worlds = {"portrait": references, "photo": references}
+    worlds = {
+        "portrait": Subjects("portraits", references, (7, 8, 9)),
+        "photo": Subjects("photographs", references, None),
+    }
     figures = bench.quality(tiny_base, judges, worlds, 4, tmp_path)
     written = json.loads((tmp_path / "quality.json").read_text())
     assert written == {"base": tiny_base.fingerprint, **figures}
@@ -48,5 +52,12 @@ def test_prompts_ask_for_every_style_and_of_portraits_for_everything() -> None:
 def test_true_pictures_repeat_people_under_the_styles_asked_for() -> None:
     references = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     scenes = bench.asked_scenes("photo", 3)
-    true = bench.true_pictures(references, scenes)
+    true = bench.true_pictures(Subjects("photographs", references, None), scenes)
     assert torch.equal(true[2], in_styles(references[:1], [scenes[2].style])[0])
+    portraits = bench.true_pictures(Subjects("portraits", references, (7, 8)), [Scene("portrait")] * 4)
+    assert (portraits[0] - portraits[2]).abs().max() > 0.1  # the same person in another view
+    elsewhere, plain = (
+        bench.true_pictures(Subjects("portraits", references, (7,)), [Scene("portrait", context=context)])
+        for context in (CONTEXTS[0], None)
+    )
+    assert (elsewhere - plain).abs().max() > 0.1

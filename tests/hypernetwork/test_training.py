@@ -272,3 +272,14 @@ def test_pictures_under_other_prompts(world) -> None:
         losses = denoising_loss(world.base, other[:, 0].repeat(4, 1, 1, 1), states, timesteps, measure.noise)
     assert found["portraits/styled fitted"] == pytest.approx(float(losses.mean()), rel=1e-4)
     assert found["portraits/styled fitted"] != pytest.approx(found["portraits/fitted"], rel=1e-2)
+
+
+def test_a_network_that_was_trained_before_begins_where_it_was(world, tmp_path: Path) -> None:
+    """Its theta keeps its unit, whoever is fitted now."""
+    network = world.network()
+    network.set_statistics(world.people(20, seed=5).numbers)
+    torch.nn.init.normal_(network.head.weight, std=0.3, generator=torch.Generator().manual_seed(2))
+    shown = world.people(2).pictures[:, 0] / 255
+    before = network.predict(shown)
+    run(world, tmp_path, replace(SHORT, weights=None, both=FitConfig(1, lr=0.0)), network)
+    torch.testing.assert_close(network.predict(shown), before)

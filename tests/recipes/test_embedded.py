@@ -151,6 +151,13 @@ def test_the_defaults_take_six_hours_at_most() -> None:
     assert 300 < sum(Budget().minutes().values()) <= 360
 
 
+@pytest.mark.parametrize("row", ["people", "hypernetwork_portraits", "fitted_portraits"])
+def test_nobody_who_tunes_or_reports_can_be_learnt_from(row: str, capsys: pytest.CaptureFixture[str]) -> None:
+    option = f"--{row.replace('_', '-')}"
+    assert main(["--photographs", "x", "--cache", "y", "--dry-run", option, "15001"]) == 2
+    assert "must not be learnt from" in " ".join(capsys.readouterr().err.split())
+
+
 def test_several_processes_are_refused_what_they_cannot_share(shop: Workshop) -> None:
     with pytest.raises(UserError, match="2 processes for frame, fit, expected one"):
         next(run(replace(shop, processes=Processes(0, 2)), ["frame", "denoiser", "fit"]))
@@ -197,6 +204,8 @@ def test_an_adopted_hypernetwork_is_where_training_starts(shop: Workshop, fresh_
     file = shop.out / HYPERNETWORK.relative_to(FOLDER)
     network.save(file, torch.float32)
     Card("It", "About.", [], {"encoder": 12.0, "hypernetwork, both": 34.0}).write(file.parent)
+    assert not shipping._is_of_another_base(file, fresh_base)
+    assert shipping._is_of_another_base(file, build_base(PRESETS["tiny"], WORDS, seed=1))
     assert list(run(shop, ["adopt"]))[-1] == "  the hypernetwork"
     start = load_tensors(shop.weights("hypernetwork-start"))[0]
     assert all(torch.equal(start[name], tensor) for name, tensor in network.state_dict().items())

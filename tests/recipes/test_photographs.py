@@ -41,6 +41,14 @@ def test_held_out_photographs_come_in_the_order_of_their_list() -> None:
     assert Photographs(torch.zeros(5, 3, 2, 2), names).split("tuning").names == tuple(LISTS["tuning"][:5])
 
 
+def test_whoever_is_held_out_stays_so_in_a_folder_above_or_below() -> None:
+    names = tuple(LISTS["tuning"][:2] + LISTS["reporting"][:2] + ["sfhq/somebody.jpg"])
+    for path in (lambda name: name.rpartition("/")[2], lambda name: f"photos/{name}"):
+        some = Photographs(torch.zeros(5, 3, 2, 2), tuple(map(path, names)))
+        assert some.split("training").names == (path("sfhq/somebody.jpg"),)
+        assert some.split("reporting").names == tuple(map(path, LISTS["reporting"][:2]))
+
+
 def test_the_centre_is_cut_out(framed: Photographs) -> None:
     centre = framed.centre(16)
     assert centre.shape == (8, 3, 16, 16)

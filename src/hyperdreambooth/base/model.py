@@ -32,6 +32,7 @@ PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 _PLACEHOLDER = re.compile(r"\[v\]", re.IGNORECASE)
 _SAMPLES_PER_TENSOR = 16
 _LARGEST_FILE = "14MB"  # what is shipped in the package stays under 15 MB a file
+_WEIGHTS = "*.safetensors*"  # files of a network, and the index of its shards
 
 
 @dataclasses.dataclass(frozen=True)
@@ -280,9 +281,12 @@ class Base:
             requires_safety_checker=False,
         )
 
+        written = set[Path]()
+
         def write(part: Path) -> None:
             with quiet():
                 pipeline.save_pretrained(part, safe_serialization=True, max_shard_size=_LARGEST_FILE)
+            written.update(path.relative_to(part) for path in part.rglob(_WEIGHTS))
             # transformers opens a model in the precision that its config names, diffusers in float32: plain
             # from_pretrained would mix the two.
             config = part / "text_encoder" / "config.json"
@@ -290,6 +294,9 @@ class Base:
             _write_json(part / CARD_FILE, dataclasses.asdict(self.card))
 
         write_folder(folder, write)
+        for network in {path.parent for path in written}:
+            for stale in {path.relative_to(folder) for path in (Path(folder) / network).glob(_WEIGHTS)} - written:
+                (Path(folder) / stale).unlink()  # a base of other shards was here, and its index would win
 
 
 def fingerprint_of(text_encoder: nn.Module, unet: nn.Module) -> str:

@@ -8,7 +8,7 @@ whatever the moment a process dies, running the same again continues at the last
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -52,6 +52,8 @@ class FittedPeople:
     names: tuple[str, ...]
     weights: Tensor  # (N, S, 1, a + b) float32
     start: Tensor  # (S, 1, a + b) float32, common to all of them
+    base: str  # fingerprint of the base that they were fitted on
+    space: Mapping[str, object]  # that they live in, as `SpaceInfo` names it
 
 
 def fit_people(
@@ -118,7 +120,7 @@ def load_people(folder: Path | str) -> FittedPeople:
     folder = Path(folder)
     if not (folder / PLAN_FILE).is_file():
         raise UserError(f"{folder} has no {PLAN_FILE}, expected pre-optimised people: run preoptimize first")
-    read_plan(folder, _FORMAT)
+    plan = read_plan(folder, _FORMAT)
     finished = [load_tensors(path) for path in sorted(folder.glob("shard-?????.safetensors"))]
     if not finished:
         raise UserError(f"{folder} has no finished person yet, expected at least one: let preoptimize finish a shard")
@@ -126,6 +128,8 @@ def load_people(folder: Path | str) -> FittedPeople:
         names=tuple(name for _, metadata in finished for name in json.loads(metadata["people"])),
         weights=torch.cat([tensors["weights"] for tensors, _ in finished]),  # (N, S, 1, a + b)
         start=load_tensors(_start(folder))[0]["start"],
+        base=str(plan["base"]),
+        space=dict(plan["space"]) if isinstance(plan["space"], dict) else {},
     )
 
 

@@ -146,6 +146,11 @@ class HyperNetwork(nn.Module):
         spreads = [half.mean(dim=-1, keepdim=True).sqrt().clamp(min=1e-8).expand_as(half) for half in halves]
         self.offset_std.copy_(torch.cat(spreads, dim=-1))
 
+    @property
+    def has_statistics(self) -> bool:
+        """Whether theta's zero and unit were measured."""
+        return bool(self.offset_mean.any())
+
     @torch.no_grad()
     def predict(self, pictures: Tensor, rounds: int | None = None) -> Tensor:
         """The persons in pictures (N, 3, H, W) in [0, 1] of any size: packed LiDB numbers (N, S, 1, a + b), float32."""
@@ -192,10 +197,7 @@ class HyperNetwork(nn.Module):
         except (KeyError, TypeError, ValueError) as error:
             raise BadFile(f"{path} is damaged ({error!r}), expected a sound hypernetwork: make it anew") from error
         if made_for != base:
-            raise WrongBase(
-                f'{path} was made for base "{made_name}" ({made_for[:8]}...), this is "{base_name}" ({base[:8]}...): '
-                f"use it with --base {made_name}"
-            )
+            raise WrongBase.of(path, made_for, made_name, base, base_name)
         _check_space(path, made_in, space.info)
         network = build_hypernetwork(config, space, base, base_name)
         load_parameters(network, network._with_pretrained(tensors), path)

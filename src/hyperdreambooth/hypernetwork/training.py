@@ -135,7 +135,8 @@ def train(
     if processes.main:
         _keep_plan(folder, network, worlds, held_out, config)
     processes.wait()
-    network.set_statistics(torch.cat([people.numbers for people in worlds.values()]).to(base.device))
+    if not network.has_statistics:  # a network that was trained before means its own by its theta
+        network.set_statistics(torch.cat([people.numbers for people in worlds.values()]).to(base.device))
     network.requires_grad_(True)
     network.encoder.requires_grad_(not config.freeze_encoder and network.config.encoder.pretrained is None)
     left = _after_finished(folder, network, config)
