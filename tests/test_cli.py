@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from hyperdreambooth.cli import run, using
+from hyperdreambooth.cli import console, run, using
 from hyperdreambooth.cli.console import Job
 from hyperdreambooth.faces import to_picture
 from hyperdreambooth.files import load_tensors
@@ -19,10 +19,11 @@ from hyperdreambooth.identity import Identity
 from hyperdreambooth.lidb import save_kohya
 from hyperdreambooth.personalization import PHASES
 from hyperdreambooth.pipeline import HyperDreamBooth
-from hyperdreambooth.portraits.captions import CONTEXTS, DOMAINS, EDIT_SCENES, STYLE_SCENES, STYLES, caption
+from hyperdreambooth.portraits.captions import EDIT_SCENES, STYLE_SCENES, STYLES, caption
 from hyperdreambooth.portraits.person import Person
 from hyperdreambooth.portraits.renderer import render
 from hyperdreambooth.portraits.view import View
+from hyperdreambooth.progress import Progress
 
 
 @dataclass
@@ -140,7 +141,6 @@ def test_generates_help_lists_what_the_base_knows(hdb: Hdb) -> None:
     for scene in (*STYLE_SCENES, *EDIT_SCENES):
         words = scene.context or (scene.edit if scene.edit != "old" else None) or caption(scene, "[V] face")
         assert words.removesuffix(" of a [V] face") in text, words
-    assert len(CONTEXTS) + len(DOMAINS) > 0
     assert "identities and prompts" in " ".join(hdb("generate", "--help")[0].lower().split())
 
 
@@ -271,3 +271,14 @@ def test_a_process_that_is_not_the_main_one_says_nothing(as_json: bool, capsys: 
             job.finish(folder="here")
         said = "".join(capsys.readouterr())
         assert ("something" in said and "here" in said) is not quiet and (said == "") is quiet
+
+
+def test_without_a_terminal_a_line_says_now_and_then_how_far_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seconds, expected in ((60.0, []), (0.0, ["fit: 1 of 4 loss 0.5000", "fit: 2 of 4", "read: 3"])):
+        monkeypatch.setattr(console, "SECONDS_BETWEEN_LINES", seconds)
+        with Job() as job:
+            for now in (Progress("fit", 1, 4, 0.5), Progress("fit", 2, 4), Progress("read", 3, 0)):
+                job.report(now)
+        assert capsys.readouterr().err.splitlines() == expected

@@ -23,6 +23,18 @@ except DiskFull as error:
     print("DiskFull", error)
 """
 
+FULL_DISK_FOLDER = """
+import resource, sys, torch
+from safetensors.torch import save_file
+from hyperdreambooth.errors import DiskFull
+from hyperdreambooth.files import write_folder
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+try:
+    write_folder(sys.argv[1], lambda part: save_file({"x": torch.zeros(10_000)}, part / "x.safetensors"))
+except DiskFull as error:
+    print("DiskFull", error)
+"""
+
 
 def test_check_writable_leaves_nothing_behind(tmp_path: Path) -> None:
     check_writable(tmp_path / "a.safetensors")
@@ -67,6 +79,13 @@ def test_full_disk_leaves_no_half_written_file(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", FULL_DISK, path], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("DiskFull no room to write") and done.stdout.count("\n") == 1
     assert load_tensors(path)[0]["x"].tolist() == [1.0, 1.0] and list(tmp_path.iterdir()) == [path]
+
+
+def test_full_disk_is_told_from_the_words_of_the_library_too(tmp_path: Path) -> None:
+    folder = tmp_path / "base"
+    done = subprocess.run([sys.executable, "-c", FULL_DISK_FOLDER, folder], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(f"DiskFull no room to write {folder}") and done.stdout.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_tensors_come_back_with_dtype_views_and_metadata(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, PNDMScheduler, StableDiffusionPipeline
 
+from hyperdreambooth.base import model
 from hyperdreambooth.base.build import PRESETS, build_base
 from hyperdreambooth.base.loading import load_base
 from hyperdreambooth.base.model import Base, fingerprint_of
@@ -164,6 +165,24 @@ def test_fingerprint_is_of_the_weights_before_any_cast_or_merge(fresh_base: Base
     assert fresh_base.to(dtype=torch.bfloat16).fingerprint == doubled != tiny_base.fingerprint
     fresh_base.unet.get_parameter("conv_in.weight").mul_(2.0)  # as merging does
     assert fresh_base.fingerprint == doubled != fingerprint_of(fresh_base.text_encoder, fresh_base.unet)
+
+
+def test_a_base_of_fewer_files_leaves_none_of_the_one_before(
+    tiny_base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model, "_LARGEST_FILE", "100KB")
+    tiny_base.save(tmp_path)
+    assert len(list((tmp_path / "unet").glob("*.safetensors"))) > 1
+    monkeypatch.undo()
+    (tmp_path / "unet" / "notes.txt").write_text("mine")
+    (tmp_path / "lora").mkdir()
+    (tmp_path / "lora" / "mine.safetensors").write_text("mine")
+    tiny_base.save(tmp_path)
+    left = {path.name for path in (tmp_path / "unet").iterdir()}
+    assert left == {"config.json", "diffusion_pytorch_model.safetensors", "notes.txt"}
+    assert (tmp_path / "lora" / "mine.safetensors").exists() and load_base(
+        tmp_path
+    ).fingerprint == tiny_base.fingerprint
 
 
 def test_saved_folder_is_that_of_diffusers(tiny_base: Base, folder: Path) -> None:

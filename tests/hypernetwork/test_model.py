@@ -183,3 +183,5 @@ def test_a_pretrained_encoder_is_frozen_and_not_saved(world, tmp_path: Path) -> 
     torch.testing.assert_close(loaded.predict(shown), network.predict(shown))
     assert not any(p.requires_grad for p in loaded.train().encoder.parameters())
     assert not loaded.encoder.training
+    with pytest.raises(UserError, match="cannot open the pretrained encoder"):
+        build_encoder(EncoderConfig(pretrained=str(tmp_path / "nowhere")))

@@ -19,6 +19,7 @@ from rich.table import Table
 from hyperdreambooth.progress import Progress, log
 
 _LIBRARIES = ("hyperdreambooth", "torch", "diffusers", "transformers")
+SECONDS_BETWEEN_LINES = 60.0  # of progress, where there is no terminal
 _UNITS = {"samples": "through the U-Net", "sheet_samples": "through the U-Net"}
 
 
@@ -52,7 +53,7 @@ class Job:
         self._tasks: dict[str, bars.TaskID] = {}
         self._current = ""
         self._handler = _Notes(self)
-        self._began = time.perf_counter()
+        self._began = self._said = time.perf_counter()
 
     def __enter__(self) -> Job:
         log.addHandler(self._handler)
@@ -75,7 +76,10 @@ class Job:
         self._complete(name)
 
     def report(self, now: Progress) -> None:
-        """Show how far a phase is; a total of 0 is not known. The phase before, if another, is over."""
+        """Show how far a phase is; a total of 0 is not known. The phase before, if another, is over.
+
+        Where there is no terminal, and so no bar, a line now and then goes into whatever keeps the words.
+        """
         if self._current not in ("", now.phase):
             self._complete(self._current)
         self._current = now.phase
@@ -83,6 +87,10 @@ class Job:
         if now.phase not in self._tasks:
             self._tasks[now.phase] = self._bar.add_task(now.phase, total=None, loss=loss)
         self._bar.update(self._tasks[now.phase], total=now.total or None, completed=now.done, loss=loss)
+        if not self._console.is_terminal and time.perf_counter() - self._said >= SECONDS_BETWEEN_LINES:
+            self._said = time.perf_counter()
+            so_far = f"{now.phase}: {now.done}" + (f" of {now.total}" if now.total else "")
+            self._console.print(f"{so_far} {loss}".rstrip(), markup=False, highlight=False, soft_wrap=True)
 
     def _complete(self, phase: str) -> None:
         self._bar.update(self._tasks[phase], total=1, completed=1)

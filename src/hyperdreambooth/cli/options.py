@@ -49,6 +49,9 @@ def _same_file(first: Path, second: Path) -> bool:
 def load_booth(job: Job, base: str, hypernetwork: str = "none") -> HyperDreamBooth:
     """Open the base, and the hypernetwork where a command needs one."""
     with job.phase(LOAD):
+        import torch
+
         from hyperdreambooth.pipeline import HyperDreamBooth
 
+        torch.set_flush_denormal(True)  # tiny numbers in dark pictures make a CPU four times as slow
         return HyperDreamBooth.load(base, hypernetwork=None if hypernetwork == "none" else hypernetwork)

@@ -85,7 +85,7 @@ def preoptimize(
         job.finish(
             folder=str(output),
             people=total,
-            bytes=sum(file.stat().st_size for file in output.glob("*.safetensors")),
+            bytes=sum(file.stat().st_size for file in output.glob("shard-?????.safetensors")),
             sites=len(booth.space.sites),
             numbers=booth.space.size(),
             samples=samples,

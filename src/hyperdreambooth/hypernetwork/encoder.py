@@ -113,13 +113,24 @@ class PretrainedEncoder(nn.Module):
 
 
 def build_encoder(config: EncoderConfig) -> FaceEncoder | PretrainedEncoder:
-    """An encoder of these sizes with random weights, or the pretrained one that the config names, opened now."""
+    """An encoder of these sizes with random weights, or the pretrained one that the config names, opened now.
+
+    Raises:
+        UserError: the pretrained one is not there, or cannot be reached.
+    """
     if config.pretrained is None:
         return FaceEncoder(config)
     from transformers import AutoConfig, AutoModel, CLIPVisionModel  # slow, and needed for a pretrained encoder alone
 
-    kind = AutoConfig.from_pretrained(config.pretrained).model_type
-    model = (CLIPVisionModel if kind.startswith("clip") else AutoModel).from_pretrained(config.pretrained)
+    try:
+        kind = AutoConfig.from_pretrained(config.pretrained).model_type
+        model = (CLIPVisionModel if kind.startswith("clip") else AutoModel).from_pretrained(config.pretrained)
+    except (OSError, ValueError) as error:
+        words = " ".join(str(error).split())[:120]
+        raise UserError(
+            f"cannot open the pretrained encoder {config.pretrained} ({words}), expected a vision transformer in a "
+            "folder or on the hub: fetch it first, or choose another preset"
+        ) from error
     return PretrainedEncoder(model, config)
 
 
