@@ -6,6 +6,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 
 from hyperdreambooth.faces import to_picture
 from hyperdreambooth.portraits.captions import CONTEXTS, DOMAINS, EDITS, Scene
