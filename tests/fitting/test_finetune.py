@@ -17,7 +17,9 @@ RELAXATIONS: list[Relax] = ["lidb", "lora", "none"]
 
 
 def config(relax: Relax, steps: int = 3, lr: float = 1e-2) -> FinetuneConfig:
-    return FinetuneConfig(relax=relax, rank=2, fit=FitConfig(steps=steps, lr=lr), objective=Objective(noises=2))
+    return FinetuneConfig(
+        relax=relax, rank=2, fit=FitConfig(steps=steps, lr=lr), lr_alone=None, objective=Objective(noises=2)
+    )
 
 
 def tuned(

@@ -28,8 +28,8 @@ class FinetuneConfig:
 
     relax: Relax = "lidb"
     rank: int = 3  # fresh ranks beside the prediction; without meaning where relax is "none"
-    fit: FitConfig = field(default_factory=lambda: FitConfig(steps=40, lr=4.5e-2, schedule="cosine"))
-    lr_alone: float | None = None  # learning rate of people whom nobody predicted; None is that of `fit`
+    fit: FitConfig = field(default_factory=lambda: FitConfig(steps=40, lr=3e-2, schedule="cosine"))
+    lr_alone: float | None = 4.5e-2  # learning rate of people whom nobody predicted; None is that of `fit`
     objective: Objective = field(default_factory=Objective)
 
     def fit_of(self, predicted: bool) -> FitConfig:
@@ -52,7 +52,8 @@ PRESETS = {
         "53 % and 61 % over all eight",
     ),
     "lora": Preset(
-        FinetuneConfig(relax="lora", rank=4, fit=FitConfig(steps=40, lr=2e-3, schedule="cosine")), "not measured yet"
+        FinetuneConfig(relax="lora", rank=4, fit=FitConfig(steps=40, lr=2e-3, schedule="cosine"), lr_alone=None),
+        "not measured yet",
     ),
     "none": Preset(FinetuneConfig(relax="none"), "not measured yet"),
 }
