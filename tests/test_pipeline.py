@@ -300,7 +300,7 @@ def test_people_and_prompts_that_do_not_pair(booth: HyperDreamBooth) -> None:
 
 def test_people_of_elsewhere_are_refused(booth: HyperDreamBooth) -> None:
     alice = somebody(booth, 1)
-    with pytest.raises(WrongBase, match="it has changed since: make it anew"):
+    with pytest.raises(WrongBase, match="was made for base"):
         booth.draw(replace(alice, base="0" * 16), "a [V] face", QUICK)
     with pytest.raises(WrongSpace):
         booth.draw(replace(alice, space=replace(alice.space, seed=9)), "a [V] face", QUICK)
