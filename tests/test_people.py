@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
+from hyperdreambooth.base.model import Base
 from hyperdreambooth.errors import UserError, WrongSpace
 from hyperdreambooth.fitting.preoptimize import PreoptimizeConfig, load_people, preoptimize
 from hyperdreambooth.fitting.steps import FitConfig
@@ -35,13 +36,19 @@ def test_everybody_is_trained_on_but_those_held_out(tmp_path: Path) -> None:
         assert torch.equal(some.numbers, known)
 
 
-def test_everybody_in_all_styles_too(tmp_path: Path) -> None:
-    """The pictures of a person take turns under the filters, and each style has the prompt that asks for it."""
+def four_fitted(folder: Path) -> tuple[Base, People]:
+    """A base, and four portraits in two views that were fitted on it into the folder."""
     base, adapters = adapted_base()
     people = read_people("portraits:0-3", base.picture_size, 2, lambda _: None)
     config = PreoptimizeConfig(fit=FitConfig(steps=1, lr=1e-2))
-    for _ in preoptimize(base, adapters, people.names, encode_people(base, people), tmp_path, config):
+    for _ in preoptimize(base, adapters, people.names, encode_people(base, people), folder, config):
         pass
+    return base, people
+
+
+def test_everybody_in_all_styles_too(tmp_path: Path) -> None:
+    """The pictures of a person take turns under the filters, and each style has the prompt that asks for it."""
+    base, people = four_fitted(tmp_path)
     styles = ("neon", "comic")
     (training,), (held_out,) = (
         some.values() for some in split_people(base, encode_crowd(base, people, styles), tmp_path)
@@ -57,11 +64,7 @@ def test_everybody_in_all_styles_too(tmp_path: Path) -> None:
 
 
 def test_numbers_of_another_space_are_refused(tmp_path: Path) -> None:
-    base, adapters = adapted_base()
-    people = read_people("portraits:0-3", base.picture_size, 2, lambda _: None)
-    config = PreoptimizeConfig(fit=FitConfig(steps=1, lr=1e-2))
-    for _ in preoptimize(base, adapters, people.names, encode_people(base, people), tmp_path, config):
-        pass
+    base, people = four_fitted(tmp_path)
     base.card = replace(base.card, seed=base.card.seed + 1)
     with pytest.raises(WrongSpace, match="seed 0, here 1"):
         split_people(base, encode_crowd(base, people), tmp_path)
