@@ -98,7 +98,8 @@ class Personalization:
         self._base, self._adapters, self._hypernetwork = base, adapters, hypernetwork
         self._photos, self.config = list(photos), config
         self._fingerprint = base.fingerprint if fingerprint is None else fingerprint
-        self._people(adapters.space.start().unsqueeze(0), None, config.steps)[0].check_description()
+        space = adapters.space  # the numbers do not matter: too long a description is found before the work
+        self._people(torch.zeros(1, len(space.sites), 1, space.width), None, config.steps)[0].check_description()
         self.faces = torch.empty(0)
         self.predicted: list[Identity] | None = None
         self.identities: list[Identity] = []

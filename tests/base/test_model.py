@@ -180,9 +180,8 @@ def test_a_base_of_fewer_files_leaves_none_of_the_one_before(
     tiny_base.save(tmp_path)
     left = {path.name for path in (tmp_path / "unet").iterdir()}
     assert left == {"config.json", "diffusion_pytorch_model.safetensors", "notes.txt"}
-    assert (tmp_path / "lora" / "mine.safetensors").exists() and load_base(
-        tmp_path
-    ).fingerprint == tiny_base.fingerprint
+    assert (tmp_path / "lora" / "mine.safetensors").exists()
+    assert load_base(tmp_path).fingerprint == tiny_base.fingerprint
 
 
 def test_saved_folder_is_that_of_diffusers(tiny_base: Base, folder: Path) -> None:
