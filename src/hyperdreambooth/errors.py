@@ -4,6 +4,8 @@ Two branches decide the exit status of the command line: `UserError` (2, found b
 (1, work that failed on the way).
 """
 
+from collections.abc import Mapping
+
 
 class HyperDreamBoothError(Exception):
     """Base of everything this package raises on purpose; its text is one line fit for a person to read."""
@@ -49,6 +51,12 @@ class WrongBase(UserError):
 
 class WrongSpace(UserError):
     """An identity whose LiDB space (sites, a, b, seed, scale, basis) is not the one in use."""
+
+    @classmethod
+    def check(cls, what: str, got: Mapping[str, object], here: Mapping[str, object], remedy: str) -> None:
+        """Raise the error of "`what` another LiDB space", naming the fields of `here` that are other in `got`."""
+        if apart := [f"{key} {got.get(key)}, here {here[key]}" for key in here if got.get(key) != here[key]]:
+            raise cls(f"{what} another LiDB space ({'; '.join(apart)}): {remedy}")
 
 
 class SiteTooNarrow(UserError):

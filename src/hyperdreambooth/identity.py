@@ -236,13 +236,8 @@ def _not_finite(tensors: Mapping[str, Tensor]) -> str | None:
 
 
 def _check_space(what: str | Path, got: SpaceInfo, space: LiDBSpace) -> None:
-    expected = asdict(space.info)
-    if apart := [
-        f"{key} {value}, here {expected[key]}" for key, value in asdict(got).items() if value != expected[key]
-    ]:
-        raise WrongSpace(
-            f"{what} lives in another LiDB space ({'; '.join(apart)}): use the base and settings it was made with"
-        )
+    remedy = "use the base and settings it was made with"
+    WrongSpace.check(f"{what} lives in", asdict(got), asdict(space.info), remedy)
 
 
 def _check_sizes(path: str | Path, identity: Identity, space: LiDBSpace) -> None:

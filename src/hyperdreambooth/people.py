@@ -219,8 +219,7 @@ def _check_fitted(base: Base, there: Sequence[str], weights: Path, fitted: Fitte
             "give the base that it was fitted on"
         )
     own = {key: getattr(base.card, key) for key in ("a", "b", "seed", "scale")}
-    if apart := [f"{key} {fitted.space.get(key)}, here {own[key]}" for key in own if fitted.space.get(key) != own[key]]:
-        raise WrongSpace(f"{weights} is of another LiDB space ({'; '.join(apart)}): fit the people anew on this base")
+    WrongSpace.check(f"{weights} is of", fitted.space, own, "fit the people anew on this base")
     if strangers := sorted(set(names) - set(there)):
         raise UserError(
             f"{weights} has {len(strangers)} people whom PEOPLE has not, such as {strangers[0]}: give the same people"

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from hyperdreambooth.errors import BadFile, WrongBase, WrongSpace
 from hyperdreambooth.files import load_tensors, save_tensors
 from hyperdreambooth.hypernetwork.encoder import EncoderConfig, blocks, build_encoder, load_parameters
-from hyperdreambooth.lidb import LiDBSpace, SpaceInfo
+from hyperdreambooth.lidb import LiDBSpace
 
 FORMAT = "hyperdreambooth-hypernetwork-2"
 
@@ -198,7 +198,7 @@ class HyperNetwork(nn.Module):
             raise BadFile(f"{path} is damaged ({error!r}), expected a sound hypernetwork: make it anew") from error
         if made_for != base:
             raise WrongBase.of(path, made_for, made_name, base, base_name)
-        _check_space(path, made_in, space.info)
+        WrongSpace.check(f"{path} predicts in", made_in, asdict(space.info), "use the base it was made for")
         network = build_hypernetwork(config, space, base, base_name)
         load_parameters(network, network._with_pretrained(tensors), path)
         network.eval().requires_grad_(False)
@@ -231,9 +231,3 @@ def _config(values: dict[str, object]) -> HyperNetworkConfig:
         raise TypeError(f"encoder is {encoder!r}")
     tuples = {key: tuple(value) if isinstance(value, list) else value for key, value in encoder.items()}
     return HyperNetworkConfig(EncoderConfig(**tuples), **values)  # type: ignore[arg-type]  # wrong ones are refused
-
-
-def _check_space(path: str | Path, got: Mapping[str, object], expected: SpaceInfo) -> None:
-    here = asdict(expected)
-    if apart := [f"{key} {got.get(key)}, here {here[key]}" for key in here if got.get(key) != here[key]]:
-        raise WrongSpace(f"{path} predicts in another LiDB space ({'; '.join(apart)}): use the base it was made for")
