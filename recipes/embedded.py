@@ -215,7 +215,7 @@ def train_hypernetwork(shop: Workshop) -> Iterator[str]:
         weights_batch=2 * people,
         both_batch=people,
         noises=noises,
-        freeze_encoder=True,  # it can tell people apart already, and would forget photographs: there are few
+        freeze_encoder=("weights",),  # it can tell people apart already, and those with numbers are few
         evaluate_every=CURVE_EVERY,
     )
     if start.exists():  # it is past the weight loss

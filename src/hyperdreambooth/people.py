@@ -19,7 +19,7 @@ from hyperdreambooth.faces import crop_face, face_masks, read_picture
 from hyperdreambooth.files import write_atomically
 from hyperdreambooth.fitting.fit import Pictures
 from hyperdreambooth.fitting.preoptimize import FittedPeople, load_people
-from hyperdreambooth.hypernetwork.training import People as TrainingPeople
+from hyperdreambooth.hypernetwork.loss import People as TrainingPeople
 from hyperdreambooth.portraits.captions import Scene, caption
 from hyperdreambooth.portraits.person import ATTRIBUTES, Person
 from hyperdreambooth.portraits.renderer import render

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from hyperdreambooth.hypernetwork.loss import People
 from hyperdreambooth.hypernetwork.model import PRESETS, HyperNetwork, build_hypernetwork
-from hyperdreambooth.hypernetwork.training import People
 from tests.conftest import AdaptedBase, adapted_base, left_as_it_was
 
 

@@ -13,8 +13,9 @@ from hyperdreambooth.errors import UserError
 from hyperdreambooth.fitting.fit import Objective, Pictures, fit
 from hyperdreambooth.fitting.steps import FitConfig
 from hyperdreambooth.hypernetwork.jitter import Jitter
+from hyperdreambooth.hypernetwork.loss import People
 from hyperdreambooth.hypernetwork.model import PRESETS, HyperNetwork, build_hypernetwork
-from hyperdreambooth.hypernetwork.training import CURVE_FILE, RESULT_FILE, People, TrainConfig, _HeldOut, _Loss, train
+from hyperdreambooth.hypernetwork.training import CURVE_FILE, RESULT_FILE, TrainConfig, _HeldOut, _Loss, train
 
 STILL = Jitter(zoom=0, shift=0, colour=0, blur=0)
 SHORT = TrainConfig(
@@ -193,13 +194,21 @@ def test_a_person_learns_from_their_own_pictures_alone(world) -> None:
     assert not torch.allclose(gradients[0][1], gradients[1][1], rtol=0.1)
 
 
-def test_a_frozen_encoder_does_not_move(world, tmp_path: Path) -> None:
-    network = world.network()
-    before = {name: p.clone() for name, p in network.encoder.state_dict().items()}
-    head = network.head.weight.clone()
-    run(world, tmp_path, replace(SHORT, both=None, freeze_encoder=True), network)
-    assert all(torch.equal(p, before[name]) for name, p in network.encoder.state_dict().items())
-    assert not torch.equal(network.head.weight, head)
+def test_the_encoder_moves_in_the_phases_in_which_it_is_not_frozen(world, tmp_path: Path) -> None:
+    before = world.network()
+    for frozen in ((), ("weights",), ("both",), ("weights", "both")):
+        folder, network = tmp_path / "-".join(("frozen", *frozen)), world.network()
+        run(world, folder, replace(SHORT, freeze_encoder=frozen), network)
+        at_first = HyperNetwork.load(folder / "weights.safetensors", world.space, world.base.fingerprint)
+        assert _same(at_first.encoder, before.encoder) == ("weights" in frozen)
+        assert _same(network.encoder, at_first.encoder) == ("both" in frozen)
+        assert not torch.equal(network.head.weight, at_first.head.weight)
+    with pytest.raises(ValueError, match="expected names of phases"):
+        TrainConfig(freeze_encoder=("neither",))
+
+
+def _same(one: torch.nn.Module, other: torch.nn.Module) -> bool:
+    return all(map(torch.equal, one.state_dict().values(), other.state_dict().values()))
 
 
 def test_a_folder_of_another_training_is_refused(world, tmp_path: Path) -> None:

@@ -138,7 +138,9 @@ def train(
         network = model.build_hypernetwork(model.PRESETS[preset], booth.space, booth.fingerprint, booth.base.name, seed)
         if encoder is not None:
             _take_encoder(network, encoder)
-        config = _train_config(training.TrainConfig(seed=seed, freeze_encoder=encoder is not None), steps)
+        config = _train_config(
+            training.TrainConfig(seed=seed, freeze_encoder=() if encoder is None else ("weights",)), steps
+        )
         facts = {
             "folder": str(output),
             "parameters": sum(p.numel() for p in network.parameters()),

@@ -16,13 +16,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hyperdreambooth.base.diffusion import PLAIN, Weighting, denoising_loss
+from hyperdreambooth.base.diffusion import Weighting
 from hyperdreambooth.base.model import Base
 from hyperdreambooth.fitting.plan import digest, keep_plan
 from hyperdreambooth.fitting.processes import ALONE, Processes
 from hyperdreambooth.fitting.steps import Checkpoint, FitConfig, Run, StepReport, steps
 from hyperdreambooth.hypernetwork.curve import Curve
 from hyperdreambooth.hypernetwork.jitter import Jitter
+from hyperdreambooth.hypernetwork.loss import People, denoising_together, worn_loss
 from hyperdreambooth.hypernetwork.model import HyperNetwork
 from hyperdreambooth.lidb import Adapters
 
@@ -51,48 +52,20 @@ class TrainConfig:
     prompt: str = "a [V] face"
     weighting: Weighting = Weighting(fade=0.3)  # noqa: RUF009  # frozen; of the noise levels, in training
     jitter: Jitter = field(default_factory=Jitter)  # of the pictures that the encoder sees
-    freeze_encoder: bool = False
+    freeze_encoder: tuple[str, ...] = ()  # phases in which the encoder stays as it is
     evaluate_every: int = 200  # steps between two lines of the curve
     seed: int = 0
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.common <= 1.0:
             raise ValueError(f"got common={self.common}, expected 0 to 1")
+        if unknown := set(self.freeze_encoder) - {"weights", "both"}:
+            raise ValueError(f"got freeze_encoder={sorted(unknown)}, expected names of phases: weights, both")
 
     def phases(self) -> dict[str, FitConfig]:
         """The phases to run, by name, in order."""
         named = {"weights": self.weights, "both": self.both}
         return {name: config for name, config in named.items() if config is not None}
-
-
-@dataclass(frozen=True)
-class People:
-    """P plain pictures of each of N people, further ones under other prompts, and the numbers of the first M people.
-
-    The encoder sees plain pictures alone; what it predicts from them is judged on all V = P + len(prompts). So it
-    learns numbers that keep the person when the prompt changes.
-    """
-
-    pictures: Tensor  # (N, P, 3, H, W) uint8, what the encoder sees
-    latents: Tensor  # (N, V, C, h, w), what is denoised, first `pictures`, as `Base.encode_pictures` scales them
-    numbers: Tensor  # (M, S, 1, a + b), pre-optimised, 2 <= M <= N
-    masks: Tensor | None = None  # (N, V, 1, h, w), >= 0, weights of places
-    prompts: tuple[str, ...] = ()  # V - P, of the pictures beyond the first P, everybody's alike
-
-    def __post_init__(self) -> None:
-        shapes = [tuple(t.shape[:2]) for t in (self.pictures, self.latents, self.masks) if t is not None]
-        people, plain = shapes[0]
-        expected = (people, plain + len(self.prompts))
-        if set(shapes[1:]) != {expected} or not 2 <= len(self.numbers) <= people:
-            raise ValueError(
-                f"got (N, P) = {shapes[0]} of pictures, (N, V) = {shapes[1:]} of latents and masks, {len(self.prompts)}"
-                f" prompts, numbers of {len(self.numbers)} people: expected (N, V) = {expected} and numbers of 2 to N"
-            )
-
-    @property
-    def plain(self) -> int:
-        """P."""
-        return int(self.pictures.shape[1])
 
 
 @dataclass(frozen=True)
@@ -138,12 +111,13 @@ def train(
     if not network.has_statistics:  # a network that was trained before means its own by its theta
         network.set_statistics(torch.cat([people.numbers for people in worlds.values()]).to(base.device))
     network.requires_grad_(True)
-    network.encoder.requires_grad_(not config.freeze_encoder and network.config.encoder.pretrained is None)
     left = _after_finished(folder, network, config)
     processes.wait()
     measured = held_out if processes.main else {}
     measures = [_HeldOut(name, people, network, base, adapters, config) for name, people in measured.items()]
     for number, phase, fit in left:
+        frozen = phase in config.freeze_encoder or network.config.encoder.pretrained is not None
+        network.encoder.requires_grad_(not frozen)
         generator = torch.Generator().manual_seed(config.seed + number)
         loss = _Loss(network, base, adapters, list(worlds.values()), config, phase, generator, processes)
         parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
@@ -281,15 +255,19 @@ class _Loss:
 
     def _denoising(self, world: People, rows: Tensor, worn: Tensor) -> Tensor:
         """Mean denoising loss of people who wear `worn` (n, S, 1, a + b), all in the same K views and noises."""
-        count, rows = self.config.noises, self.processes.share(rows)
-        views = torch.randint(world.latents.shape[1], (count,), generator=self.generator)
-        noise = torch.randn((count, *world.latents.shape[2:]), generator=self.generator)
-        # The timesteps are spread evenly over all noise levels.
-        levels = (torch.rand(1, generator=self.generator) + torch.arange(count) / count) % 1.0
-        places = rows.repeat(count), views.repeat_interleave(len(rows))  # (K * n,) each, as adapters take it
-        levels, noise = (t.repeat_interleave(len(rows), dim=0) for t in (levels, noise))
-        weighted = self.config.weighting
-        return _worn_loss(self.base, self.adapters, worn, world, places, levels, noise, self.config, weighted).mean()
+        config, rows = self.config, self.processes.share(rows)
+        losses = denoising_together(
+            self.base,
+            self.adapters,
+            worn,
+            world,
+            rows,
+            config.noises,
+            config.prompt,
+            self.generator,
+            config.weighting,
+        )
+        return losses.mean()
 
     def _less_in_common(self, gradient: Tensor) -> Tensor:
         """A gradient of N people (N, S, 1, a + b), less of its mean over each world's people of all processes."""
@@ -347,38 +325,10 @@ class _HeldOut:
         rows = torch.arange(len(views))
         parts = zip(self.levels.split(len(views)), self.noise.split(len(views)), strict=True)
         losses = [
-            _worn_loss(self.base, self.adapters, worn, self.people, (rows, views), levels, noise, self.config)
+            worn_loss(self.base, self.adapters, worn, self.people, (rows, views), levels, noise, self.config.prompt)
             for levels, noise in parts
         ]
         return float(torch.cat(losses).mean())
-
-
-def _worn_loss(
-    base: Base,
-    adapters: Adapters,
-    worn: Tensor | None,
-    people: People,
-    places: tuple[Tensor, Tensor],
-    levels: Tensor,
-    noise: Tensor,
-    config: TrainConfig,
-    weighting: Weighting = PLAIN,
-) -> Tensor:
-    """The denoising loss (B,) of a base that wears n persons (n, S, 1, a + b), or nobody, each at B / n rows.
-
-    places: rows and views (B,) of `people`; the rows are n persons, tiled. levels: (B,) in [0, 1) of the schedule.
-    """
-    device = base.device
-    latents = people.latents[places].to(device, torch.float32)  # (B, C, h, w)
-    masks = None if people.masks is None else people.masks[places].to(device, torch.float32)
-    timesteps = (levels * base.timesteps).long().to(device)
-    prompts = [config.prompt] * (len(latents) if worn is None else len(worn))  # one a person serves all noises
-    if people.prompts:
-        of_view = [config.prompt] * people.plain + list(people.prompts)
-        prompts = [of_view[view] for view in places[1].tolist()]  # B
-    with adapters.use(worn):
-        states = base.encode_prompts(prompts).repeat(len(latents) // len(prompts), 1, 1)  # (B, L, D)
-        return denoising_loss(base, latents, states, timesteps, noise.to(device), masks, weighting)
 
 
 def _followed(
