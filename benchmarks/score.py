@@ -77,11 +77,18 @@ def score(subjects: Subjects, pictures: Tensor, judges: Judges, galleries: Mappi
     return Score(torch.stack(hits), style, error)
 
 
-def table(world: str, scores: Mapping[str, Score]) -> Table:
-    """The scores for people to read, a column each; rows that nobody could judge are left out."""
+def table(world: str, scores: Mapping[str, Score], among: int | None = None) -> Table:
+    """The scores for people to read, a column each; rows that nobody could judge are left out.
+
+    Args:
+        world: of the people.
+        scores: by name.
+        among: how many people they were told apart from; None is only each other.
+    """
     some = next(iter(scores.values()))
+    among = some.people if among is None else among
     result = Table(
-        title=f"{world}: identification of {some.people}, chance {1 / some.people:.0%}",
+        title=f"{world}: identification among {among}, chance {1 / among:.0%}",
         caption=f"{some.people} people, one picture of each in each style; 95 % intervals over people",
     )
     extras = {

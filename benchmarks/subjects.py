@@ -13,13 +13,13 @@ from hyperdreambooth.errors import UserError
 from hyperdreambooth.evaluation.judges import Recogniser
 from hyperdreambooth.portraits.captions import Scene
 from hyperdreambooth.portraits.person import truth_matrix
-from hyperdreambooth.portraits.splits import REPORTING, TUNING
+from hyperdreambooth.portraits.splits import REPORTING, TRAINING, TUNING
 from hyperdreambooth.portraits.view import View
 from recipes.judges import STRONG
 from recipes.photographs import load_photographs
 from recipes.pictures import draw, in_styles
 
-PORTRAITS = {"tuning": TUNING, "reporting": REPORTING}
+PORTRAITS = {"training": TRAINING, "tuning": TUNING, "reporting": REPORTING}
 VIEWS = 3  # true pictures per person and style that a portrait is recognised by
 
 

@@ -113,7 +113,7 @@ def train(
         str | None,
         typer.Option(
             help='Begin with the encoder of this hypernetwork (a file, a folder, or "embedded": it can tell people '
-            "apart), and leave it as it is.",
+            "apart), and leave it as it is under the weight loss.",
             show_default="random",
         ),
     ] = None,
