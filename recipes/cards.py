@@ -30,6 +30,7 @@ class Card:
         about: what the network is, in a sentence.
         data: what it learnt from, a line each.
         seconds: that each training took.
+        adopted: whether trainings began with what had shipped before, whose seconds are among those.
         scores: as the benchmarks left them; empty where they were not run yet.
         looks: what its pictures look like, in honest words.
     """
@@ -38,6 +39,7 @@ class Card:
     about: str
     data: Sequence[str]
     seconds: Mapping[str, float]
+    adopted: bool = False
     scores: Mapping[str, object] = field(default_factory=dict)
     looks: str = ""
 
@@ -48,10 +50,11 @@ class Card:
 
     def _lines(self) -> list[str]:
         lines = [f"# {self.title}", "", self.about, "", "## Data", "", *(f"- {line}" for line in self.data), ""]
+        goes = " In several goes, each from what the one before had shipped (`--only adopt`)." if self.adopted else ""
         lines += [
             "## Recipe",
             "",
-            f"`python -m recipes.embedded`, torch {torch.__version__}, seed 0, {hardware()}.",
+            f"`python -m recipes.embedded`, torch {torch.__version__}, seed 0, {hardware()}.{goes}",
             "",
         ]
         lines += [f"- {training}: {spent:.0f} s" for training, spent in self.seconds.items()]

@@ -96,6 +96,7 @@ def ship_base(shop: Workshop, base: Base) -> str:
         f"A latent diffusion model of faces, {size} x {size} pixels, in Stable Diffusion's layout.",
         _data(shop),
         _seconds(shop, "vae", "denoiser"),
+        bool(_earlier(shop)),
         _scores(shop.cache / QUALITY_FILE, base.fingerprint),
         _text(shop.cache / LOOKS_FILE),
     ).write(folder)
@@ -121,7 +122,7 @@ def ship_judges(shop: Workshop) -> list[str]:
             "Scores are of true pictures of people they never saw.",
             _data(shop),
             _seconds(shop, *(file_of(kind) for kind in trained)),
-            scores,
+            scores=scores,
         ).write(folder)
     return list(scores)
 
@@ -141,6 +142,7 @@ def ship_hypernetwork(shop: Workshop, base: Base) -> None:
         "One picture of a face to the LiDB numbers of its person on the embedded base (eq. 2 of the paper).",
         _data(shop),
         _seconds(shop, "encoder") | seconds,
+        bool(_earlier(shop)),
         held_out | _scores(shop.cache / FIRST_LIGHT_FILE, base.fingerprint),
     ).write(file.parent)
 

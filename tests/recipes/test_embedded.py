@@ -51,6 +51,7 @@ def test_the_whole_recipe_makes_what_the_package_ships(shop: Workshop) -> None:
         assert judge.look(drawn).isfinite().all() and judge.config == shop.sizes.judge
     for part in ("base", "judges", "hypernetwork"):
         card = (shop.out / part / "README.md").read_text()
+        assert "--only adopt" not in card
         assert "seeds 0 to 49" in card and "licence and consent are those of their folder" in card
         assert "## Recipe" in card and " s\n" in card
     assert "portraits, neon" in (shop.out / "judges/README.md").read_text()
@@ -203,7 +204,8 @@ def test_an_adopted_hypernetwork_is_where_training_starts(shop: Workshop, fresh_
     network = build_hypernetwork(shop.sizes.hypernetwork, space_of(fresh_base), fresh_base.fingerprint, seed=3)
     file = shop.out / HYPERNETWORK.relative_to(FOLDER)
     network.save(file, torch.float32)
-    Card("It", "About.", [], {"encoder": 12.0, "hypernetwork, both": 34.0}).write(file.parent)
+    Card("It", "About.", [], {"encoder": 12.0, "hypernetwork, both": 34.0}, adopted=True).write(file.parent)
+    assert "`--only adopt`" in (file.parent / "README.md").read_text()
     assert not shipping._is_of_another_base(file, fresh_base)
     assert shipping._is_of_another_base(file, build_base(PRESETS["tiny"], WORDS, seed=1))
     assert list(run(shop, ["adopt"]))[-1] == "  the hypernetwork"
