@@ -185,23 +185,42 @@ def test_an_unknown_word_is_named_and_the_work_goes_on(
     assert len(list((tmp_path / "out").iterdir())) == 1
 
 
+# Every command that writes, and every format: its words.
+WRITERS = {
+    "personalize": "personalize {photo} -o {out} --base {base} --steps 1 --noises 1",
+    "generate": "generate {alice} --prompt [V] -o {out} --base {base} --steps 1",
+    "mix": "mix {alice} {alice} -o {out} --base {base}",
+    "kohya": "export {alice} --format kohya -o {out} --base {base}",
+    "diffusers": "export {alice} --format diffusers -o {out} --base {base}",
+    "peft": "export {alice} --format peft -o {out} --base {base}",
+    "portraits": "portraits -o {out} --count 1",
+    "preoptimize": "preoptimize portraits:0-0 -o {out} --base {base} --steps 1",
+}
+FOLDERS = ("generate", "peft", "portraits", "preoptimize")  # whose output is a folder
+
+
+@pytest.mark.parametrize("writer", WRITERS)
 def test_a_full_disk_fails_the_work_and_loses_nothing(
-    sound: Identity, base_folder: Path, portrait_file: Path, tmp_path: Path
+    writer: str, sound: Identity, base_folder: Path, portrait_file: Path, tmp_path: Path
 ) -> None:
-    """In a process that may not write files of more than 2 KB: the former file stays, and no part of a new one."""
-    output = tmp_path / "alice.safetensors"
-    sound.save(output)
-    before = output.read_bytes()
+    """In a process that may not write files of more than 64 bytes: the former file stays, and no part of a new one."""
+    alice, output = tmp_path / "alice.safetensors", tmp_path / "out"
+    sound.save(alice)
+    former = output / "former.txt" if writer in FOLDERS else output
+    former.parent.mkdir(exist_ok=True)
+    former.write_text("what was there")
     code = (
-        "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (2048, resource.RLIM_INFINITY)); "
+        "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (64, resource.RLIM_INFINITY)); "
         "from hyperdreambooth.cli import main; main()"
     )
-    command = ["personalize", portrait_file, "-o", output, "--base", base_folder, "--steps", "1", "--noises", "1"]
-    done = subprocess.run([sys.executable, "-c", code, *map(str, command)], capture_output=True, text=True)
+    command = WRITERS[writer].format(photo=portrait_file, alice=alice, out=output, base=base_folder).split()
+    done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True)
     assert done.returncode == 1 and done.stdout == ""
-    (line,) = [line for line in done.stderr.splitlines() if not line.startswith("note:")]
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
     assert line.startswith("error: no room to write") and str(output) in line
-    assert output.read_bytes() == before and list(tmp_path.iterdir()) == [output]
+    assert former.read_text() == "what was there"
+    left = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert sorted(left) == sorted([alice, former])
 
 
 def test_what_nobody_foresaw_is_one_line_too(
