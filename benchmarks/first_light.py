@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 import typer
@@ -27,6 +27,7 @@ from benchmarks.subjects import Subjects, both_worlds
 from hyperdreambooth import HyperDreamBooth, Personalization, PersonalizeConfig
 from hyperdreambooth.drawing import DrawConfig
 from hyperdreambooth.embedded import JUDGES
+from hyperdreambooth.errors import UserError
 from hyperdreambooth.files import write_atomically
 from hyperdreambooth.fitting.plan import digest
 from hyperdreambooth.hypernetwork.model import HyperNetwork
@@ -166,7 +167,9 @@ def first_light(
 def main(
     people: Annotated[int, typer.Option(help="Of each world, at most.")] = 100,
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("runs/first-light"),
-    split: Annotated[str, typer.Option(help="tuning, or reporting: looked at only to report.")] = "tuning",
+    split: Annotated[
+        Literal["tuning", "reporting"], typer.Option(help="tuning, or reporting: looked at only to report.")
+    ] = "tuning",
     photos: Annotated[
         Path | None, typer.Option(help="The recipe's photographs.safetensors, for the second world.")
     ] = None,
@@ -180,7 +183,10 @@ def main(
     torch.set_flush_denormal(True)
     log.setLevel(logging.ERROR)  # pictures of 64 pixels are framed already: that no face is found says nothing
     booth = HyperDreamBooth.load(base, hypernetwork=hypernetwork)
-    worlds = both_worlds(split, people, booth.base.picture_size, photos)
+    try:
+        worlds = both_worlds(split, people, booth.base.picture_size, photos)
+    except UserError as error:
+        raise typer.BadParameter(str(error)) from error
     first_light(booth, Judges.load(judges), worlds, out, split, long_fit, measure_speed if speed else None)
 
 

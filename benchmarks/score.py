@@ -101,6 +101,10 @@ def table(world: str, scores: Mapping[str, Score], among: int | None = None) -> 
     result.add_row("", *("{:.0%} to {:.0%}".format(*value.interval) for value in scores.values()))
     for style in STYLES:
         result.add_row(style, *(f"{value.by_style[style]:.0%}" for value in scores.values()))
+    if OURS in scores and TUNED_ALONE in scores:
+        gap, low, high = _margin(scores)
+        margin = f"{100 * gap:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+        result.add_row(f"less {TUNED_ALONE}", *(margin if name == OURS else "" for name in scores))
     for name, text in extras.items():
         if any(text(value) for value in scores.values()):
             result.add_row(name, *(text(value) or "" for value in scores.values()))
@@ -111,11 +115,16 @@ def as_json(scores: Mapping[str, Score]) -> dict[str, object]:
     """The scores for programs; with the paired difference of ours to fine-tuning alone where both are there."""
     result: dict[str, object] = {name: _numbers(value) for name, value in scores.items()}
     if OURS in scores and TUNED_ALONE in scores:
-        ours, others = scores[OURS].hits, scores[TUNED_ALONE].hits
-        labels = torch.arange(ours.shape[1]).expand_as(ours)  # (styles, N)
-        gap, low, high = paired_difference(ours.flatten(), others.flatten(), labels.flatten())
+        gap, low, high = _margin(scores)
         result[f"{OURS} minus {TUNED_ALONE}"] = {"difference": gap, "interval": (low, high)}
     return result
+
+
+def _margin(scores: Mapping[str, Score]) -> tuple[float, float, float]:
+    """How much ours is above fine-tuning alone, and the 95 % interval, paired over people."""
+    ours, others = scores[OURS].hits, scores[TUNED_ALONE].hits
+    labels = torch.arange(ours.shape[1]).expand_as(ours)  # (styles, N)
+    return paired_difference(ours.flatten(), others.flatten(), labels.flatten())
 
 
 def _numbers(value: Score) -> dict[str, object]:

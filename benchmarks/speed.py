@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from rich.console import Console
 
@@ -18,7 +19,11 @@ from hyperdreambooth.embedded import DEMO_PHOTO
 from hyperdreambooth.fitting.fit import Pictures
 from hyperdreambooth.fitting.preoptimize import PreoptimizeConfig, fit_people
 from hyperdreambooth.fitting.steps import FitConfig
+from hyperdreambooth.portraits.person import Person
+from hyperdreambooth.portraits.renderer import render
+from hyperdreambooth.portraits.view import View
 
+PORTRAITS = 256
 PEOPLE = 32
 STEPS = 4  # of pre-optimisation, each way
 _PEAK = """
@@ -41,11 +46,18 @@ def measure_speed(booth: HyperDreamBooth) -> dict[str, float]:
     result["personalise (s)"] = sum(work.seconds.values())
     prompts = ["a watercolor of a [V] face"] * 8
     result["eight guided 25-step pictures (s)"] = seconds_of(lambda: booth.draw(person, prompts, DrawConfig()))
+    result["portraits drawn per second"] = PORTRAITS / seconds_of(draw_portraits)
     result["peak memory of hdb personalize (GB)"] = peak_memory() / 1e9
     result |= people_at_once(booth)
     for name, value in result.items():
         Console().print(f"{name}: {value:.3g}")
     return result
+
+
+def draw_portraits() -> None:
+    """Some portraits of the size that the recipe draws."""
+    views = [View.sample(np.random.RandomState(seed)) for seed in range(PORTRAITS)]
+    render([Person(seed) for seed in range(PORTRAITS)], views, 64)
 
 
 def people_at_once(booth: HyperDreamBooth) -> dict[str, float]:

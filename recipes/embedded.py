@@ -3,7 +3,8 @@
     python -m recipes.embedded --photographs PHOTOS --cache CACHE
 
 Each stage keeps its state in the cache folder: what is finished is skipped, what was interrupted goes on. To do a stage
-again, remove its file from the cache, and those of the stages that build on it. `--dry-run` prints what each stage may
+again, remove its file from the cache with the `.run` file beside it (of the hypernetwork, the folder), and likewise
+those of the stages that build on it. `--dry-run` prints what each stage may
 spend; every number of the budget is an option. `--only adopt` before the first run lets the trainings of denoiser and
 hypernetwork start from those that ship instead of from nothing. Several processes can share these two, which is faster
 than one with as many threads:
@@ -215,7 +216,7 @@ def train_hypernetwork(shop: Workshop) -> Iterator[str]:
         weights_batch=2 * people,
         both_batch=people,
         noises=noises,
-        freeze_encoder=("weights",),  # it can tell people apart already, and those with numbers are few
+        freeze_encoder=True,  # it can tell people apart already, and thawed it learnt nothing more: see docs/notes.md
         evaluate_every=CURVE_EVERY,
     )
     if start.exists():  # it is past the weight loss

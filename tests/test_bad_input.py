@@ -188,6 +188,7 @@ def test_an_unknown_word_is_named_and_the_work_goes_on(
 # Every command that writes, and every format: its words.
 WRITERS = {
     "personalize": "personalize {photo} -o {out} --base {base} --steps 1 --noises 1",
+    "sheet": "personalize {photo} -o {beside} --sheet {out} --base {base} --steps 1 --noises 1",
     "generate": "generate {alice} --prompt [V] -o {out} --base {base} --steps 1",
     "mix": "mix {alice} {alice} -o {out} --base {base}",
     "kohya": "export {alice} --format kohya -o {out} --base {base}",
@@ -203,24 +204,30 @@ FOLDERS = ("generate", "peft", "portraits", "preoptimize")  # whose output is a 
 def test_a_full_disk_fails_the_work_and_loses_nothing(
     writer: str, sound: Identity, base_folder: Path, portrait_file: Path, tmp_path: Path
 ) -> None:
-    """In a process that may not write files of more than 64 bytes: the former file stays, and no part of a new one."""
-    alice, output = tmp_path / "alice.safetensors", tmp_path / "out"
+    """In a process that may not write large files: the former file stays, and no part of a new one.
+
+    Of two files, the first fits.
+    """
+    limit = 60_000 if writer == "sheet" else 64  # bytes
+    alice, output, beside = (tmp_path / name for name in ("alice.safetensors", "out", "beside.safetensors"))
     sound.save(alice)
     former = output / "former.txt" if writer in FOLDERS else output
     former.parent.mkdir(exist_ok=True)
     former.write_text("what was there")
     code = (
-        "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (64, resource.RLIM_INFINITY)); "
+        f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, resource.RLIM_INFINITY)); "
         "from hyperdreambooth.cli import main; main()"
     )
-    command = WRITERS[writer].format(photo=portrait_file, alice=alice, out=output, base=base_folder).split()
+    command = (
+        WRITERS[writer].format(photo=portrait_file, alice=alice, out=output, beside=beside, base=base_folder).split()
+    )
     done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True)
     assert done.returncode == 1 and done.stdout == ""
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
     assert line.startswith("error: no room to write") and str(output) in line
     assert former.read_text() == "what was there"
     left = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert sorted(left) == sorted([alice, former])
+    assert sorted(left) == sorted([alice, former, *([beside] if writer == "sheet" else [])])
 
 
 def test_what_nobody_foresaw_is_one_line_too(

@@ -17,6 +17,7 @@ from hyperdreambooth.faces import to_picture
 from hyperdreambooth.files import load_tensors
 from hyperdreambooth.identity import Identity
 from hyperdreambooth.lidb import save_kohya
+from hyperdreambooth.people import read_people
 from hyperdreambooth.personalization import PHASES
 from hyperdreambooth.pipeline import HyperDreamBooth
 from hyperdreambooth.portraits.captions import EDIT_SCENES, STYLE_SCENES, STYLES, caption
@@ -188,7 +189,8 @@ def test_portraits(hdb: Hdb, tmp_path: Path) -> None:
     got = hdb.json("portraits", "--seed", 7, "--count", 2, "--views", 2, "--size", 32, "-o", tmp_path)
     people = json.loads((tmp_path / "people.json").read_text())
     assert [person["seed"] for person in people] == [7, 8] and got["pictures"] == 4
-    assert got["bytes"] == sum(file.stat().st_size for file in tmp_path.iterdir())
+    assert got["bytes"] == sum(file.stat().st_size for file in tmp_path.rglob("*") if file.is_file())
+    assert read_people(str(tmp_path), 32, 4, lambda _: None).pictures.shape[:2] == (2, 2)  # two people of two views
     assert people[1]["attributes"]["beard"] == Person(8).choice("beard")
     for person in people:
         for number, entry in enumerate(person["pictures"]):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import HeunDiscreteScheduler
 from PIL import Image
 from torch import Tensor
 
@@ -284,11 +285,27 @@ def test_prompts_without_the_person_and_too_long_ones_are_noted(
     assert not [record for record in caplog.records if "not read" in record.message]  # just fits
 
 
-def test_every_answer_counts() -> None:
-    assert DrawConfig(steps=25, likeness=None).samples(8) == 400
-    assert DrawConfig(steps=25, guidance=1.0, likeness=None).samples(8) == 200
-    assert DrawConfig(steps=25, guidance=3.0, likeness=3.0).samples(8) == 400  # no dearer than guidance alone
-    assert DrawConfig(steps=25, guidance=3.0, likeness=2.0).samples(8) == 600
+def test_every_answer_counts(tiny_base: Base) -> None:
+    assert DrawConfig(steps=25, likeness=None).samples(8, tiny_base) == 400
+    assert DrawConfig(steps=25, guidance=1.0, likeness=None).samples(8, tiny_base) == 200
+    assert DrawConfig(steps=25, guidance=3.0, likeness=3.0).samples(8, tiny_base) == 400  # no dearer than guidance
+    assert DrawConfig(steps=25, guidance=3.0, likeness=2.0).samples(8, tiny_base) == 600
+
+
+def test_samplers_that_ask_twice_a_step_are_counted_so(booth: HyperDreamBooth, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(booth.base, "scheduler", HeunDiscreteScheduler(prediction_type="v_prediction"))
+    asked, reports, predict = list[int](), list[Progress](), booth.base.predict
+
+    def counted(noisy: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+        asked.append(len(noisy))
+        return predict(noisy, *rest)
+
+    monkeypatch.setattr(booth.base, "predict", counted)
+    config = DrawConfig(count=3, steps=4, batch=2, guidance=3.0, likeness=2.0)
+    booth.draw(somebody(booth, 1), "a [V] face", config, reports.append)
+    assert config.samples(3, booth.base) == sum(asked) > 3 * 3 * 4
+    assert [report.done for report in reports] == list(range(1, len(asked) + 1))
+    assert {report.total for report in reports} == {len(asked)}
 
 
 def test_people_and_prompts_that_do_not_pair(booth: HyperDreamBooth) -> None:

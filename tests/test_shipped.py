@@ -5,10 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
+from benchmarks.judges import Judges
+from benchmarks.subjects import portraits
 from hyperdreambooth.base.loading import load_base
+from hyperdreambooth.drawing import DrawConfig
 from hyperdreambooth.embedded import BASE, DEMO_PHOTO, FOLDER, HYPERNETWORK, JUDGES
+from hyperdreambooth.evaluation.identification import identification_rate
 from hyperdreambooth.evaluation.judges import AttributeReader, Recogniser, SceneClassifier
 from hyperdreambooth.faces import crop_face, read_picture
+from hyperdreambooth.personalization import PersonalizeConfig
 from hyperdreambooth.pipeline import HyperDreamBooth
 from hyperdreambooth.portraits.person import Person
 from hyperdreambooth.portraits.renderer import render
@@ -56,6 +61,27 @@ def test_the_shipped_hypernetwork_is_the_shipped_bases_and_tells_faces_apart() -
 def test_judges_open(kind: type[Recogniser] | type[SceneClassifier] | type[AttributeReader]) -> None:
     judge = kind.load(JUDGES / f"{kind.kind.replace(' ', '-')}.safetensors")
     assert judge.look(torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))).isfinite().all()
+
+
+@pytest.mark.parametrize("style", ["plain", "watercolor", "pixel art"])
+def test_the_shipped_recogniser_knows_people_it_never_saw(style: str) -> None:
+    people, recogniser = portraits("tuning", 20, 64), Judges.load().recogniser
+    probes = recogniser.embed(people.true_picture(style))
+    rate = identification_rate(people.gallery(recogniser, style), probes, people.labels)
+    assert rate.share >= 0.85  # 0.05 by chance
+
+
+def test_what_ships_draws_the_right_people() -> None:
+    """Eight people it never saw, by the hypernetwork alone, in the plain style; chance is one in eight."""
+    booth, people, recogniser = HyperDreamBooth.load(), portraits("tuning", 8, 64), Judges.load().recogniser
+    work = booth.personalizing(list(people.references), PersonalizeConfig(steps=0))
+    for _ in work:
+        pass
+    drawn = booth.draw(work.identities, "a portrait of a [V] face", DrawConfig(seed=0))
+    rate = identification_rate(people.gallery(recogniser, "plain"), recogniser.embed(drawn), people.labels)
+    assert rate.share >= 0.5
+    nobody = recogniser.embed(booth.draw([None] * 8, "a portrait of a [V] face", DrawConfig(seed=0)))
+    assert identification_rate(people.gallery(recogniser, "plain"), nobody, people.labels).share < 0.5
 
 
 def test_the_demo_picture_is_one_face_in_the_right_frame() -> None:

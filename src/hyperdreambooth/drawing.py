@@ -75,9 +75,9 @@ class DrawConfig:
             all_answers = [Answer(1 - g, False, False), Answer(unlike, False, True), Answer(self.likeness, True, True)]
         return [answer for answer in all_answers if answer.factor]
 
-    def samples(self, pictures: int) -> int:
-        """Samples that go through the U-Net for so many pictures of people."""
-        return pictures * self.steps * len(self.answers())
+    def samples(self, pictures: int, base: Base) -> int:
+        """Samples that go through the base's U-Net for so many pictures of people."""
+        return pictures * base.evaluations(self.steps) * len(self.answers())
 
 
 @dataclass(frozen=True)
@@ -112,14 +112,14 @@ def draw(
         for k in range(config.count)
     ]
     chunks = [jobs[first : first + config.batch] for first in range(0, len(jobs), config.batch)]
-    total = config.steps * len(chunks)
+    each = base.evaluations(config.steps)
     drawn: list[Tensor] = []
     for chunk in chunks:
-        before = config.steps * len(drawn)
+        before = each * len(drawn)
 
         def report(done: int, _: int, before: int = before) -> None:
             if progress is not None:
-                progress(Progress(PHASE, before + done, total))
+                progress(Progress(PHASE, before + done, each * len(chunks)))
 
         drawn.append(_draw_batch(base, adapters, chunk, config, report))
     return torch.cat(drawn)

@@ -77,6 +77,10 @@ def write_folder(folder: str | Path, write: Callable[[Path], object]) -> None:
         except SafetensorError as error:  # the library's own words for what the disk said, its number among them
             number = re.search(r"os error (\d+)", str(error))
             raise OSError(int(number[1]) if number else 0, str(error)) from error
+        except WorkError as error:  # of a file in the temporary folder, whose name means nothing to anybody
+            if isinstance(error.__cause__, OSError):
+                raise error.__cause__ from error
+            raise
         for file in sorted(path for path in part.rglob("*") if path.is_file()):
             final = target / file.relative_to(part)
             final.parent.mkdir(parents=True, exist_ok=True)

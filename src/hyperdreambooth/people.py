@@ -231,7 +231,7 @@ def _check_fitted(base: Base, there: Sequence[str], weights: Path, fitted: Fitte
 def write_portraits(folder: Path, seeds: range, views: int, size: int, progress: OnProgress) -> int:
     """Render people as PNG files and write who is who beside them; returns the bytes written.
 
-    Each person's first view is frontal, the others are drawn from the person's seed.
+    Each person's first view is frontal, the others are drawn from the person's seed. `read_people` takes the folder.
 
     Raises:
         UserError: a seed out of range. DiskFull, WorkError: the files that are there are whole.
@@ -245,7 +245,7 @@ def write_portraits(folder: Path, seeds: range, views: int, size: int, progress:
         some = everyone[first : first + _AT_ONCE]
         pictures = render([Person(seed) for seed, _, _ in some], [view for _, _, view in some], size)
         for (seed, number, _), picture in zip(some, pictures, strict=True):
-            written += save_png(folder / _file(seed, number), to_image(picture))
+            written += save_png(folder / _file(seed, number, views), to_image(picture))
     text = json.dumps([_who(seed, views) for seed in seeds], indent=1) + "\n"
     write_atomically(folder / WHO_IS_WHO, lambda part: part.write_text(text))
     return written + len(text)
@@ -256,13 +256,14 @@ def _views(seed: int, count: int) -> list[View]:
     return [View.reference(random), *(View.sample(random) for _ in range(count - 1))]
 
 
-def _file(seed: int, view: int) -> str:
-    return f"{seed:07d}-{view}.png"
+def _file(seed: int, view: int, views: int) -> str:
+    """A person of several views has a folder, as `read_people` takes them."""
+    return f"{seed:07d}.png" if views == 1 else f"{seed:07d}/{view}.png"
 
 
 def _who(seed: int, views: int) -> dict[str, object]:
     """One person's entry: attributes, choices in words, and what each picture shows."""
     person = Person(seed)
     attributes = {a.name: person.choice(a.name) if a.choices else round(person.values[a.name], 4) for a in ATTRIBUTES}
-    pictures = [{"file": _file(seed, number)} | asdict(view) for number, view in enumerate(_views(seed, views))]
+    pictures = [{"file": _file(seed, number, views)} | asdict(view) for number, view in enumerate(_views(seed, views))]
     return {"seed": seed, "attributes": attributes, "pictures": pictures}

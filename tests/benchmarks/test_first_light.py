@@ -20,7 +20,7 @@ from hyperdreambooth.drawing import DrawConfig
 from hyperdreambooth.errors import BadFile, UserError
 from hyperdreambooth.evaluation.identification import Rate
 from hyperdreambooth.files import save_tensors
-from hyperdreambooth.hypernetwork.model import PRESETS, build_hypernetwork
+from hyperdreambooth.hypernetwork.model import PRESETS, HyperNetwork, build_hypernetwork
 from hyperdreambooth.portraits.captions import STYLES
 
 
@@ -34,6 +34,21 @@ def booth(fresh_base: Base) -> HyperDreamBooth:
     booth = HyperDreamBooth(fresh_base)
     booth.hypernetwork = build_hypernetwork(PRESETS["tiny"], booth.space, booth.fingerprint)
     return booth
+
+
+WAYS = bench.ways  # as they are
+
+
+def test_the_ways_are_those_of_the_table(booth: HyperDreamBooth) -> None:
+    def steps(network: HyperNetwork | None, long_fit: bool) -> dict[str, tuple[bool, int]]:
+        found = WAYS(network, long_fit)
+        assert all(way.drawing == DrawConfig() and way.config.noises == 2 for way in found.values())
+        return {name: (way.hypernetwork is not None, way.config.steps) for name, way in found.items()}
+
+    alone = {"fine-tuning alone": (False, 40)}
+    assert steps(None, False) == alone
+    assert steps(None, True) == alone | {"200 steps alone": (False, 200)}
+    assert steps(booth.hypernetwork, False) == alone | {"hypernetwork alone": (True, 0), "ours": (True, 40)}
 
 
 @pytest.fixture(autouse=True)
@@ -102,9 +117,12 @@ def test_intervals_count_people_not_pictures() -> None:
 def test_ours_is_compared_person_by_person() -> None:
     hits = torch.zeros(8, 10, dtype=torch.bool)
     hits[:, :5] = True
-    result = as_json({OURS: Score(hits, None, None), TUNED_ALONE: Score(torch.zeros_like(hits), None, None)})
+    both = {TUNED_ALONE: Score(torch.zeros_like(hits), None, None), OURS: Score(hits, None, None)}
+    result = as_json(both)
     gap = result[f"{OURS} minus {TUNED_ALONE}"]
     assert gap["difference"] == 0.5 and 0.1 < gap["interval"][0] < 0.5 < gap["interval"][1]  # type: ignore[index]
+    shown, (low, high) = list(table("portraits", both).columns[2].cells)[-1], gap["interval"]  # type: ignore[index]
+    assert shown == f"+50.0 ({100 * low:+.1f} to {100 * high:+.1f})"
 
 
 def test_kept_pictures_are_made_again_only_of_something_else(tmp_path: Path) -> None:

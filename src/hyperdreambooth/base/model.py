@@ -241,6 +241,12 @@ class Base:
             drawn = self._denoise(states, factors, latents, steps, progress, generators)
         return drawn.clone()  # outside inference mode: an ordinary tensor, fit for training too
 
+    def evaluations(self, steps: int) -> int:
+        """How often the U-Net is asked for one answer in so many steps: some samplers ask more than once a step."""
+        scheduler: Any = type(self.scheduler).from_config(self.scheduler.config)
+        scheduler.set_timesteps(steps)
+        return len(scheduler.timesteps)
+
     def _denoise(
         self,
         states: Tensor,

@@ -113,7 +113,7 @@ def train(
         str | None,
         typer.Option(
             help='Begin with the encoder of this hypernetwork (a file, a folder, or "embedded": it can tell people '
-            "apart), and leave it as it is under the weight loss.",
+            "apart), and leave it as it is.",
             show_default="random",
         ),
     ] = None,
@@ -138,9 +138,7 @@ def train(
         network = model.build_hypernetwork(model.PRESETS[preset], booth.space, booth.fingerprint, booth.base.name, seed)
         if encoder is not None:
             _take_encoder(network, encoder)
-        config = _train_config(
-            training.TrainConfig(seed=seed, freeze_encoder=() if encoder is None else ("weights",)), steps
-        )
+        config = _train_config(training.TrainConfig(seed=seed, freeze_encoder=encoder is not None), steps)
         facts = {
             "folder": str(output),
             "parameters": sum(p.numel() for p in network.parameters()),

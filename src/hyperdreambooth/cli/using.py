@@ -141,7 +141,7 @@ def generate(
             folder=str(output),
             count=len(files),
             bytes=sum(file["bytes"] for file in files),
-            samples=config.samples(len(files)),
+            samples=config.samples(len(files), booth.base),
             seed=seed,
             pictures=files,
         )
@@ -294,7 +294,7 @@ def _draw_sheet(
     with job.phase(DRAW):
         image, pictures = showcase(booth, work, picture, config, captions=captions, progress=job.report)
         written = save_png(sheet, image)
-    return written, config.samples(pictures)
+    return written, config.samples(pictures, booth.base)
 
 
 def _plan(identities: Sequence[Path], prompts: Sequence[str], pairs: bool) -> list[tuple[Path, str]]:
@@ -312,6 +312,7 @@ def _save(folder: Path, index: int, picture: Tensor, identity: Path, prompt: str
 
     pair, k = divmod(index, config.count)
     words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60]
-    file, seed = folder / f"{pair:03d}-{identity.stem}-{words}-{config.seed + k}.png", config.seed + k
+    who, seed = identity.stem.encode()[:100].decode(errors="ignore"), config.seed + k  # names end at 255 bytes
+    file = folder / f"{pair:03d}-{who}-{words}-{seed}.png"
     size = save_png(file, to_image(picture))
     return {"file": str(file), "identity": str(identity), "prompt": prompt, "seed": seed, "bytes": size}

@@ -52,15 +52,13 @@ class TrainConfig:
     prompt: str = "a [V] face"
     weighting: Weighting = Weighting(fade=0.3)  # noqa: RUF009  # frozen; of the noise levels, in training
     jitter: Jitter = field(default_factory=Jitter)  # of the pictures that the encoder sees
-    freeze_encoder: tuple[str, ...] = ()  # phases in which the encoder stays as it is
+    freeze_encoder: bool = False
     evaluate_every: int = 200  # steps between two lines of the curve
     seed: int = 0
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.common <= 1.0:
             raise ValueError(f"got common={self.common}, expected 0 to 1")
-        if unknown := set(self.freeze_encoder) - {"weights", "both"}:
-            raise ValueError(f"got freeze_encoder={sorted(unknown)}, expected names of phases: weights, both")
 
     def phases(self) -> dict[str, FitConfig]:
         """The phases to run, by name, in order."""
@@ -111,13 +109,12 @@ def train(
     if not network.has_statistics:  # a network that was trained before means its own by its theta
         network.set_statistics(torch.cat([people.numbers for people in worlds.values()]).to(base.device))
     network.requires_grad_(True)
+    network.encoder.requires_grad_(not config.freeze_encoder and network.config.encoder.pretrained is None)
     left = _after_finished(folder, network, config)
     processes.wait()
     measured = held_out if processes.main else {}
     measures = [_HeldOut(name, people, network, base, adapters, config) for name, people in measured.items()]
     for number, phase, fit in left:
-        frozen = phase in config.freeze_encoder or network.config.encoder.pretrained is not None
-        network.encoder.requires_grad_(not frozen)
         generator = torch.Generator().manual_seed(config.seed + number)
         loss = _Loss(network, base, adapters, list(worlds.values()), config, phase, generator, processes)
         parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}

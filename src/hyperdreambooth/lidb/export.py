@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hyperdreambooth.files import save_tensors, write_atomically
+from hyperdreambooth.files import save_tensors, write_atomically, write_folder
 from hyperdreambooth.lidb.lora import Factors, LoRALayout
 from hyperdreambooth.lidb.sites import Site, by_model, total_width
 from hyperdreambooth.lidb.space import LiDBSpace
@@ -71,19 +71,23 @@ def save_peft(folder: str | Path, space: LiDBSpace, weights: Tensor, lora: Tenso
     PEFT knows layers by their module path alone, so the paths are those of the library versions installed here.
 
     Raises:
-        WorkError: a file cannot be written whole.
+        WorkError: a file cannot be written whole; the folder is as it was then.
     """
     factors = to_lora(space, weights, lora)
-    for model, placed in by_model(space.sites).items():
-        tensors, rank = {}, 0
-        for index, site in placed:
-            down, up = factors[index]
-            rank = len(down)
-            tensors[f"base_model.model.{site.path}.lora_A.weight"] = down
-            tensors[f"base_model.model.{site.path}.lora_B.weight"] = up
-        config = _peft_config(rank, [site.path for _, site in placed])
-        save_tensors(Path(folder) / model / "adapter_model.safetensors", tensors, {"format": "pt"})
-        _write_text(Path(folder) / model / "adapter_config.json", json.dumps(config, indent=2))
+
+    def write(part: Path) -> None:
+        for model, placed in by_model(space.sites).items():
+            tensors, rank = {}, 0
+            for index, site in placed:
+                down, up = factors[index]
+                rank = len(down)
+                tensors[f"base_model.model.{site.path}.lora_A.weight"] = down
+                tensors[f"base_model.model.{site.path}.lora_B.weight"] = up
+            config = _peft_config(rank, [site.path for _, site in placed])
+            save_tensors(part / model / "adapter_model.safetensors", tensors, {"format": "pt"})
+            _write_text(part / model / "adapter_config.json", json.dumps(config, indent=2))
+
+    write_folder(folder, write)
 
 
 def _compose(space: LiDBSpace, weights: Tensor, index: int) -> Factors:
