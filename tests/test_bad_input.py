@@ -185,14 +185,12 @@ def test_an_unknown_word_is_named_and_the_work_goes_on(
     assert len(list((tmp_path / "out").iterdir())) == 1
 
 
-# Every command that writes, and every format: its words.
+# What writes in ways of its own, and its words.
 WRITERS = {
     "personalize": "personalize {photo} -o {out} --base {base} --steps 1 --noises 1",
     "sheet": "personalize {photo} -o {beside} --sheet {out} --base {base} --steps 1 --noises 1",
     "generate": "generate {alice} --prompt [V] -o {out} --base {base} --steps 1",
-    "mix": "mix {alice} {alice} -o {out} --base {base}",
     "kohya": "export {alice} --format kohya -o {out} --base {base}",
-    "diffusers": "export {alice} --format diffusers -o {out} --base {base}",
     "peft": "export {alice} --format peft -o {out} --base {base}",
     "portraits": "portraits -o {out} --count 1",
     "preoptimize": "preoptimize portraits:0-0 -o {out} --base {base} --steps 1",

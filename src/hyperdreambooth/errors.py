@@ -44,7 +44,7 @@ class WrongBase(UserError):
 
         A name that is the same says that the base has changed since, as the embedded one does from version to version.
         """
-        remedy = "it has changed since: make it anew" if made_name == base_name else "give that one with --base"
+        remedy = f"load it with --base {made_name}" if made_name != base_name else "it has changed since: make it anew"
         made, here = f'"{made_name}" ({made_for[:8]}...)', f'"{base_name}" ({base[:8]}...)'
         return cls(f"{what} was made for base {made}, this is {here}: {remedy}")
 
