@@ -108,7 +108,10 @@ def ceilings(
             "more people than they are told apart from"
         )
     alone, size = Way(network, PersonalizeConfig(steps=0), drawing), booth.base.picture_size
-    subjects, galleries = portraits("tuning", people, size), _galleries(judges, portraits("tuning", among, size))
+    subjects, galleries = (
+        portraits("tuning", people, size),
+        portraits("tuning", among, size).galleries(judges.recogniser),
+    )
     scores = {HYPER_ALONE: score(subjects, _drawn(booth, HYPER_ALONE, alone, subjects, out), judges, galleries)}
     seeds = PORTRAITS["tuning"]
     views = read_people(f"portraits:{seeds[0]}-{seeds[people - 1]}", size, PLAIN_VIEWS, lambda _: None)
@@ -129,17 +132,13 @@ def ceilings(
         drawn = kept(folder / "pictures.safetensors", about, make)
         scores[name] = score(subjects, drawn, judges, galleries)
     known = portraits("training", people, size)
-    galleries = _galleries(judges, portraits("training", among, size))
+    galleries = portraits("training", among, size).galleries(judges.recogniser)
     scores[LEARNT_FROM] = score(known, _drawn(booth, LEARNT_FROM, alone, known, out), judges, galleries)
     return scores
 
 
 def _drawn(booth: HyperDreamBooth, name: str, way: Way, subjects: Subjects, out: Path) -> Tensor:
     return drawn_people(booth, name, way, subjects, out / name.replace(" ", "-").replace(",", ""))
-
-
-def _galleries(judges: Judges, subjects: Subjects) -> dict[str, Tensor]:
-    return {style: subjects.gallery(judges.recogniser, style) for style in STYLES}
 
 
 def _leaf(tensor: Tensor) -> Tensor:

@@ -110,7 +110,7 @@ def evaluate(
     booth: HyperDreamBooth, subjects: Subjects, judges: Judges, compared: Mapping[str, Way], folder: Path
 ) -> Iterator[tuple[str, Score]]:
     """Every row of a world's table, ceilings first."""
-    galleries = {style: subjects.gallery(judges.recogniser, style) for style in STYLES}
+    galleries = subjects.galleries(judges.recogniser)
     true = torch.stack([subjects.another_picture(style) for style in STYLES])  # (styles, N, 3, S, S)
     yield TRUE, score(subjects, true, judges, galleries)
     yield ROUND_TRIP, score(subjects, round_trip(booth, true), judges, galleries)

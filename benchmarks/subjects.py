@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hyperdreambooth.errors import UserError
 from hyperdreambooth.evaluation.judges import Recogniser
-from hyperdreambooth.portraits.captions import Scene
+from hyperdreambooth.portraits.captions import STYLES, Scene
 from hyperdreambooth.portraits.person import truth_matrix
 from hyperdreambooth.portraits.splits import REPORTING, TRAINING, TUNING
 from hyperdreambooth.portraits.view import View
@@ -76,6 +76,10 @@ class Subjects:
             for _ in range(VIEWS)
         ]
         return torch.stack(seen).mean(dim=0)
+
+    def galleries(self, recogniser: Recogniser) -> dict[str, Tensor]:
+        """The gallery of every style, by its name."""
+        return {style: self.gallery(recogniser, style) for style in STYLES}
 
 
 def portraits(split: str, count: int, size: int) -> Subjects:

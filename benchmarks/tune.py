@@ -109,7 +109,7 @@ def tune(
     booth: HyperDreamBooth, subjects: Subjects, judges: Judges, tried: list[Values], out: Path, alone: bool
 ) -> None:
     """Judge every combination and print the table; the figures also lie in `out`/WORLD.json."""
-    galleries = {style: subjects.gallery(judges.recogniser, style) for style in STYLES}
+    galleries = subjects.galleries(judges.recogniser)
     rows = list[tuple[Values, Score]]()
     for values in tried:
         name = "-".join(f"{knob}{number:g}" for knob, number in values.items()) or "as-it-is"

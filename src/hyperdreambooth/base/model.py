@@ -243,9 +243,13 @@ class Base:
 
     def evaluations(self, steps: int) -> int:
         """How often the U-Net is asked for one answer in so many steps: some samplers ask more than once a step."""
+        return len(self._scheduler_for(steps).timesteps)
+
+    def _scheduler_for(self, steps: int) -> Any:
+        """A scheduler of one sampling's own: samplings at the same time share nothing."""
         scheduler: Any = type(self.scheduler).from_config(self.scheduler.config)
-        scheduler.set_timesteps(steps)
-        return len(scheduler.timesteps)
+        scheduler.set_timesteps(steps, device=self.device)
+        return scheduler
 
     def _denoise(
         self,
@@ -256,10 +260,9 @@ class Base:
         progress: Callable[[int, int], None] | None,
         generators: Sequence[torch.Generator] | None,
     ) -> Tensor:
-        """The loop of `sample_mixed`, on a scheduler of its own: samplings at the same time share nothing."""
-        scheduler: Any = type(self.scheduler).from_config(self.scheduler.config)
+        """The loop of `sample_mixed`."""
+        scheduler = self._scheduler_for(steps)
         added = noise_source(scheduler, generators)
-        scheduler.set_timesteps(steps, device=self.device)
         answers, states = len(states), states.flatten(0, 1)  # (K * N, L, D)
         latents = latents.to(self.device, torch.float32) * scheduler.init_noise_sigma
         for done, timestep in enumerate(scheduler.timesteps, start=1):
