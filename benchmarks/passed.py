@@ -30,8 +30,8 @@ from hyperdreambooth.fitting.fit import Pictures
 from hyperdreambooth.hypernetwork.model import HyperNetwork
 from hyperdreambooth.people import encode_people, read_people
 from hyperdreambooth.portraits.captions import Scene
+from hyperdreambooth.portraits.pictures import draw
 from hyperdreambooth.portraits.view import View
-from recipes.pictures import draw
 
 LEVELS = (0.1, 0.3, 0.5, 0.7, 0.85, 0.95)  # of the noise schedule
 HELD = 0.98

@@ -29,9 +29,9 @@ from hyperdreambooth.embedded import JUDGES
 from hyperdreambooth.evaluation.identification import scene_recognised, spread_ratio
 from hyperdreambooth.files import write_atomically
 from hyperdreambooth.portraits.captions import EDIT_SCENES, STYLES, Scene, caption
+from hyperdreambooth.portraits.pictures import draw, in_styles
 from hyperdreambooth.portraits.view import View
 from hyperdreambooth.sheet import save_png, to_image
-from recipes.pictures import draw, in_styles
 
 BATCH = 25
 GUIDANCE = DrawConfig.guidance

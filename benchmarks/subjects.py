@@ -13,11 +13,11 @@ from hyperdreambooth.errors import UserError
 from hyperdreambooth.evaluation.judges import Recogniser
 from hyperdreambooth.portraits.captions import STYLES, Scene
 from hyperdreambooth.portraits.person import truth_matrix
+from hyperdreambooth.portraits.pictures import draw, in_styles
 from hyperdreambooth.portraits.splits import REPORTING, TRAINING, TUNING
 from hyperdreambooth.portraits.view import View
 from recipes.judges import STRONG
 from recipes.photographs import load_photographs
-from recipes.pictures import draw, in_styles
 
 PORTRAITS = {"training": TRAINING, "tuning": TUNING, "reporting": REPORTING}
 VIEWS = 3  # true pictures per person and style that a portrait is recognised by

@@ -29,11 +29,13 @@ class Budget:
     face_pictures: int = _row(24, "thousand plain portraits, four of each person, that the encoder learns from")
     vae_minutes: float = _row(28.0, "of the VAE")
     vae_batch: int = _row(8, "pictures in a batch of the VAE")
-    denoiser_minutes: float = _row(200.0, "of U-Net and text encoder")
+    denoiser_minutes: float = _row(178.0, "of U-Net and text encoder")
     denoiser_lr: float = _row(1e-3, "learning rate of U-Net and text encoder, falling to 0")
     denoiser_batch: int = _row(48, "pictures in a batch of U-Net and text encoder")
-    judge_minutes: float = _row(10.0, "of each of the three judges")
+    judge_minutes: float = _row(10.0, "of each of the five judges")
     judge_batch: int = _row(64, "pictures in a batch of scene classifier and attribute reader")
+    self_supervised_batch: int = _row(96, "pictures, two versions of each, in a batch of the self-supervised encoder")
+    image_text_batch: int = _row(160, "pictures and captions in a batch of the image-text model")
     recogniser_people: int = _row(24, "people of each world in a batch of the recogniser, four pictures of each")
     judged_people: int = _row(100, "tuning people whom the judges are measured on")
     encoder_people: int = _row(24, "people of each world in a batch of the encoder, three pictures of each")
@@ -81,7 +83,7 @@ class Budget:
             "latents": _ENCODE * (self.portraits + self.photograph_pictures),
             "denoiser": self.denoiser_minutes,
             "people": _DRAW_PORTRAITS * (self.people_pictures + self.face_pictures),
-            "judges": 3 * self.judge_minutes,
+            "judges": 5 * self.judge_minutes,
             "encoder": self.encoder_minutes,
             "crowd": _CROWD * (self.hypernetwork_portraits / 1000 + _FOLDER),
             "fit": self.fit_minutes,

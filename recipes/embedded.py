@@ -27,6 +27,7 @@ from rich.console import Console
 
 from hyperdreambooth.embedded import FOLDER
 from hyperdreambooth.errors import HyperDreamBoothError, UserError
+from hyperdreambooth.evaluation.features import ImageText, SelfSupervised
 from hyperdreambooth.evaluation.judges import AttributeReader, Judge, Recogniser, SceneClassifier
 from hyperdreambooth.files import load_tensors, save_tensors
 from hyperdreambooth.fitting.preoptimize import PreoptimizeConfig
@@ -36,7 +37,7 @@ from hyperdreambooth.hypernetwork.encoder import load_parameters
 from hyperdreambooth.hypernetwork.model import build_hypernetwork
 from hyperdreambooth.hypernetwork.training import RESULT_FILE, TrainConfig
 from hyperdreambooth.pipeline import HyperDreamBooth
-from recipes import denoiser, hyper, judges, vae
+from recipes import denoiser, features, hyper, judges, vae
 from recipes.budget import Budget
 from recipes.measures import own_scores
 from recipes.photographs import frame_photographs
@@ -128,7 +129,7 @@ def draw_people(shop: Workshop) -> Iterator[str]:
 
 
 def train_judges(shop: Workshop) -> Iterator[str]:
-    """Recogniser, scene classifier and attribute reader: each by itself, on true pictures."""
+    """All five judges: each by itself, on true pictures."""
     people, portraits, photographs = shop.people(), *(shop.pictures(world) for world in WORLDS)
     all_portraits = joined([people, portraits])
     budget, crowd = shop.budget, judges.Batch(people=shop.budget.recogniser_people)
@@ -137,6 +138,9 @@ def train_judges(shop: Workshop) -> Iterator[str]:
         shop, SceneClassifier, judges.train_scene_classifier, all_portraits, photographs, budget.judge_batch
     )
     yield from _judge(shop, AttributeReader, judges.train_attribute_reader, all_portraits, budget.judge_batch)
+    everything = joined([all_portraits, photographs])
+    yield from _judge(shop, SelfSupervised, features.train_self_supervised, everything, budget.self_supervised_batch)
+    yield from _judge(shop, ImageText, features.train_image_text, everything, budget.image_text_batch)
 
 
 def _judge(shop: Workshop, kind: type[Judge], train: Callable[..., Run], *data: object) -> Iterator[str]:

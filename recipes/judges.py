@@ -20,9 +20,10 @@ from hyperdreambooth.hypernetwork.encoder import EncoderConfig, FaceEncoder
 from hyperdreambooth.hypernetwork.jitter import Jitter
 from hyperdreambooth.portraits.captions import CONTEXTS, DOMAINS, EDITS, STYLES, Scene
 from hyperdreambooth.portraits.person import ATTRIBUTES, truth_matrix
+from hyperdreambooth.portraits.pictures import draw, in_styles
 from hyperdreambooth.portraits.view import View
 from recipes.photographs import Photographs
-from recipes.pictures import Pictures, as_floats, draw, in_styles
+from recipes.pictures import Pictures, as_floats
 
 TEMPERATURE = 0.1  # of the contrastive loss
 STRONG = Jitter(zoom=0.08, shift=0.05, colour=0.2, blur=0.8)  # what a recogniser should not mind
@@ -103,7 +104,7 @@ def train_recogniser(
         contrast, nearest = who.loss(recogniser(drawn.shown), drawn)
         return contrast, {"nearest": nearest}
 
-    return _run(recogniser, loss, config, generator, checkpoint)
+    return train_judge(recogniser, loss, config, generator, checkpoint)
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ class _WhoIsWho:
         """Some people of each world, and some pictures of each, a little changed."""
         rows, people = zip(*(sampler(self.generator) for sampler in self.samplers), strict=True)
         shown = torch.cat([world.pictures[some] for world, some in zip(self.pictures, rows, strict=True)])
-        return _Drawn(_shown(shown, self.jitter, self.generator, self.device), list(rows), list(people))
+        return _Drawn(as_shown(shown, self.jitter, self.generator, self.device), list(rows), list(people))
 
     def loss(self, raw: Tensor, drawn: _Drawn) -> tuple[Tensor, float]:
         """The loss of what a network makes of the pictures, (N, E), and how often the nearest is the same person."""
@@ -164,7 +165,7 @@ def train_scene_classifier(
     def loss(_step: int) -> tuple[Tensor, dict[str, float]]:
         rows = [torch.randint(len(known), (half,), generator=generator) for known in labels]
         shown = torch.cat([portraits.pictures[rows[0]], photographs.pictures[rows[1]]])
-        logits = classifier.by_field(classifier(_shown(shown, MILD, generator, device)))
+        logits = classifier.by_field(classifier(as_shown(shown, MILD, generator, device)))
         target = torch.cat([known[some] for known, some in zip(labels, rows, strict=True)])  # (batch, fields)
         target = target.to(device)
         total = F.cross_entropy(logits["style"], target[:, fields.index("style")])
@@ -174,7 +175,7 @@ def train_scene_classifier(
         right = logits["style"].argmax(dim=1) == target[:, fields.index("style")]
         return total, {"style": float(right.float().mean())}
 
-    return _run(classifier, loss, config, generator, checkpoint)
+    return train_judge(classifier, loss, config, generator, checkpoint)
 
 
 def train_attribute_reader(
@@ -191,10 +192,10 @@ def train_attribute_reader(
 
     def loss(_step: int) -> Tensor:
         rows = torch.randint(len(truth), (batch,), generator=generator)
-        raw = reader(_shown(portraits.pictures[rows], MILD, generator, device))
+        raw = reader(as_shown(portraits.pictures[rows], MILD, generator, device))
         return attribute_loss(raw, truth[rows].to(device))
 
-    return _run(reader, loss, config, generator, checkpoint)
+    return train_judge(reader, loss, config, generator, checkpoint)
 
 
 class EncoderTask(nn.Module):
@@ -242,7 +243,7 @@ def train_encoder(
         parts = {"attributes": attributes.item(), "contrast": contrast.item(), "nearest": nearest}
         return attributes + contrast, parts
 
-    return _run(task, loss, config, generator, checkpoint)
+    return train_judge(task, loss, config, generator, checkpoint)
 
 
 class PeopleSampler:
@@ -315,19 +316,20 @@ def photographs_identified(
     return identification_rate(gallery, probes, torch.arange(len(plain)))
 
 
-def _run(
+def train_judge(
     network: nn.Module,
     loss: Callable[[int], Tensor | tuple[Tensor, dict[str, float]]],
     config: FitConfig,
     generator: torch.Generator,
     checkpoint: Checkpoint | None,
 ) -> Run:
+    """A run that trains all of a network; whatever the loss draws comes from the generator."""
     network.train()
     parameters = dict(network.named_parameters())
     return steps(parameters, loss, config, checkpoint=checkpoint, generators={"training": generator})
 
 
-def _shown(pictures: Tensor, jitter: Jitter, generator: torch.Generator, device: torch.device) -> Tensor:
+def as_shown(pictures: Tensor, jitter: Jitter, generator: torch.Generator, device: torch.device) -> Tensor:
     """uint8 pictures as a network sees them in training."""
     return jitter(as_floats(pictures.to(device)), generator)
 

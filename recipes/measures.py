@@ -8,22 +8,25 @@ import numpy as np
 import torch
 
 from hyperdreambooth.evaluation.attributes import attribute_error
+from hyperdreambooth.evaluation.features import ImageText, SelfSupervised
 from hyperdreambooth.evaluation.identification import scene_recognised
 from hyperdreambooth.evaluation.judges import AttributeReader, Judge, Recogniser, SceneClassifier
 from hyperdreambooth.portraits.captions import EDIT_SCENES, STYLE_SCENES, STYLES, Scene
 from hyperdreambooth.portraits.person import truth_matrix
+from hyperdreambooth.portraits.pictures import draw
 from hyperdreambooth.portraits.splits import TUNING
 from hyperdreambooth.portraits.view import View
+from recipes.features import found_again, prompt_matched
 from recipes.judges import photographs_identified, portraits_identified
 from recipes.photographs import Photographs
-from recipes.pictures import draw
 
 
 def own_scores(judge: Judge, people: int, photographs: Photographs) -> dict[str, float]:
     """The scores of a judge of any kind, by name, on the first `people` tuning portraits and on photographs.
 
     Recogniser: identification rate per style, other views among all. Scene classifier: share of scenes that it reads
-    right, styles and the rest apart. Attribute reader: error, 0 none, 1 no better than a guess.
+    right, styles and the rest apart. Attribute reader: error, 0 none, 1 no better than a guess. Self-supervised one:
+    portraits in all styles that are found again. Image-text model: those whose likeliest of all prompts is their own.
     """
     seeds = TUNING[:people]
     if isinstance(judge, Recogniser):
@@ -34,7 +37,14 @@ def own_scores(judge: Judge, people: int, photographs: Photographs) -> dict[str,
     if isinstance(judge, AttributeReader):
         seen = _drawn(seeds, [Scene()], judge.config.picture_size)
         return {"portraits, attribute error": attribute_error(judge.read(seen), truth_matrix(seeds))}
-    raise TypeError(f"got a {type(judge).__name__}, expected one of the three judges")
+    if isinstance(judge, SelfSupervised):
+        seen = _drawn(seeds, STYLE_SCENES, judge.config.picture_size)
+        return {"portraits, found again": found_again(judge, seen, torch.Generator().manual_seed(0)).share}
+    if isinstance(judge, ImageText):
+        scenes = [(*STYLE_SCENES, *EDIT_SCENES)[row % len(STYLE_SCENES + EDIT_SCENES)] for row in range(len(seeds))]
+        drawn = _drawn(seeds, scenes, judge.config.picture_size)
+        return {"portraits, own prompt likeliest": prompt_matched(judge, drawn, scenes).share}
+    raise TypeError(f"got a {type(judge).__name__}, expected one of the five judges")
 
 
 def _identified(judge: Recogniser, seeds: Sequence[int], photographs: Photographs) -> dict[str, float]:

@@ -13,9 +13,7 @@ from torch import Tensor
 
 from hyperdreambooth.files import load_tensors, save_tensors
 from hyperdreambooth.portraits.captions import CONTEXTS, DOMAINS, EDITS, STYLES, Scene
-from hyperdreambooth.portraits.person import Person
-from hyperdreambooth.portraits.renderer import render
-from hyperdreambooth.portraits.styles import stylize
+from hyperdreambooth.portraits.pictures import draw, in_styles
 from hyperdreambooth.portraits.view import View
 from recipes.photographs import Photographs
 
@@ -109,24 +107,6 @@ def random_photographs(random: np.random.RandomState, count: int, photographs: P
     pictures = torch.stack([_jittered(photographs.pictures[row], random, size) for row in rows])  # (N, 3, S, S)
     styled = in_styles(as_floats(pictures), [scene.style for scene in scenes])
     return Pictures((styled * 255).round().byte(), tuple(scenes), tuple(-1 - int(row) for row in rows))
-
-
-def draw(seeds: Sequence[int], views: Sequence[View], scenes: Sequence[Scene], size: int, batch: int = 50) -> Tensor:
-    """The portraits of these people in these views and scenes, styles included: (N, 3, size, size) in [0, 1]."""
-    parts = []
-    for begin in range(0, len(seeds), batch):
-        some = slice(begin, begin + batch)
-        parts.append(render([Person(seed) for seed in seeds[some]], views[some], size, scenes=scenes[some]))
-    return in_styles(torch.cat(parts), [scene.style for scene in scenes])
-
-
-def in_styles(pictures: Tensor, styles: Sequence[str]) -> Tensor:
-    """Each picture under the filter of its own style."""
-    styled = pictures.clone()
-    for style in sorted(set(styles) - {"plain"}):
-        rows = [row for row, name in enumerate(styles) if name == style]
-        styled[rows] = stylize(pictures[rows], style)
-    return styled
 
 
 def _random_scene(random: np.random.RandomState) -> Scene:

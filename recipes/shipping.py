@@ -12,6 +12,7 @@ from hyperdreambooth.base.loading import load_base
 from hyperdreambooth.base.model import Base
 from hyperdreambooth.embedded import BASE, DEMO_PHOTO, FOLDER, HYPERNETWORK, JUDGES
 from hyperdreambooth.errors import WrongBase, WrongSpace
+from hyperdreambooth.evaluation.features import ImageText, SelfSupervised
 from hyperdreambooth.evaluation.judges import AttributeReader, Judge, Recogniser, SceneClassifier
 from hyperdreambooth.files import load_tensors, save_tensors, write_atomically
 from hyperdreambooth.hypernetwork.model import HyperNetwork
@@ -28,6 +29,7 @@ from recipes.workshop import Workshop
 
 DEMO_SEED = 15_005  # a tuning person: the training never saw them
 DEMO_SIZE = 256
+KINDS = (Recogniser, SceneClassifier, AttributeReader, SelfSupervised, ImageText)
 SCORES_KEY = "scores"  # in the metadata of a judge's file
 # In the cache, where somebody has put them there: results of the benchmarks, and a person's words about the sheets.
 QUALITY_FILE, FIRST_LIGHT_FILE, LOOKS_FILE = "quality.json", "first-light.json", "looks.txt"
@@ -40,10 +42,17 @@ def file_of(kind: type[Judge]) -> str:
 
 
 def ship(shop: Workshop) -> Iterator[str]:
-    """Write the trained networks in half precision, their cards and the demo's picture; only the base must be there."""
-    base = shop.trained_base()
-    yield f"the base {ship_base(shop, base)}"
+    """Write the trained networks in half precision, their cards and the demo's picture.
+
+    What was not trained in this cache stays as it ships: the judges can be shipped by themselves.
+    """
+    base = shop.trained_base() if shop.weights("denoiser").exists() else None
+    if base is not None:
+        yield f"the base {ship_base(shop, base)}"
     yield from (f"the {name}" for name in ship_judges(shop))
+    if base is None:
+        yield "the base and its hypernetwork stay as they are"
+        return
     if (shop.cache / "hypernetwork" / RESULT_FILE).exists():
         ship_hypernetwork(shop, base)
         yield "the hypernetwork"
@@ -66,7 +75,7 @@ def _is_of_another_base(file: Path, base: Base) -> bool:
 
 
 def adopt(shop: Workshop) -> Iterator[str]:
-    """Bring what ships into the cache, for trainings to start from: VAE, denoiser, hypernetwork with its encoder.
+    """Bring what ships into the cache: judges, and for trainings to start from VAE, denoiser, hypernetwork, encoder.
 
     What is in the cache already stays as it is. The cards' seconds come along, to be added to those of the trainings.
     """
@@ -76,6 +85,9 @@ def adopt(shop: Workshop) -> Iterator[str]:
         save_tensors(shop.weights("vae"), base.vae.state_dict(), {"spread": str(1 / base.vae.config.scaling_factor)})
     save_tensors(shop.weights("denoiser-start"), denoiser.parameters(base))
     yield f"the base {base.fingerprint}"
+    if names := list(_adopt_judges(shop)):
+        earlier |= seconds_in(shop.out / JUDGES.relative_to(FOLDER))
+        yield f"the {', '.join(names)}"
     file = shop.out / HYPERNETWORK.relative_to(FOLDER)
     if file.exists() and not shop.weights("encoder").exists():
         network = HyperNetwork.load(file, space_of(base), base.fingerprint, base.name)
@@ -84,6 +96,18 @@ def adopt(shop: Workshop) -> Iterator[str]:
         earlier |= seconds_in(file.parent)
         yield "the hypernetwork"
     write_atomically(shop.cache / EARLIER_FILE, lambda part: part.write_text(json.dumps(earlier)))
+
+
+def _adopt_judges(shop: Workshop) -> Iterator[str]:
+    """Take the shipped judges that are not in the cache, as trained; their kinds."""
+    for kind in KINDS:
+        file, weights = (
+            shop.out / JUDGES.relative_to(FOLDER) / f"{file_of(kind)}.safetensors",
+            shop.weights(file_of(kind)),
+        )
+        if file.exists() and not weights.exists():
+            save_tensors(weights, *load_tensors(file))
+            yield kind.kind
 
 
 def ship_base(shop: Workshop, base: Base) -> str:
@@ -106,7 +130,7 @@ def ship_base(shop: Workshop, base: Base) -> str:
 def ship_judges(shop: Workshop) -> list[str]:
     """The judges that are trained, and their card, measured where their files do not say so; returns their names."""
     folder, scores = shop.out / JUDGES.relative_to(FOLDER), {}
-    trained = [kind for kind in (Recogniser, SceneClassifier, AttributeReader) if shop.weights(file_of(kind)).exists()]
+    trained = [kind for kind in KINDS if shop.weights(file_of(kind)).exists()]
     for kind in trained:
         path = shop.weights(file_of(kind))
         judge, about = kind.load(path), load_tensors(path)[1]
@@ -118,7 +142,8 @@ def ship_judges(shop: Workshop) -> list[str]:
         Card(
             "The judges",
             f"{', '.join(kind.kind for kind in trained).capitalize()}: convolutional networks that say who is in a "
-            "picture, what scene it is, what they look like. Nothing that they judge has learnt from them. "
+            "picture, what scene it is, what they look like, whether two pictures are alike, whether one fits a text. "
+            "Nothing that they judge has learnt from them. "
             "Scores are of true pictures of people they never saw.",
             _data(shop),
             _seconds(shop, *(file_of(kind) for kind in trained)),

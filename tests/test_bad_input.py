@@ -234,5 +234,6 @@ def test_what_nobody_foresaw_is_one_line_too(
     def fail(*_: object) -> None:
         raise MemoryError("torch wanted\nmore")
 
+    sound.save(tmp_path / "alice.safetensors")
     monkeypatch.setattr(Identity, "open", fail)
     assert "MemoryError: torch wanted more" in error_of(capsys, "inspect", tmp_path / "alice.safetensors", status=1)

@@ -24,9 +24,12 @@ LAYERS = (
     ("faces", "portraits"),
     ("fitting",),
     ("identity",),  # from lidb alone: see below
-    ("hypernetwork", "baselines", "drawing"),
-    ("evaluation", "people", "personalization"),
+    ("tuned",),
+    ("hypernetwork", "drawing"),
+    ("people", "personalization"),
     ("pipeline",),
+    ("baselines",),
+    ("evaluation",),
     ("serving", "showcase"),
     ("cli",),
 )

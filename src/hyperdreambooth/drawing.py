@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -18,8 +18,10 @@ from hyperdreambooth.identity import Identity, strength
 from hyperdreambooth.lidb import Adapters, LiDBSpace, LoRALayout
 from hyperdreambooth.lidb.sites import total_width
 from hyperdreambooth.progress import Progress, log
+from hyperdreambooth.tuned import Tuned
 
-Subject = Identity | None
+Person = Identity | Tuned
+Subject = Person | None
 """Whom to draw; None is nobody, the base as it is."""
 
 PHASE = "draw"
@@ -105,31 +107,44 @@ def draw(
         UserError: a person is merged into the base, or the adapters are ejected.
     """
     adapters.check_bare()
-    worn = [_strengthened(person, config.strength, adapters.space) for person in people]
     jobs = [
         _Job(person, prompt, config.seed + k)
-        for person, prompt in zip(worn, prompts, strict=True)
+        for person, prompt in zip(people, prompts, strict=True)
         for k in range(config.count)
     ]
-    chunks = [jobs[first : first + config.batch] for first in range(0, len(jobs), config.batch)]
-    each = base.evaluations(config.steps)
-    drawn: list[Tensor] = []
-    for chunk in chunks:
-        before = each * len(drawn)
+    batches = list(_batches(jobs, config.batch))
+    each, drawn = base.evaluations(config.steps), dict[int, Tensor]()
+    for number, rows in enumerate(batches):
 
-        def report(done: int, _: int, before: int = before) -> None:
+        def report(done: int, _: int, before: int = each * number) -> None:
             if progress is not None:
-                progress(Progress(PHASE, before + done, each * len(chunks)))
+                progress(Progress(PHASE, before + done, each * len(batches)))
 
-        drawn.append(_draw_batch(base, adapters, chunk, config, report))
-    return torch.cat(drawn)
+        together = [jobs[row] for row in rows]
+        tuned = together[0].person
+        if isinstance(tuned, Tuned):
+            pictures = _draw_tuned(base, tuned.on(base, config.strength), together, config, report)
+        else:
+            pictures = _draw_batch(base, adapters, together, config, report)
+        drawn |= dict(zip(rows, pictures, strict=True))
+    return torch.stack([drawn[row] for row in range(len(jobs))])
+
+
+def _batches(jobs: Sequence[_Job], size: int) -> Iterator[list[int]]:
+    """The rows of what is drawn together: identities and nobody with each other, a tuned person alone."""
+    kinds: dict[int | None, list[int]] = {}
+    for row, job in enumerate(jobs):
+        kinds.setdefault(id(job.person) if isinstance(job.person, Tuned) else None, []).append(row)
+    for rows in kinds.values():
+        yield from (rows[first : first + size] for first in range(0, len(rows), size))
 
 
 def _draw_batch(
     base: Base, adapters: Adapters, jobs: Sequence[_Job], config: DrawConfig, report: Callable[[int, int], None]
 ) -> Tensor:
-    """N pictures at once, (N, 3, H, W)."""
-    weights, lora = stack([job.person for job in jobs], adapters.space)
+    """N pictures at once of identities, (N, 3, H, W)."""
+    people = [job.person for job in jobs if not isinstance(job.person, Tuned)]
+    weights, lora = stack([_strengthened(person, config.strength, adapters.space) for person in people], adapters.space)
     if all(job.person is None for job in jobs):
         config = replace(config, likeness=None)  # nobody is like nobody: one answer less
     answers = config.answers()
@@ -147,7 +162,28 @@ def _draw_batch(
         return base.decode(latents).cpu()
 
 
-def stack(people: Sequence[Subject], space: LiDBSpace) -> tuple[Tensor, Tensor | None]:
+def _draw_tuned(
+    base: Base, own: Base, jobs: Sequence[_Job], config: DrawConfig, report: Callable[[int, int], None]
+) -> Tensor:
+    """N pictures of one person with weights of their own, (N, 3, H, W): `own` answers for them, `base` for nobody."""
+    answers = config.answers()
+    who = [own if answer.person else base for answer in answers]
+
+    def predict(latents: Tensor, timestep: Tensor, states: Tensor) -> Tensor:
+        parts = zip(who, latents.chunk(len(who)), states.chunk(len(who)), strict=True)
+        return torch.cat([one.predict(rows, timestep, read) for one, rows, read in parts])
+
+    generators = [torch.Generator().manual_seed(job.seed) for job in jobs]
+    noise = torch.cat([base.noise(1, generator) for generator in generators])  # (N, C, h, w)
+    with torch.no_grad():
+        texts = [[job.prompt if answer.prompt else "" for job in jobs] for answer in answers]
+        states = torch.stack([one.encode_prompts(text) for one, text in zip(who, texts, strict=True)])  # (K, N, L, D)
+        factors = [answer.factor for answer in answers]
+        latents = base.sample_mixed(states, factors, noise, config.steps, report, generators, predict)
+        return base.decode(latents).cpu()
+
+
+def stack(people: Sequence[Identity | None], space: LiDBSpace) -> tuple[Tensor, Tensor | None]:
     """N people of any ranks as one batch to wear: (N, S, R, a + b), and (N, size) if any has full-space factors.
 
     Missing ranks and factors are zero, and so is what they add to dW.
@@ -164,7 +200,7 @@ def stack(people: Sequence[Subject], space: LiDBSpace) -> tuple[Tensor, Tensor |
 
 def pair(people: Subject | Sequence[Subject], prompts: str | Sequence[str]) -> tuple[list[Subject], list[str]]:
     """One or N people and one or N prompts as N of each. Raises UserError for N and M."""
-    persons = [people] if people is None or isinstance(people, Identity) else list(people)
+    persons = [people] if people is None or isinstance(people, Person) else list(people)
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
     length = max(len(persons), len(texts))
     if not persons or not texts or not {len(persons), len(texts)} <= {1, length}:
@@ -178,7 +214,7 @@ def check_person(person: Subject, base: Base, fingerprint: str, space: LiDBSpace
         return
     if person.base != fingerprint:
         raise WrongBase.of("the person", person.base, person.base_name, fingerprint, base.name)
-    if person.space != space.info:
+    if isinstance(person, Identity) and person.space != space.info:
         raise WrongSpace("got a person of another LiDB space: use the base and settings that it was made with")
 
 
@@ -203,7 +239,7 @@ def _note_unknown_words(base: Base, prompt: str) -> None:
         log.warning('the base "%s" never saw the word %s of "%s": it may change nothing', base.name, words, prompt)
 
 
-def _strengthened(person: Subject, factor: float, space: LiDBSpace) -> Subject:
+def _strengthened(person: Identity | None, factor: float, space: LiDBSpace) -> Identity | None:
     return person if person is None or factor == 1 else strength(person, factor, space)
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TypeAlias, TypeVar, get_args
+from typing import TypeAlias, get_args
 
 import torch
 from PIL import Image
@@ -21,14 +20,12 @@ from hyperdreambooth.fitting.finetune import PRESETS, FinetuneConfig, Relax, fin
 from hyperdreambooth.hypernetwork.model import HyperNetwork
 from hyperdreambooth.identity import Identity
 from hyperdreambooth.lidb import Adapters
-from hyperdreambooth.progress import Progress, log
+from hyperdreambooth.progress import Progress, Stopwatch, log
 
 Photo: TypeAlias = "str | Path | Image.Image | Tensor"
 """A picture file, a PIL image, or a tensor (3, H, W), float in [0, 1] or uint8."""
 
 READ, ENCODE, PREDICT, FINETUNE = PHASES = ("read face", "encode", "predict", "fine-tune")
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -41,6 +38,9 @@ class PersonalizeConfig:
     rank: int | None = None  # fresh ranks beside the prediction; None is the preset's of this relaxation
     prompt: str = "a [V] face"
     seed: int = 0  # of the noises
+    lr: float | None = None  # learning rate; None is the preset's
+    rounds: int | None = None  # of the hypernetwork's prediction; None is as many as it was trained with
+    method: str = "hyperdreambooth"  # the name of all this, for the file
 
     def __post_init__(self) -> None:
         if self.steps < 0 or self.noises < 1 or (self.rank is not None and self.rank < 1):
@@ -57,7 +57,9 @@ class PersonalizeConfig:
         preset = PRESETS[self.relax].config
         objective = replace(preset.objective, prompt=self.prompt, noises=self.noises, seed=self.seed)
         rank = preset.rank if self.rank is None else self.rank
-        return replace(preset, rank=rank, fit=replace(preset.fit, steps=self.steps), objective=objective)
+        fit = replace(preset.fit, steps=self.steps, lr=preset.fit.lr if self.lr is None else self.lr)
+        alone = preset.lr_alone if self.lr is None else None
+        return replace(preset, rank=rank, fit=fit, lr_alone=alone, objective=objective)
 
 
 class Personalization:
@@ -74,7 +76,6 @@ class Personalization:
         faces: (N, 3, size, size), the photographs as the base sees them.
         predicted: what the hypernetwork alone says; None without one.
         identities: the people, when the work is done.
-        seconds: of each phase; what the caller does between two reports is not counted.
         samples: samples that went through the U-Net.
     """
 
@@ -103,17 +104,27 @@ class Personalization:
         self.faces = torch.empty(0)
         self.predicted: list[Identity] | None = None
         self.identities: list[Identity] = []
-        self.seconds: dict[str, float] = {}
+        self._watch = stopwatch(base.device)
         self.samples = 0
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Of each phase so far; what the caller does between two reports is not counted."""
+        return self._watch.seconds
+
+    @property
+    def people(self) -> list[Identity]:
+        """The identities, under the name that people of any method have."""
+        return self.identities
 
     def __iter__(self) -> Iterator[Progress]:
         self._adapters.check_bare()
         note_faults(self._base, self.config.prompt)
         yield from self._read()
         yield Progress(ENCODE, 0, 1)
-        latents = self._timed(ENCODE, self._encode)  # (N, C, h, w)
+        latents = self._watch.timed(ENCODE, self._encode)  # (N, C, h, w)
         yield Progress(PREDICT, 0, 1)
-        prediction = self._timed(PREDICT, self._predict)  # (N, S, 1, a + b) or None
+        prediction = self._watch.timed(PREDICT, self._predict)  # (N, S, 1, a + b) or None
         if prediction is not None:
             self.identities = self.predicted = self._people(prediction, None, steps=0)
         yield Progress(PREDICT, 1, 1)
@@ -124,7 +135,7 @@ class Personalization:
         faces: list[Tensor] = []
         for photo in self._photos:
             yield Progress(READ, len(faces), len(self._photos))
-            crop = self._timed(READ, partial(read_face, photo, self._base.picture_size))
+            crop = self._watch.timed(READ, partial(read_face, photo, self._base.picture_size))
             if crop.note is not None:
                 log.warning("%s%s", f"{photo}: " if isinstance(photo, str | Path) else "", crop.note)
             faces.append(crop.picture)
@@ -139,15 +150,15 @@ class Personalization:
             name = self._base.name
             log.warning('there is no hypernetwork for the base "%s": fine-tuning alone, from the common start', name)
             return None
-        return self._hypernetwork.predict(self.faces)
+        return self._hypernetwork.predict(self.faces, self.config.rounds)
 
     def _finetune(self, latents: Tensor, prediction: Tensor | None) -> Iterator[Progress]:
         yield Progress(FINETUNE, 0, self.config.steps)
         config, masks = self.config.finetune, face_masks(latents)
         begin = partial(finetune, self._base, self._adapters, latents, prediction, config, masks=masks)
-        tuning = self._timed(FINETUNE, begin)
+        tuning = self._watch.timed(FINETUNE, begin)
         reports = iter(tuning)
-        while (report := self._timed(FINETUNE, lambda: next(reports, None))) is not None:
+        while (report := self._watch.timed(FINETUNE, lambda: next(reports, None))) is not None:
             self.samples = report.samples
             yield Progress(FINETUNE, report.step, self.config.steps, report.loss)
         self.identities = self._people(tuning.weights, tuning.lora, self.config.steps)
@@ -175,23 +186,19 @@ class Personalization:
         """How a person was made, for its file: no times, so that the same work writes the same bytes."""
         config = self.config
         predicted = "none" if self._hypernetwork is None else "yes"
-        how: dict[str, str | int | float] = {"method": "hyperdreambooth", "hypernetwork": predicted, "steps": steps}
+        how: dict[str, str | int | float] = {"method": config.method, "hypernetwork": predicted, "steps": steps}
         if steps:
             fit = config.finetune.fit_of(self._hypernetwork is not None)
             how |= {"noises": config.noises, "relax": config.relax, "rank": config.finetune.rank, "seed": config.seed}
             how |= {"lr": fit.lr, "samples": steps * config.noises}
         return how
 
-    def _timed(self, phase: str, work: Callable[[], T]) -> T:
-        """Do a piece of work and add its seconds to the phase."""
-        began = time.perf_counter()
-        result = work()
-        if self._base.device.type == "cuda":
-            torch.cuda.synchronize(self._base.device)
-        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - began
-        return result
-
 
 def read_face(photo: Photo, size: int) -> FaceCrop:
     """The largest face of a photograph in the training pictures' framing. Raises BadPicture for anything else."""
     return crop_face(read_picture(photo) if isinstance(photo, str | Path) else to_picture(photo), size)
+
+
+def stopwatch(device: torch.device) -> Stopwatch:
+    """A stopwatch that waits for what a GPU was given."""
+    return Stopwatch(partial(torch.cuda.synchronize, device)) if device.type == "cuda" else Stopwatch()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hyperdreambooth.base.loading import load_base
 from hyperdreambooth.base.model import Base
-from hyperdreambooth.drawing import DrawConfig, Subject, check_person, draw, note_faults, pair
+from hyperdreambooth.drawing import DrawConfig, Person, Subject, check_person, draw, note_faults, pair
 from hyperdreambooth.embedded import HYPERNETWORK
 from hyperdreambooth.errors import WrongBase, WrongSpace
 from hyperdreambooth.fitting.finetune import Relax
@@ -22,6 +22,7 @@ from hyperdreambooth.lidb import LiDBSpace, find_sites, inject
 from hyperdreambooth.personalization import Personalization, PersonalizeConfig, Photo
 from hyperdreambooth.progress import Progress
 from hyperdreambooth.sheet import to_image
+from hyperdreambooth.tuned import Tuned, is_tuned
 
 OnProgress = Callable[[Progress], None]
 
@@ -111,6 +112,10 @@ class HyperDreamBooth:
         """Read an identity file that was made for this base. Raises BadIdentityFile, WrongBase or WrongSpace."""
         return Identity.open(path, space=self.space, base=self.fingerprint, base_name=self.base.name)
 
+    def open_person(self, path: str | Path) -> Person:
+        """Read the file of a person of any method: an identity, or one with weights of their own. Raises as `open`."""
+        return Tuned.open(path, self.base) if is_tuned(path) else self.open(path)
+
     def generate(
         self,
         people: Subject | Sequence[Subject],
@@ -127,7 +132,7 @@ class HyperDreamBooth:
         """Draw people: `count` pictures of each pair of a person and a prompt, pair after pair.
 
         Args:
-            people: one or N identities; None is nobody, the base as it is.
+            people: one or N persons; None is nobody, the base as it is.
             prompts: one or N; one person or one prompt goes with all of the others.
             count: pictures of each pair. The k-th starts from the noise of seed + k, whatever else is drawn with it.
             seed: of the noise.

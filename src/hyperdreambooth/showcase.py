@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from PIL import Image
 
+from hyperdreambooth.baselines.work import Work
 from hyperdreambooth.drawing import DrawConfig, Subject
-from hyperdreambooth.personalization import Personalization, Photo, read_face
+from hyperdreambooth.personalization import Photo, read_face
 from hyperdreambooth.pipeline import HyperDreamBooth, OnProgress
 from hyperdreambooth.portraits.captions import STYLE_SCENES, caption
 from hyperdreambooth.sheet import contact_sheet, to_image
@@ -20,7 +21,7 @@ _REFERENCE = 384  # side of the photograph's crop, in pixels
 
 def showcase(
     booth: HyperDreamBooth,
-    work: Personalization,
+    work: Work,
     photo: Photo,
     config: DrawConfig,
     *,
@@ -47,8 +48,8 @@ def showcase(
     return sheet, len(images)
 
 
-def _rows(work: Personalization) -> dict[str, Subject]:
-    (person,) = work.identities
+def _rows(work: Work) -> dict[str, Subject]:
+    (person,) = work.people
     if work.predicted is None:
         return {NOBODY: None, TUNED: person}
     if person is work.predicted[0]:

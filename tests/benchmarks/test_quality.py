@@ -13,7 +13,7 @@ from benchmarks.judges import Judges
 from benchmarks.subjects import Subjects
 from hyperdreambooth.base.model import Base
 from hyperdreambooth.portraits.captions import CONTEXTS, EDIT_SCENES, STYLES, Scene, caption, parse
-from recipes.pictures import in_styles
+from hyperdreambooth.portraits.pictures import in_styles
 
 
 def test_both_worlds_are_measured_and_nothing_is_drawn_twice(tiny_base: Base, judges: Judges, tmp_path: Path) -> None:

@@ -29,6 +29,9 @@ from hyperdreambooth.files import write_folder
 
 CARD_FILE = "hyperdreambooth.json"
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Noisy latents (N, C, h, w), timesteps and text states (N, L, D) to the U-Net's raw output."""
+
 _PLACEHOLDER = re.compile(r"\[v\]", re.IGNORECASE)
 _SAMPLES_PER_TENSOR = 16
 _LARGEST_FILE = "14MB"  # what is shipped in the package stays under 15 MB a file
@@ -226,6 +229,7 @@ class Base:
         steps: int = 25,
         progress: Callable[[int, int], None] | None = None,
         generators: Sequence[torch.Generator] | None = None,
+        predict: Predict | None = None,
     ) -> Tensor:
         """Draw N pictures in one batch by K answers to each: at every step, the sum of factor times answer counts.
 
@@ -236,9 +240,10 @@ class Base:
             states: (K, N, L, D). The U-Net sees K N rows, all N of the first answer first.
             factors: K, of sum 1.
             latents, steps, progress, generators: as in `sample`.
+            predict: who answers, all K N rows at once, as `predict` does; None is this base.
         """
         with torch.inference_mode():
-            drawn = self._denoise(states, factors, latents, steps, progress, generators)
+            drawn = self._denoise(states, factors, latents, steps, progress, generators, predict or self.predict)
         return drawn.clone()  # outside inference mode: an ordinary tensor, fit for training too
 
     def evaluations(self, steps: int) -> int:
@@ -259,6 +264,7 @@ class Base:
         steps: int,
         progress: Callable[[int, int], None] | None,
         generators: Sequence[torch.Generator] | None,
+        predict: Predict,
     ) -> Tensor:
         """The loop of `sample_mixed`."""
         scheduler = self._scheduler_for(steps)
@@ -267,7 +273,7 @@ class Base:
         latents = latents.to(self.device, torch.float32) * scheduler.init_noise_sigma
         for done, timestep in enumerate(scheduler.timesteps, start=1):
             rows = scheduler.scale_model_input(latents.repeat(answers, 1, 1, 1), timestep)  # (K * N, C, h, w)
-            parts = self.predict(rows, timestep, states).float().chunk(answers)  # K of (N, C, h, w)
+            parts = predict(rows, timestep, states).float().chunk(answers)  # K of (N, C, h, w)
             output = torch.stack([factor * part for factor, part in zip(factors, parts, strict=True)]).sum(dim=0)
             latents = scheduler.step(output, timestep, latents, return_dict=False, **added)[0]
             if progress is not None:

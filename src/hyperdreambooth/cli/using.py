@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 
 import typer
 
@@ -29,12 +30,13 @@ from hyperdreambooth.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from hyperdreambooth.baselines.work import Method, Work
     from hyperdreambooth.drawing import DrawConfig
     from hyperdreambooth.identity import Dtype
-    from hyperdreambooth.personalization import Personalization, PersonalizeConfig
     from hyperdreambooth.pipeline import HyperDreamBooth
 
 DRAW = "draw"
+OURS = "hyperdreambooth"
 PEFT_MODELS = ("unet", "text_encoder")  # which may have sites
 
 
@@ -53,10 +55,16 @@ def personalize(
     output: IdentityOutput,
     base: BaseOption = "embedded",
     hypernetwork: Annotated[str, typer.Option(help='"embedded", a file, or "none": fine-tuning alone.')] = "embedded",
-    method: Annotated[Literal["hyperdreambooth"], typer.Option(help="How to make a person.")] = "hyperdreambooth",
-    steps: Annotated[int, typer.Option(min=0, help="Of fine-tuning; 0 is the hypernetwork alone.")] = 40,
-    noises: Annotated[int, typer.Option(min=1, help="Samples through the U-Net per step.")] = 2,
-    relax: Annotated[Literal["lidb", "lora"], typer.Option(help="Where the fresh ranks live.")] = "lidb",
+    method: Annotated[str, typer.Option(help="How to make a person: see below.")] = "hyperdreambooth",
+    steps: Annotated[
+        int | None, typer.Option(min=0, help="0 is the hypernetwork alone.", show_default="the method's: 40")
+    ] = None,
+    noises: Annotated[
+        int | None, typer.Option(min=1, help="Samples through the U-Net per step.", show_default="2")
+    ] = None,
+    relax: Annotated[
+        Literal["lidb", "lora"] | None, typer.Option(help="Where the fresh ranks live.", show_default="lidb")
+    ] = None,
     rank: Annotated[
         int | None, typer.Option(min=1, help="Fresh ranks beside the prediction.", show_default="lidb: 3, lora: 4")
     ] = None,
@@ -65,15 +73,32 @@ def personalize(
     sheet: Annotated[Path | None, typer.Option(help="A PNG of the person in eight prompts, to write too.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """One photograph to an identity file: predict, relax, fine-tune."""
+    """One photograph to an identity file: predict, relax, fine-tune.
+
+    Other methods, to compare with: no-hyper, only-hyper, k-1, fixed-rank,
+    relaxed-2, relaxed-8, relaxed-full; dreambooth, dreambooth-agg-1,
+    dreambooth-agg-2, lora-dreambooth, lidb-dreambooth, textual-inversion.
+    They know --steps; --noises, --relax and --rank are hyperdreambooth's.
+    """
     check_outputs(output, sheet, inputs=[photo, Path(hypernetwork)])
     with Job(as_json) as job:
+        chosen = _method(method, steps, {"noises": noises, "relax": relax, "rank": rank})
         picture = _read(job, photo)
         booth = load_booth(job, base, hypernetwork)
-        from hyperdreambooth.personalization import PersonalizeConfig
+        _make_person(job, booth, picture, chosen, seed, output, sheet, dtype)
 
-        config = PersonalizeConfig(steps=steps, noises=noises, relax=relax, rank=rank, seed=seed)
-        _make_person(job, booth, picture, config, output, sheet, dtype)
+
+def _method(name: str, steps: int | None, ours: Mapping[str, Any]) -> Method:
+    """The method of a name, with what is asked for in the place of its own. Raises UserError for what it has not."""
+    from hyperdreambooth.baselines.methods import LiDB, method_of
+
+    method, given = method_of(name), {key: value for key, value in ours.items() if value is not None}
+    if given:
+        if name != OURS or not isinstance(method, LiDB):
+            options = ", ".join(f"--{key}" for key in given)
+            raise UserError(f"got {options} for --method {name}, expected them for {OURS} alone: leave them out")
+        method = replace(method, config=replace(method.config, **given))
+    return method if steps is None else method.with_steps(steps)
 
 
 def demo(
@@ -86,9 +111,7 @@ def demo(
     with Job(as_json) as job:
         picture = _read(job, DEMO_PHOTO)
         booth = load_booth(job, "embedded", "embedded")
-        from hyperdreambooth.personalization import PersonalizeConfig
-
-        _make_person(job, booth, picture, PersonalizeConfig(), identity, sheet)
+        _make_person(job, booth, picture, _method(OURS, None, {}), 0, identity, sheet)
 
 
 def generate(
@@ -132,7 +155,7 @@ def generate(
         from hyperdreambooth.drawing import DrawConfig
 
         config = DrawConfig(count, seed, steps, guidance, None if as_exported else likeness, strength)
-        people = {path: booth.open(path) for path in identities}
+        people = {path: booth.open_person(path) for path in identities}
         with job.phase(DRAW):
             drawn = booth.draw([people[path] for path, _ in plan], [text for _, text in plan], config, job.report)
         with job.phase(SAVE):
@@ -154,8 +177,15 @@ def inspect(identity: IdentityArgument, as_json: JsonOption = False) -> None:
             from dataclasses import asdict
 
             from hyperdreambooth.identity import Identity
+            from hyperdreambooth.tuned import is_tuned, read_tuned
 
-            person = Identity.open(identity)
+            person = read_tuned(identity) if is_tuned(identity) else Identity.open(identity)
+        facts: dict[str, object]
+        if isinstance(person, Identity):
+            relaxed = "in the bases" if person.lora is None else "in full space"
+            facts = {"sites": person.sites, "ranks": person.ranks, "relaxed": relaxed, "space": asdict(person.space)}
+        else:
+            facts = {"tensors": len(person.tensors)}
         job.finish(
             identity=str(identity),
             bytes=identity.stat().st_size,
@@ -164,11 +194,8 @@ def inspect(identity: IdentityArgument, as_json: JsonOption = False) -> None:
             prompt=person.prompt,
             rare_token=person.rare_token,
             class_noun=person.class_noun,
-            sites=person.sites,
-            ranks=person.ranks,
             numbers=person.numbers,
-            relaxed="in the bases" if person.lora is None else "in full space",
-            space=asdict(person.space),
+            **facts,
             how=dict(person.how),
         )
 
@@ -248,49 +275,48 @@ def _make_person(
     job: Job,
     booth: HyperDreamBooth,
     picture: Tensor,
-    config: PersonalizeConfig,
+    method: Method,
+    seed: int,
     output: Path,
     sheet: Path | None,
     dtype: Dtype = "fp16",
 ) -> None:
     """Personalise, save, draw the sheet if there is to be one, and say what was done."""
-    work = booth.personalizing([picture], config)
+    work = method.personalizing(booth, [picture], seed)
     for report in work:
         job.report(report)
     job.add_seconds(work.seconds)
-    (person,) = work.identities
+    (person,) = work.people
     with job.phase(SAVE):
         size = person.save(output, dtype)
-    sheet_bytes, samples = (0, 0) if sheet is None else _draw_sheet(job, booth, work, picture, sheet, size)
+    sheet_bytes, samples = (0, 0) if sheet is None else _draw_sheet(job, booth, work, seed, picture, sheet, size)
     job.finish(
         identity=str(output),
         bytes=size,
         sheet=None if sheet is None else str(sheet),
         sheet_bytes=None if sheet is None else sheet_bytes,
-        method="hyperdreambooth",
+        method=person.how["method"],
         base=booth.base.name,
-        sites=person.sites,
-        ranks=person.ranks,
+        sites=getattr(person, "sites", None),
+        ranks=getattr(person, "ranks", None),
         numbers=person.numbers,
         samples=work.samples,
         sheet_samples=None if sheet is None else samples,
-        seed=config.seed,
+        seed=seed,
     )
 
 
 def _draw_sheet(
-    job: Job, booth: HyperDreamBooth, work: Personalization, picture: Tensor, sheet: Path, size: int
+    job: Job, booth: HyperDreamBooth, work: Work, seed: int, picture: Tensor, sheet: Path, size: int
 ) -> tuple[int, int]:
     """Draw and write the sheet: its bytes, and the samples that went through the U-Net."""
     from hyperdreambooth.drawing import DrawConfig
     from hyperdreambooth.sheet import save_png
     from hyperdreambooth.showcase import showcase
 
-    config = DrawConfig(seed=work.config.seed)
-    captions = [
-        f"{work.config.steps} steps of {work.config.noises} noises, seed {work.config.seed}",
-        f"{sum(work.seconds.values()):.1f} s, {size:,} bytes",
-    ]
+    config, how = DrawConfig(seed=seed), work.people[0].how
+    made = f"{how['steps']} steps of {how.get('noises', 0)} noises" if how["steps"] else "no steps"
+    captions = [f"{made}, seed {seed}", f"{sum(work.seconds.values()):.1f} s, {size:,} bytes"]
     with job.phase(DRAW):
         image, pictures = showcase(booth, work, picture, config, captions=captions, progress=job.report)
         written = save_png(sheet, image)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -63,6 +63,21 @@ class Pictures:
 
 
 @dataclass(frozen=True)
+class Prior:
+    """Pictures of the class that are to stay as likely as they were: DreamBooth's prior preservation.
+
+    Attributes:
+        latents: (M, C, h, w) of pictures that the base itself drew of nobody.
+        prompt: that they were drawn for.
+        weight: of their loss against a person's.
+    """
+
+    latents: Tensor
+    prompt: str = "a face"
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
 class Draw:
     """What everybody meets at one step."""
 
@@ -110,6 +125,7 @@ def fit(
     objective: Objective,
     config: FitConfig,
     *,
+    prior: Prior | None = None,
     checkpoint: Checkpoint | None = None,
 ) -> Run:
     """Fit tensors so that `base`, wearing them, draws these people for the prompt: an iterable of StepReports.
@@ -124,6 +140,7 @@ def fit(
         pictures: what is fitted to.
         objective: prompt, noises and pull.
         config: the steps. `grad_clip` is refused with several people: the norm would tie them to each other.
+        prior: pictures of the class, as many of them at each step as noises, under noises of their own.
         checkpoint: where the run keeps itself.
 
     Returns:
@@ -145,16 +162,40 @@ def fit(
         (channels, height, width), base.timesteps, views, objective.noises, objective.seed, objective.window
     )
     start = {name: p.detach().clone() for name, p in parameters.items()}
+    keep = _nothing if prior is None else _prior_loss(base, wear, prior, people, objective)
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
         denoising = _denoising(base, wear, pictures, objective, sequence.draw(step))  # (N,)
-        total = denoising.sum()
+        total = denoising.sum() + keep(step)
         if objective.pull:
             distance = torch.stack([(parameters[name] - start[name]).square().sum() for name in start]).sum()
             total = total + objective.pull * distance
         return total, {"denoising": denoising.detach().mean().item()}
 
-    return steps(parameters, loss, config, checkpoint=checkpoint, samples=people * objective.noises)
+    samples = people * objective.noises * (1 if prior is None else 2)
+    return steps(parameters, loss, config, checkpoint=checkpoint, samples=samples)
+
+
+def _nothing(_step: int) -> float:
+    return 0.0
+
+
+def _prior_loss(
+    base: Base,
+    wear: Callable[[], AbstractContextManager[None]],
+    prior: Prior,
+    people: int,
+    objective: Objective,
+) -> Callable[[int], Tensor]:
+    """The weighted loss of the class's pictures at a step, summed over the people: everybody keeps the same ones."""
+    count, channels, height, width = prior.latents.shape
+    latents = prior.latents.to(base.device, torch.float32)
+    pictures = Pictures(latents.expand(people, *latents.shape))  # (N, M, C, h, w)
+    kept = replace(objective, prompt=prior.prompt, seed=objective.seed + 1)
+    sequence = NoiseSequence(
+        (channels, height, width), base.timesteps, count, objective.noises, kept.seed, objective.window
+    )
+    return lambda step: prior.weight * _denoising(base, wear, pictures, kept, sequence.draw(step)).sum()
 
 
 def _denoising(

@@ -1,0 +1,109 @@
+"""DreamBooth (Ruiz et al., arXiv 2208.12242): all weights of the U-Net are the person.
+
+One photograph for the prompt with the rare token, and beside it, so that the class stays what it was, pictures of the
+class that the base drew itself (prior preservation).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from torch import Tensor
+
+from hyperdreambooth.base.model import Base
+from hyperdreambooth.baselines.work import Fitting, TunedWork, how_made, with_steps
+from hyperdreambooth.drawing import DrawConfig
+from hyperdreambooth.files import load_tensors, save_tensors
+from hyperdreambooth.fitting.fit import Objective, Pictures, Prior, fit
+from hyperdreambooth.fitting.steps import FitConfig
+from hyperdreambooth.personalization import Photo
+from hyperdreambooth.pipeline import HyperDreamBooth
+from hyperdreambooth.progress import log
+
+
+@dataclass(frozen=True)
+class PriorConfig:
+    """The pictures of the class: how many the base draws of nobody, for which prompt, and what they weigh."""
+
+    pictures: int = 200
+    prompt: str = "a face"
+    weight: float = 1.0
+    drawing: DrawConfig = DrawConfig(seed=500_000, likeness=None)  # noqa: RUF009  # frozen
+
+
+@dataclass(frozen=True)
+class DreamBooth:
+    """How DreamBooth is fitted: a step is one photograph and one picture of the class."""
+
+    name: str = "dreambooth"
+    fit: FitConfig = field(default_factory=lambda: FitConfig(steps=1200, lr=1e-4))
+    objective: Objective = field(default_factory=lambda: Objective(noises=1))
+    text_encoder: bool = False  # whether its weights are the person too
+    prior: PriorConfig | None = PriorConfig()
+
+    @property
+    def iterations(self) -> int:
+        """Steps of the optimiser per person."""
+        return self.fit.steps
+
+    def with_steps(self, steps: int) -> DreamBooth:
+        """The same with so many steps. Raises UserError for none."""
+        return replace(self, fit=with_steps(self.fit, steps))
+
+    def personalizing(self, booth: HyperDreamBooth, photos: Sequence[Photo], seed: int = 0) -> TunedWork:
+        """N photographs, one person after the other; the class's pictures are drawn first, once per base."""
+        objective = replace(self.objective, seed=seed)
+        prior = None if self.prior is None else class_pictures(booth, self.prior)
+
+        def begin(base: Base, pictures: Pictures) -> Fitting:
+            return self.begin(base, pictures, objective, prior)
+
+        how = how_made(self.name, self.fit, objective)
+        return TunedWork(booth, photos, begin, how, objective.prompt)
+
+    def begin(self, base: Base, pictures: Pictures, objective: Objective, prior: Prior | None) -> Fitting:
+        """The fit of one person on a copy of the base's weights."""
+        tuned = Base(
+            base.vae,
+            deepcopy(base.text_encoder) if self.text_encoder else base.text_encoder,
+            base.tokenizer,
+            deepcopy(base.unet),
+            base.scheduler,
+            base.card,
+        )
+        parameters = {f"unet.{name}": p for name, p in tuned.unet.named_parameters()}
+        if self.text_encoder:
+            parameters |= {f"text_encoder.{name}": p for name, p in tuned.text_encoder.named_parameters()}
+        for parameter in parameters.values():
+            parameter.requires_grad_()
+        run = fit(tuned, parameters, nullcontext, pictures, objective, self.fit, prior=prior)
+
+        def tensors() -> list[Mapping[str, Tensor]]:
+            return [{name: p.detach().cpu() for name, p in run.averages.items()}]
+
+        return Fitting(run, tensors)
+
+
+def class_pictures(booth: HyperDreamBooth, config: PriorConfig) -> Prior:
+    """The latents of pictures that the base draws of the class; kept in the user's cache, so drawn once per base."""
+    key = f"class-{booth.fingerprint}-{config.pictures}-{config.drawing.seed}"
+    path = cache_folder() / f"{key}.safetensors"
+    if path.exists():
+        tensors, about = load_tensors(path)
+        if about.get("config") == repr(config):
+            return Prior(tensors["latents"].float(), config.prompt, config.weight)
+    log.warning("drawing %d pictures of the class, once for this base: kept in %s", config.pictures, path)
+    drawn = booth.draw(None, config.prompt, replace(config.drawing, count=config.pictures))
+    latents = booth.base.encode_pictures(drawn).cpu()  # (M, C, h, w)
+    save_tensors(path, {"latents": latents.half()}, {"config": repr(config)})
+    return Prior(latents.half().float(), config.prompt, config.weight)
+
+
+def cache_folder() -> Path:
+    """Where what can be made again is kept: `hyperdreambooth` in the user's cache folder (XDG_CACHE_HOME)."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hyperdreambooth"

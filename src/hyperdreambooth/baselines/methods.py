@@ -1,0 +1,75 @@
+"""All methods by name: ours, its ablations, and what it is compared with, as the paper's tables list them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from hyperdreambooth.baselines.dreambooth import DreamBooth
+from hyperdreambooth.baselines.textual_inversion import TextualInversion
+from hyperdreambooth.baselines.work import Method
+from hyperdreambooth.errors import UserError
+from hyperdreambooth.fitting.steps import FitConfig
+from hyperdreambooth.personalization import Personalization, PersonalizeConfig, Photo
+from hyperdreambooth.pipeline import HyperDreamBooth
+
+
+@dataclass(frozen=True)
+class LiDB:
+    """People as identities: by the hypernetwork, by fine-tuning, or both."""
+
+    config: PersonalizeConfig
+    hypernetwork: Literal["if there", "needed", "left out"] = "needed"
+
+    @property
+    def iterations(self) -> int:
+        """Steps of the optimiser per person."""
+        return self.config.steps
+
+    def with_steps(self, steps: int) -> LiDB:
+        """The same with so many steps."""
+        return replace(self, config=replace(self.config, steps=steps))
+
+    def personalizing(self, booth: HyperDreamBooth, photos: Sequence[Photo], seed: int = 0) -> Personalization:
+        """N photographs in one batch. Raises UserError where the booth has no hypernetwork, and one is needed."""
+        if self.hypernetwork == "needed" and booth.hypernetwork is None:
+            raise UserError(
+                f'{self.config.method} needs a hypernetwork, and there is none for the base "{booth.base.name}": '
+                "train one, or choose another method"
+            )
+        network = None if self.hypernetwork == "left out" else booth.hypernetwork
+        config = replace(self.config, seed=seed)
+        return Personalization(booth.base, booth.adapters, network, photos, config, booth.fingerprint)
+
+
+OURS = "hyperdreambooth"
+METHODS: Mapping[str, Method] = {
+    OURS: LiDB(PersonalizeConfig(), "if there"),
+    # Table 3's ablations, and what the relaxation is worth.
+    "no-hyper": LiDB(PersonalizeConfig(method="no-hyper"), "left out"),
+    "only-hyper": LiDB(PersonalizeConfig(steps=0, method="only-hyper")),
+    "k-1": LiDB(PersonalizeConfig(rounds=1, method="k-1")),
+    "fixed-rank": LiDB(PersonalizeConfig(relax="none", method="fixed-rank")),
+    "relaxed-2": LiDB(PersonalizeConfig(rank=1, method="relaxed-2")),
+    "relaxed-8": LiDB(PersonalizeConfig(rank=7, method="relaxed-8")),
+    "relaxed-full": LiDB(PersonalizeConfig(relax="lora", rank=4, method="relaxed-full")),
+    # Tables 1 and 2.
+    "dreambooth": DreamBooth(),
+    "dreambooth-agg-1": DreamBooth("dreambooth-agg-1", FitConfig(steps=400, lr=2e-4)),
+    "dreambooth-agg-2": DreamBooth("dreambooth-agg-2", FitConfig(steps=40, lr=5e-4)),
+    "lora-dreambooth": LiDB(
+        PersonalizeConfig(steps=1000, noises=1, relax="lora", rank=1, lr=1e-3, method="lora-dreambooth"), "left out"
+    ),
+    "lidb-dreambooth": LiDB(
+        PersonalizeConfig(steps=1000, noises=1, relax="none", lr=1e-2, method="lidb-dreambooth"), "left out"
+    ),
+    "textual-inversion": TextualInversion(),
+}
+
+
+def method_of(name: str) -> Method:
+    """The method of a name. Raises UserError for a name that there is not."""
+    if name not in METHODS:
+        raise UserError(f"got the method {name!r}, expected one of {', '.join(METHODS)}")
+    return METHODS[name]

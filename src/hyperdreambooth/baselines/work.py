@@ -1,0 +1,164 @@
+"""Photographs to people by any method: the protocol, and the work of those that replace numbers of the base."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from hyperdreambooth.base.model import Base
+from hyperdreambooth.drawing import Person, note_faults
+from hyperdreambooth.errors import UserError
+from hyperdreambooth.faces import face_masks
+from hyperdreambooth.fitting.fit import Objective, Pictures
+from hyperdreambooth.fitting.steps import FitConfig, Run
+from hyperdreambooth.personalization import ENCODE, FINETUNE, READ, Photo, read_face, stopwatch
+from hyperdreambooth.pipeline import HyperDreamBooth
+from hyperdreambooth.progress import Progress, log
+from hyperdreambooth.tuned import Tuned
+
+
+class Work(Protocol):
+    """N people being made from one photograph each: iterate to do it, then read the results."""
+
+    def __iter__(self) -> Iterator[Progress]: ...
+
+    @property
+    def people(self) -> Sequence[Person]:
+        """Those who are made, when the work is done."""
+
+    @property
+    def predicted(self) -> Sequence[Person] | None:
+        """What was known of them before any fitting, if anything was."""
+
+    @property
+    def faces(self) -> Tensor:
+        """(N, 3, size, size), the photographs as the base sees them."""
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Of each phase."""
+
+    @property
+    def samples(self) -> int:
+        """Through the U-Net, for all of them."""
+
+
+class Method(Protocol):
+    """One way to put people into a base."""
+
+    @property
+    def iterations(self) -> int:
+        """Steps of the optimiser per person."""
+
+    def with_steps(self, steps: int) -> Method:
+        """The same with so many steps."""
+
+    def personalizing(self, booth: HyperDreamBooth, photos: Sequence[Photo], seed: int = 0) -> Work:
+        """N photographs of different people. Raises UserError for a booth that lacks what the method needs."""
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """A fit that replaces numbers of a base: its run, and then each person's tensors, as in `Tuned`."""
+
+    run: Run
+    tensors: Callable[[], list[Mapping[str, Tensor]]]
+
+
+def how_made(method: str, fit: FitConfig, objective: Objective) -> dict[str, str | int | float]:
+    """How a person was made, for the file."""
+    return {
+        "method": method,
+        "steps": fit.steps,
+        "noises": objective.noises,
+        "lr": fit.lr,
+        "seed": objective.seed,
+    }
+
+
+def with_steps(fit: FitConfig, steps: int) -> FitConfig:
+    """The fit with so many steps. Raises UserError for none."""
+    if steps < 1:
+        raise UserError(f"got {steps} steps for a method that only fits, expected 1 or more")
+    return replace(fit, steps=steps)
+
+
+class TunedWork:
+    """N people being made whose numbers stand in the place of the base's own.
+
+    Args:
+        booth: whose base they are for; it stays as it is.
+        photos: one of each.
+        begin: starts the fit of some of them, of the base and their pictures.
+        how: for their files.
+        prompt: that they are fitted to.
+        at_once: how many are fitted together.
+    """
+
+    def __init__(
+        self,
+        booth: HyperDreamBooth,
+        photos: Sequence[Photo],
+        begin: Callable[[Base, Pictures], Fitting],
+        how: Mapping[str, str | int | float],
+        prompt: str,
+        at_once: int = 1,
+    ) -> None:
+        booth.adapters.check_bare()
+        if not photos:
+            raise UserError("got no photographs, expected one of each person")
+        self._base, self._photos, self._begin = booth.base, list(photos), begin
+        self._how, self._prompt, self._at_once = dict(how), prompt, at_once
+        self._watch = stopwatch(booth.base.device)
+        self.faces = torch.empty(0)
+        self.people: list[Tuned] = []
+        self.predicted: list[Tuned] | None = None
+        self.samples = 0
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Of each phase so far."""
+        return self._watch.seconds
+
+    def __iter__(self) -> Iterator[Progress]:
+        note_faults(self._base, self._prompt)
+        faces = list[Tensor]()
+        for photo in self._photos:
+            yield Progress(READ, len(faces), len(self._photos))
+            crop = self._watch.timed(READ, partial(read_face, photo, self._base.picture_size))
+            if crop.note is not None:
+                log.warning("%s", crop.note)
+            faces.append(crop.picture)
+        self.faces = torch.stack(faces)  # (N, 3, size, size)
+        yield Progress(ENCODE, 0, 1)
+        with torch.no_grad():
+            latents = self._watch.timed(ENCODE, lambda: self._base.encode_pictures(self.faces))  # (N, C, h, w)
+        for some in latents.split(self._at_once):
+            yield from self._fit(Pictures(some.unsqueeze(1), face_masks(some).unsqueeze(1)))
+
+    def _fit(self, pictures: Pictures) -> Iterator[Progress]:
+        before, people = self.samples, len(pictures.latents)
+        fitting = self._watch.timed(FINETUNE, lambda: self._begin(self._base, pictures))
+        reports = iter(fitting.run)
+        while (report := self._watch.timed(FINETUNE, lambda: next(reports, None))) is not None:
+            self.samples = before + report.samples
+            done = report.progress * people + len(self.people)
+            yield Progress(FINETUNE, round(1000 * done), 1000 * len(self._photos), report.loss)
+        self.people += [self._person(tensors) for tensors in fitting.tensors()]
+
+    def _person(self, tensors: Mapping[str, Tensor]) -> Tuned:
+        base = self._base
+        return Tuned(
+            tensors=tensors,
+            base=base.fingerprint,
+            base_name=base.name,
+            prompt=self._prompt,
+            rare_token=base.rare_token,
+            class_noun=base.class_noun,
+            how=self._how,
+        )

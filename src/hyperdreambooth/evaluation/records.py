@@ -1,0 +1,127 @@
+"""The folder of an evaluation run: its plan, what was drawn and what it took, one JSON line each, and the pictures.
+
+    RUN/plan.json                   what decides the result: methods, people, prompts, seeds, settings, the base
+    RUN/references/PERSON.png       the one picture that everybody is made from
+    RUN/pictures/METHOD/PERSON/PROMPT-SEED.png
+    RUN/records/SHARD.jsonl         a line per person who was made and per picture that was drawn
+
+A line is written when what it tells of lies on the disk, so a run that is killed at any moment knows what it has.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+from hyperdreambooth.errors import UserError
+from hyperdreambooth.progress import log
+
+PLAN_FILE, RECORDS, REFERENCES, PICTURES = "plan.json", "records", "references", "pictures"
+
+
+@dataclass(frozen=True)
+class PersonRecord:
+    """One person as one method made them, and what it took."""
+
+    kind: ClassVar[str] = "person"
+    method: str
+    person: str
+    iterations: int  # steps of the optimiser
+    samples: int  # through the U-Net, prior pictures included
+    seconds: float  # reading, encoding, predicting and fitting; no drawing
+    bytes: int  # of what has to be kept of the person
+
+
+@dataclass(frozen=True)
+class PictureRecord:
+    """One picture of one person, as one method drew it."""
+
+    kind: ClassVar[str] = "picture"
+    method: str
+    person: str
+    prompt: str  # as it was asked, "[V]" for the person
+    seed: int
+    file: str  # in the run's folder
+
+
+Record = PersonRecord | PictureRecord
+_KINDS: dict[str, type[Record]] = {kind.kind: kind for kind in (PersonRecord, PictureRecord)}
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """An evaluation run on the disk."""
+
+    path: Path
+
+    @cached_property
+    def plan(self) -> dict[str, Any]:
+        """What `plan.json` says. Raises UserError where there is none, or none of ours."""
+        file = self.path / PLAN_FILE
+        try:
+            plan = json.loads(file.read_text())
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.path} holds no run that can be read, expected {PLAN_FILE} in it") from error
+        if not isinstance(plan, dict):
+            raise UserError(f"{file} is not a run's, expected a JSON object: choose a folder that hdb evaluate made")
+        return plan
+
+    def reference(self, person: str) -> Path:
+        """The picture that a person is made from."""
+        return self.path / REFERENCES / f"{person}.png"
+
+    def records(self) -> Iterator[Record]:
+        """All that is there, shard after shard; half a line at the end of a killed shard's is left out."""
+        for shard in sorted((self.path / RECORDS).glob("*.jsonl")):
+            for number, line in enumerate(shard.read_text().splitlines(keepends=True), start=1):
+                if line.endswith("\n"):
+                    yield _parsed(shard, number, line)
+
+    def people(self) -> list[PersonRecord]:
+        """Everybody who was made; each once per method."""
+        found = {(one.method, one.person): one for one in self.records() if isinstance(one, PersonRecord)}
+        return list(found.values())
+
+    def pictures(self) -> list[PictureRecord]:
+        """Every picture that was drawn; each once."""
+        return list({one.file: one for one in self.records() if isinstance(one, PictureRecord)}.values())
+
+
+class Writer:
+    """Appends records to one shard of a run; what a kill left half-written is cut off first."""
+
+    def __init__(self, folder: RunFolder, shard: int = 0) -> None:
+        self.path = folder.path / RECORDS / f"{shard:03d}.jsonl"
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._repair()
+
+    def _repair(self) -> None:
+        if not self.path.exists():
+            return
+        data = self.path.read_bytes()
+        whole = data.rfind(b"\n") + 1
+        if whole < len(data):
+            log.warning("%s ended in half a line: that work is done again", self.path)
+            os.truncate(self.path, whole)
+
+    def write(self, *records: Record) -> None:
+        """Append lines, all of them on the disk when this returns."""
+        lines = "".join(json.dumps({"kind": one.kind, **asdict(one)}) + "\n" for one in records)
+        with self.path.open("a") as file:
+            file.write(lines)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _parsed(shard: Path, number: int, line: str) -> Record:
+    try:
+        values = json.loads(line)
+        kind = _KINDS[values.pop("kind")]
+        return kind(**{field.name: values[field.name] for field in fields(kind)})
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise UserError(f"{shard}, line {number}, is no record of a run: remove the line, or the run") from error
