@@ -25,11 +25,12 @@ from benchmarks.first_light import PROMPTS, Way, digest_of, drawn_people
 from benchmarks.judges import Judges
 from benchmarks.kept import kept
 from benchmarks.score import HYPER_ALONE, Score, score, table
-from benchmarks.subjects import PORTRAITS, Subjects, portraits
+from benchmarks.subjects import PORTRAITS, galleries_of, portraits
 from hyperdreambooth import HyperDreamBooth, Identity, PersonalizeConfig
 from hyperdreambooth.drawing import DrawConfig
 from hyperdreambooth.embedded import JUDGES
 from hyperdreambooth.errors import UserError
+from hyperdreambooth.evaluation.subjects import Subjects
 from hyperdreambooth.fitting.plan import keep_plan
 from hyperdreambooth.fitting.steps import Checkpoint, FitConfig, steps
 from hyperdreambooth.hypernetwork.loss import People, denoising_together
@@ -110,7 +111,7 @@ def ceilings(
     alone, size = Way(network, PersonalizeConfig(steps=0), drawing), booth.base.picture_size
     subjects, galleries = (
         portraits("tuning", people, size),
-        portraits("tuning", among, size).galleries(judges.recogniser),
+        galleries_of(portraits("tuning", among, size), judges.recogniser),
     )
     scores = {HYPER_ALONE: score(subjects, _drawn(booth, HYPER_ALONE, alone, subjects, out), judges, galleries)}
     seeds = PORTRAITS["tuning"]
@@ -132,7 +133,7 @@ def ceilings(
         drawn = kept(folder / "pictures.safetensors", about, make)
         scores[name] = score(subjects, drawn, judges, galleries)
     known = portraits("training", people, size)
-    galleries = portraits("training", among, size).galleries(judges.recogniser)
+    galleries = galleries_of(portraits("training", among, size), judges.recogniser)
     scores[LEARNT_FROM] = score(known, _drawn(booth, LEARNT_FROM, alone, known, out), judges, galleries)
     return scores
 

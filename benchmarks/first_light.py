@@ -23,11 +23,12 @@ from benchmarks.judges import Judges
 from benchmarks.kept import kept
 from benchmarks.score import HYPER_ALONE, LONG_FIT, OURS, ROUND_TRIP, TRUE, TUNED_ALONE, Score, as_json, score, table
 from benchmarks.speed import measure_speed
-from benchmarks.subjects import Subjects, both_worlds
+from benchmarks.subjects import both_worlds, galleries_of
 from hyperdreambooth import HyperDreamBooth, Personalization, PersonalizeConfig
 from hyperdreambooth.drawing import DrawConfig
 from hyperdreambooth.embedded import JUDGES
 from hyperdreambooth.errors import UserError
+from hyperdreambooth.evaluation.subjects import Subjects
 from hyperdreambooth.files import write_atomically
 from hyperdreambooth.fitting.plan import digest
 from hyperdreambooth.hypernetwork.model import HyperNetwork
@@ -110,7 +111,7 @@ def evaluate(
     booth: HyperDreamBooth, subjects: Subjects, judges: Judges, compared: Mapping[str, Way], folder: Path
 ) -> Iterator[tuple[str, Score]]:
     """Every row of a world's table, ceilings first."""
-    galleries = subjects.galleries(judges.recogniser)
+    galleries = galleries_of(subjects, judges.recogniser)
     true = torch.stack([subjects.another_picture(style) for style in STYLES])  # (styles, N, 3, S, S)
     yield TRUE, score(subjects, true, judges, galleries)
     yield ROUND_TRIP, score(subjects, round_trip(booth, true), judges, galleries)

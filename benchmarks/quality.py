@@ -21,12 +21,13 @@ from torch import Tensor
 
 from benchmarks.judges import Judges
 from benchmarks.kept import kept
-from benchmarks.subjects import PORTRAITS, Subjects, photographs, portraits
+from benchmarks.subjects import PORTRAITS, photographs, portraits
 from hyperdreambooth.base.loading import load_base
 from hyperdreambooth.base.model import Base
 from hyperdreambooth.drawing import DrawConfig
 from hyperdreambooth.embedded import JUDGES
 from hyperdreambooth.evaluation.identification import scene_recognised, spread_ratio
+from hyperdreambooth.evaluation.subjects import Subjects
 from hyperdreambooth.files import write_atomically
 from hyperdreambooth.portraits.captions import EDIT_SCENES, STYLES, Scene, caption
 from hyperdreambooth.portraits.pictures import draw, in_styles

@@ -10,9 +10,9 @@ from rich.table import Table
 from torch import Tensor
 
 from benchmarks.judges import Judges
-from benchmarks.subjects import Subjects
 from hyperdreambooth.evaluation.attributes import attribute_error
 from hyperdreambooth.evaluation.identification import Rate, identified, paired_difference, scene_recognised
+from hyperdreambooth.evaluation.subjects import Subjects
 from hyperdreambooth.portraits.captions import STYLE_SCENES, STYLES
 
 TRUE, ROUND_TRIP, LONG_FIT = "true pictures", "VAE round trip", "200 steps alone"

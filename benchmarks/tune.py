@@ -23,12 +23,13 @@ from rich.table import Table
 from benchmarks.first_light import Way, drawn_people
 from benchmarks.judges import Judges
 from benchmarks.score import Score, score
-from benchmarks.subjects import Subjects, both_worlds
+from benchmarks.subjects import both_worlds, galleries_of
 from hyperdreambooth import HyperDreamBooth, PersonalizeConfig
 from hyperdreambooth.base.diffusion import Weighting
 from hyperdreambooth.drawing import DrawConfig
 from hyperdreambooth.embedded import JUDGES
 from hyperdreambooth.errors import UserError
+from hyperdreambooth.evaluation.subjects import Subjects
 from hyperdreambooth.files import write_atomically
 from hyperdreambooth.fitting.finetune import FinetuneConfig
 from hyperdreambooth.portraits.captions import STYLES
@@ -109,7 +110,7 @@ def tune(
     booth: HyperDreamBooth, subjects: Subjects, judges: Judges, tried: list[Values], out: Path, alone: bool
 ) -> None:
     """Judge every combination and print the table; the figures also lie in `out`/WORLD.json."""
-    galleries = subjects.galleries(judges.recogniser)
+    galleries = galleries_of(subjects, judges.recogniser)
     rows = list[tuple[Values, Score]]()
     for values in tried:
         name = "-".join(f"{knob}{number:g}" for knob, number in values.items()) or "as-it-is"

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from hyperdreambooth.evaluation.identification import Rate, identification_rate
 from hyperdreambooth.evaluation.judges import SCENE_OPTIONS, AttributeReader, Judge, Recogniser, SceneClassifier
+from hyperdreambooth.evaluation.subjects import CHANGED
 from hyperdreambooth.fitting.steps import Checkpoint, FitConfig, Run, steps
 from hyperdreambooth.hypernetwork.encoder import EncoderConfig, FaceEncoder
 from hyperdreambooth.hypernetwork.jitter import Jitter
@@ -26,7 +27,6 @@ from recipes.photographs import Photographs
 from recipes.pictures import Pictures, as_floats
 
 TEMPERATURE = 0.1  # of the contrastive loss
-STRONG = Jitter(zoom=0.08, shift=0.05, colour=0.2, blur=0.8)  # what a recogniser should not mind
 MILD = Jitter(zoom=0.05, shift=0.03, colour=0.06, blur=0.8)  # colours count: of skin and hair, or of a style
 
 
@@ -97,7 +97,7 @@ def train_recogniser(
     Returns:
         The run, whose metric `nearest` is the share of pictures in a batch whose nearest one is of the same person.
     """
-    who = _WhoIsWho(worlds, STRONG, generator, next(recogniser.parameters()).device)
+    who = _WhoIsWho(worlds, CHANGED, generator, next(recogniser.parameters()).device)
 
     def loss(_step: int) -> tuple[Tensor, dict[str, float]]:
         drawn = who.draw()
@@ -311,7 +311,7 @@ def photographs_identified(
     size = recogniser.config.picture_size
     room = (photographs.pictures.shape[-1] - size) // 2
     plain = as_floats(photographs.pictures[..., room : room + size, room : room + size])
-    changed = STRONG(plain.flip(-1), generator)
+    changed = CHANGED(plain.flip(-1), generator)
     gallery, probes = (recogniser.embed(in_styles(some, [style] * len(some))) for some in (plain, changed))
     return identification_rate(gallery, probes, torch.arange(len(plain)))
 

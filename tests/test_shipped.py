@@ -15,6 +15,7 @@ from hyperdreambooth.evaluation.judges import AttributeReader, Recogniser, Scene
 from hyperdreambooth.faces import crop_face, read_picture
 from hyperdreambooth.personalization import PersonalizeConfig
 from hyperdreambooth.pipeline import HyperDreamBooth
+from hyperdreambooth.portraits.captions import Scene
 from hyperdreambooth.portraits.person import Person
 from hyperdreambooth.portraits.renderer import render
 from hyperdreambooth.portraits.view import View
@@ -67,7 +68,7 @@ def test_judges_open(kind: type[Recogniser] | type[SceneClassifier] | type[Attri
 def test_the_shipped_recogniser_knows_people_it_never_saw(style: str) -> None:
     people, recogniser = portraits("tuning", 20, 64), Judges.load().recogniser
     probes = recogniser.embed(people.true_picture(style))
-    rate = identification_rate(people.gallery(recogniser, style), probes, people.labels)
+    rate = identification_rate(people.gallery(recogniser, Scene(style=style)), probes, people.labels)
     assert rate.share >= 0.85  # 0.05 by chance
 
 
@@ -78,10 +79,10 @@ def test_what_ships_draws_the_right_people() -> None:
     for _ in work:
         pass
     drawn = booth.draw(work.identities, "a portrait of a [V] face", DrawConfig(seed=0))
-    rate = identification_rate(people.gallery(recogniser, "plain"), recogniser.embed(drawn), people.labels)
+    rate = identification_rate(people.gallery(recogniser, Scene()), recogniser.embed(drawn), people.labels)
     assert rate.share >= 0.5
     nobody = recogniser.embed(booth.draw([None] * 8, "a portrait of a [V] face", DrawConfig(seed=0)))
-    assert identification_rate(people.gallery(recogniser, "plain"), nobody, people.labels).share < 0.5
+    assert identification_rate(people.gallery(recogniser, Scene()), nobody, people.labels).share < 0.5
 
 
 def test_the_demo_picture_is_one_face_in_the_right_frame() -> None:

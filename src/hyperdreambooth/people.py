@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import cycle, islice
 from pathlib import Path
@@ -49,7 +49,9 @@ class People:
     pictures: Tensor  # (N, V, 3, size, size) float32 in [0, 1]
 
 
-def read_people(people: str, size: int, views: int, progress: OnProgress) -> People:
+def read_people(
+    people: str, size: int, views: int, progress: OnProgress, only: Collection[str] | None = None
+) -> People:
     """The people that a command names.
 
     Args:
@@ -57,19 +59,27 @@ def read_people(people: str, size: int, views: int, progress: OnProgress) -> Peo
             for each person, or one photograph of each.
         size: side of the pictures in pixels.
         views: V of the synthetic people, the same for everybody; of photographs, all are taken.
+        only: names of the photographs' files that are taken, where not all are.
 
     Raises:
         UserError: neither, or nobody there.
     """
-    if match := _SEEDS.fullmatch(people):
-        first, last = int(match[1]), int(match[2] or match[1])
-        if not first <= last <= _HIGHEST_SEED:
-            raise UserError(f"got {people}, expected portraits:FIRST-LAST, both of 0 to {_HIGHEST_SEED}, in order")
-        return _portraits(range(first, last + 1), size, views, progress)
+    if (seeds := seeds_of(people)) is not None:
+        return _portraits(seeds, size, views, progress)
     folder = Path(people)
     if not folder.is_dir():
         raise UserError(f"got {people}, expected portraits:FIRST-LAST or a folder of photographs: check the path")
-    return _photographs(folder, size, progress)
+    return _photographs(folder, size, progress, only)
+
+
+def seeds_of(people: str) -> range | None:
+    """The seeds of "portraits:FIRST-LAST"; None for anything else. Raises UserError for seeds that there are not."""
+    if not (match := _SEEDS.fullmatch(people)):
+        return None
+    first, last = int(match[1]), int(match[2] or match[1])
+    if not first <= last <= _HIGHEST_SEED:
+        raise UserError(f"got {people}, expected portraits:FIRST-LAST, both of 0 to {_HIGHEST_SEED}, in order")
+    return range(first, last + 1)
 
 
 def _portraits(seeds: range, size: int, views: int, progress: OnProgress) -> People:
@@ -83,10 +93,13 @@ def _portraits(seeds: range, size: int, views: int, progress: OnProgress) -> Peo
     return People(tuple(f"portrait-{seed}" for seed in seeds), torch.stack(drawn))
 
 
-def _photographs(folder: Path, size: int, progress: OnProgress) -> People:
+def _photographs(folder: Path, size: int, progress: OnProgress, only: Collection[str] | None = None) -> People:
     """Whoever has fewer photographs than another shows them again, so that all have V."""
     files: dict[str, list[Path]] = {}
-    for name, paths in _files_of_people(folder):
+    for name, all_paths in _files_of_people(folder):
+        paths = all_paths if only is None else [path for path in all_paths if path.name in only]
+        if not paths and only is not None:
+            continue
         if name in files:
             raise UserError(f"got two people of the name {name} in {folder}: rename one, or put both into one folder")
         files[name] = paths

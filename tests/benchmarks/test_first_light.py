@@ -13,15 +13,16 @@ from benchmarks import subjects as subjects_of
 from benchmarks.judges import Judges
 from benchmarks.kept import kept
 from benchmarks.score import OURS, ROUND_TRIP, TRUE, TUNED_ALONE, Score, as_json, score, table
-from benchmarks.subjects import Subjects, photographs, portraits
+from benchmarks.subjects import photographs, portraits
 from hyperdreambooth import HyperDreamBooth, PersonalizeConfig
 from hyperdreambooth.base.model import Base
 from hyperdreambooth.drawing import DrawConfig
 from hyperdreambooth.errors import BadFile, UserError
 from hyperdreambooth.evaluation.identification import Rate
+from hyperdreambooth.evaluation.subjects import Subjects
 from hyperdreambooth.files import save_tensors
 from hyperdreambooth.hypernetwork.model import PRESETS, HyperNetwork, build_hypernetwork
-from hyperdreambooth.portraits.captions import STYLES
+from hyperdreambooth.portraits.captions import STYLES, Scene
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +91,7 @@ def test_every_row_and_nothing_made_twice(
 
 
 def test_a_judge_who_is_missing_leaves_a_row_out(judges: Judges, subjects: Subjects) -> None:
-    galleries = {style: subjects.gallery(judges.recogniser, style) for style in STYLES}
+    galleries = {style: subjects.gallery(judges.recogniser, Scene(style=style)) for style in STYLES}
     true = torch.stack([subjects.true_picture(style) for style in STYLES])
     full = score(subjects, true, judges, galleries)
     less = score(subjects, true, replace(judges, attributes=None), galleries)
@@ -139,7 +140,9 @@ def test_a_perfect_drawer_of_photographs_is_not_the_gallery_itself(judges: Judge
     people = photographs(path, "tuning", 100, 16)
     assert people.references.shape == (1, 3, 16, 16) and people.truth is None
     assert not torch.equal(people.another_picture("plain"), people.true_picture("plain"))
-    assert torch.equal(people.gallery(judges.recogniser, "neon"), judges.recogniser.embed(people.true_picture("neon")))
+    assert torch.equal(
+        people.gallery(judges.recogniser, Scene(style="neon")), judges.recogniser.embed(people.true_picture("neon"))
+    )
     with pytest.raises(UserError, match="no reporting photographs"):
         photographs(path, "reporting", 100, 16)
     with pytest.raises(UserError, match="1 to the 100"):

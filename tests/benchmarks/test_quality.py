@@ -10,8 +10,8 @@ from PIL import Image
 
 from benchmarks import quality as bench
 from benchmarks.judges import Judges
-from benchmarks.subjects import Subjects
 from hyperdreambooth.base.model import Base
+from hyperdreambooth.evaluation.subjects import Subjects
 from hyperdreambooth.portraits.captions import CONTEXTS, EDIT_SCENES, STYLES, Scene, caption, parse
 from hyperdreambooth.portraits.pictures import in_styles
 

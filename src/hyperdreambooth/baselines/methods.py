@@ -67,6 +67,12 @@ METHODS: Mapping[str, Method] = {
     "textual-inversion": TextualInversion(),
 }
 
+TABLES = (  # those of the paper's tables, and the two that they call for
+    *(OURS, "no-hyper", "only-hyper", "k-1"),
+    *("dreambooth", "dreambooth-agg-1", "dreambooth-agg-2", "textual-inversion", "lora-dreambooth", "lidb-dreambooth"),
+)
+COSTLY = ("dreambooth", "dreambooth-agg-1", "dreambooth-agg-2", "textual-inversion")  # minutes a person, or nearly
+
 
 def method_of(name: str) -> Method:
     """The method of a name. Raises UserError for a name that there is not."""

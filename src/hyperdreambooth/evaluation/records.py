@@ -34,6 +34,7 @@ class PersonRecord:
     iterations: int  # steps of the optimiser
     samples: int  # through the U-Net, prior pictures included
     seconds: float  # reading, encoding, predicting and fitting; no drawing
+    together: int  # people who were made at once, and shared the seconds evenly
     bytes: int  # of what has to be kept of the person
 
 

@@ -7,9 +7,9 @@ views at the same step (`NoiseSequence`), which is also what makes the numbers o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -162,11 +162,16 @@ def fit(
         (channels, height, width), base.timesteps, views, objective.noises, objective.seed, objective.window
     )
     start = {name: p.detach().clone() for name, p in parameters.items()}
-    keep = _nothing if prior is None else _prior_loss(base, wear, prior, people, objective)
+    kept = None if prior is None else _kept(base, prior, people, objective)
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
-        denoising = _denoising(base, wear, pictures, objective, sequence.draw(step))  # (N,)
-        total = denoising.sum() + keep(step)
+        parts = [_Part(pictures, objective.prompt, sequence.draw(step))]
+        if kept is not None:
+            parts.append(kept(step))
+        denoising, *of_class = _denoising(base, wear, parts, objective.weighting)  # (N,) each
+        total = denoising.sum()
+        if prior is not None:
+            total = total + prior.weight * of_class[0].sum()
         if objective.pull:
             distance = torch.stack([(parameters[name] - start[name]).square().sum() for name in start]).sum()
             total = total + objective.pull * distance
@@ -176,41 +181,41 @@ def fit(
     return steps(parameters, loss, config, checkpoint=checkpoint, samples=samples)
 
 
-def _nothing(_step: int) -> float:
-    return 0.0
+@dataclass(frozen=True)
+class _Part:
+    """What a step draws for one prompt, of N people."""
+
+    pictures: Pictures
+    prompt: str
+    draw: Draw
 
 
-def _prior_loss(
-    base: Base,
-    wear: Callable[[], AbstractContextManager[None]],
-    prior: Prior,
-    people: int,
-    objective: Objective,
-) -> Callable[[int], Tensor]:
-    """The weighted loss of the class's pictures at a step, summed over the people: everybody keeps the same ones."""
+def _kept(base: Base, prior: Prior, people: int, objective: Objective) -> Callable[[int], _Part]:
+    """The class's pictures of a step: the same for everybody, under noises of their own."""
     count, channels, height, width = prior.latents.shape
     latents = prior.latents.to(base.device, torch.float32)
     pictures = Pictures(latents.expand(people, *latents.shape))  # (N, M, C, h, w)
-    kept = replace(objective, prompt=prior.prompt, seed=objective.seed + 1)
     sequence = NoiseSequence(
-        (channels, height, width), base.timesteps, count, objective.noises, kept.seed, objective.window
+        (channels, height, width), base.timesteps, count, objective.noises, objective.seed + 1, objective.window
     )
-    return lambda step: prior.weight * _denoising(base, wear, pictures, kept, sequence.draw(step)).sum()
+    return lambda step: _Part(pictures, prior.prompt, sequence.draw(step))
 
 
 def _denoising(
-    base: Base,
-    wear: Callable[[], AbstractContextManager[None]],
-    pictures: Pictures,
-    objective: Objective,
-    draw: Draw,
-) -> Tensor:
-    """Each person's mean denoising loss over the K noises, (N,)."""
-    people, noises = len(pictures.latents), objective.noises
-    latents, masks = pictures.views(draw.views.to(base.device))  # (K * N, C, h, w), (K * N, 1, h, w)
-    timesteps = draw.timesteps.to(base.device).repeat_interleave(people)  # (K * N,)
-    noise = draw.noise.to(base.device).repeat_interleave(people, dim=0)  # (K * N, C, h, w)
+    base: Base, wear: Callable[[], AbstractContextManager[None]], parts: Sequence[_Part], weighting: Weighting
+) -> list[Tensor]:
+    """Each person's mean denoising loss over the K noises, (N,) of each of P parts; all rows go through together."""
+    people, device = len(parts[0].pictures.latents), base.device
+    noises = len(parts[0].draw.timesteps)
+    views = [part.pictures.views(part.draw.views.to(device)) for part in parts]  # of (K * N, ...)
+    latents = torch.cat([latents for latents, _ in views])  # (P * K * N, C, h, w)
+    masks = None
+    if any(mask is not None for _, mask in views):  # a mean over weights of 1 is the plain mean
+        masks = torch.cat([x.new_ones(len(x), 1, *x.shape[2:]) if mask is None else mask for x, mask in views])
+    timesteps = torch.cat([part.draw.timesteps for part in parts]).to(device).repeat_interleave(people)
+    noise = torch.cat([part.draw.noise for part in parts]).to(device).repeat_interleave(people, dim=0)
     with wear():
-        states = base.encode_prompts([objective.prompt] * people).repeat(noises, 1, 1)  # (K * N, L, D)
-        losses = denoising_loss(base, latents, states, timesteps, noise, masks, objective.weighting)  # (K * N,)
-    return losses.view(noises, people).mean(dim=0)  # (N,)
+        states = base.encode_prompts([part.prompt for part in parts for _ in range(people)])  # (P * N, L, D)
+        states = torch.cat([own.repeat(noises, 1, 1) for own in states.split(people)])  # (P * K * N, L, D)
+        losses = denoising_loss(base, latents, states, timesteps, noise, masks, weighting)  # (P * K * N,)
+    return list(losses.view(len(parts), noises, people).mean(dim=1))

@@ -1,0 +1,96 @@
+"""Which learning rate does a baseline want? The same search for each, on tuning people, scored as `hdb report` does.
+
+    python -m benchmarks.tune_methods dreambooth=3e-5,1e-4,3e-4 textual-inversion=5e-3,2e-2 --people 6 --out runs/tune
+
+What is finished lies in the output folder, and is not done again.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from hyperdreambooth import HyperDreamBooth
+from hyperdreambooth.baselines.methods import LiDB, method_of
+from hyperdreambooth.baselines.work import Method
+from hyperdreambooth.errors import UserError
+from hyperdreambooth.evaluation.encoders import Panel
+from hyperdreambooth.evaluation.prompts import SETS
+from hyperdreambooth.evaluation.protocol import Evaluation
+from hyperdreambooth.evaluation.records import RunFolder
+from hyperdreambooth.evaluation.scores import MEASURES, Scoring
+from hyperdreambooth.evaluation.subjects import portraits_of
+from hyperdreambooth.people import People
+from hyperdreambooth.portraits.splits import TUNING
+from hyperdreambooth.progress import log
+
+SET = replace(SETS["quick"], plain=1, nobody=1)
+console = Console(stderr=True, width=140)
+
+
+def variants(settings: list[str]) -> dict[str, Method]:
+    """Methods with other learning rates, by name and rate, of settings such as "dreambooth=1e-4,3e-4".
+
+    Raises:
+        UserError: another method, or a rate that is no number.
+    """
+    found = dict[str, Method]()
+    for setting in settings:
+        name, _, rates = setting.partition("=")
+        for text in rates.split(","):
+            try:
+                rate = float(text)
+            except ValueError as error:
+                raise UserError(f"got {setting!r}, expected METHOD=RATE,RATE...") from error
+            method = method_of(name)
+            found[f"{name}-{rate:g}"] = (
+                replace(method, config=replace(method.config, lr=rate))
+                if isinstance(method, LiDB)
+                else replace(method, fit=replace(method.fit, lr=rate))
+            )
+    return found
+
+
+def main(
+    settings: Annotated[list[str], typer.Argument(help="METHOD=RATE,RATE...")],
+    people: Annotated[int, typer.Option(help="Tuning portraits.")] = 6,
+    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("runs/tune-methods"),
+) -> None:
+    """Print a table of every method and learning rate."""
+    torch.set_flush_denormal(True)
+    log.setLevel(logging.ERROR)
+    try:
+        tried = variants(settings)
+    except UserError as error:
+        raise typer.BadParameter(str(error)) from error
+    booth = HyperDreamBooth.load("embedded")
+    seeds = TUNING[:people]
+    references = portraits_of(seeds, booth.base.picture_size).references
+    everybody = People(tuple(f"portrait-{seed}" for seed in seeds), references.unsqueeze(1))
+    evaluation = Evaluation(booth, everybody, SET, out)
+    for name, method in tried.items():
+        for _ in evaluation.of(name, method, people):
+            pass
+        console.print(f"{name}: done")
+    console.print(_table(out, list(tried)))
+
+
+def _table(out: Path, names: list[str]) -> Table:
+    """A row for each, by `scores.MEASURES`."""
+    scoring = Scoring(RunFolder(out), Panel.load())
+    table = Table("", *MEASURES.values(), title=f"{len(scoring.names)} tuning portraits")
+    for scores in (scoring.true(), *(scoring.of(name) for name in names)):
+        means = (scores.measures[name].nanmean() for name in MEASURES)
+        table.add_row(scores.method, *(f"{mean:.3f}" for mean in means))
+    return table
+
+
+if __name__ == "__main__":
+    typer.run(main)

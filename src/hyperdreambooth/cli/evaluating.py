@@ -1,0 +1,92 @@
+"""The commands that compare methods: draw with all of them, and report what they are worth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hyperdreambooth.cli.console import Job
+from hyperdreambooth.cli.options import LOAD, BaseOption, FolderOutput, JsonOption, check_outputs, load_booth
+from hyperdreambooth.errors import UserError
+
+if TYPE_CHECKING:
+    from hyperdreambooth.evaluation.protocol import Share
+    from hyperdreambooth.people import People
+
+EVERYBODY = "portraits:15900-15999"
+
+
+def evaluate(
+    output: FolderOutput,
+    people: Annotated[
+        str, typer.Argument(metavar="[PEOPLE]", help="portraits:FIRST-LAST, or a folder of photographs.")
+    ] = EVERYBODY,
+    sets: Annotated[str, typer.Option("--set", help="quick, standard or paper: how much is drawn.")] = "quick",
+    methods: Annotated[
+        str | None, typer.Option(help="Names, with commas between.", show_default="those of the paper's tables")
+    ] = None,
+    count: Annotated[
+        int | None, typer.Option("--people", min=1, help="Of these, the first so many.", show_default="the set's")
+    ] = None,
+    only: Annotated[Path | None, typer.Option(help="File of picture names, one a line, to take of a folder.")] = None,
+    share: Annotated[str, typer.Option(help="Which of several processes this is: 0/2, 1/2.")] = "0/1",
+    base: BaseOption = "embedded",
+    hypernetwork: Annotated[str, typer.Option(help='"embedded", a file, or "none".')] = "embedded",
+    as_json: JsonOption = False,
+) -> None:
+    """Make and draw people by many methods: a run folder, which goes on wherever it was stopped.
+
+    quick is 10 people in 8 prompts; standard 100 in 16, of costly methods 16;
+    paper 100 in 30, ten pictures of each. hdb report makes tables of it.
+    """
+    check_outputs(output / "plan.json")
+    with Job(as_json) as job:
+        from hyperdreambooth.baselines.methods import COSTLY, TABLES, method_of
+        from hyperdreambooth.evaluation.prompts import set_of
+
+        chosen = {name: method_of(name) for name in (methods.split(",") if methods else TABLES)}
+        size = set_of(sets)
+        part = _share(share)
+        booth = load_booth(job, base, hypernetwork)
+        everybody = _people(job, people, booth.base.picture_size, only, size.people)
+        from hyperdreambooth.evaluation.protocol import Evaluation
+
+        evaluation = Evaluation(booth, everybody, size, output, part)
+        for name, method in chosen.items():
+            most = size.costly_people if name in COSTLY else size.people
+            for progress in evaluation.of(name, method, count or most):
+                job.report(progress)
+        records = evaluation.run.people(), evaluation.run.pictures()
+        job.finish(run=str(output), people=len(everybody.names), made=len(records[0]), pictures=len(records[1]))
+
+
+def _people(job: Job, people: str, size: int, only: Path | None, most: int) -> People:
+    """The people of a run, one picture each."""
+    from hyperdreambooth.evaluation.subjects import portraits_of
+    from hyperdreambooth.people import People, read_people, seeds_of
+
+    names = None if only is None else _lines(only)
+    if (seeds := seeds_of(people)) is not None:
+        chosen = portraits_of(seeds[:most], size)
+        return People(tuple(f"portrait-{seed}" for seed in seeds[:most]), chosen.references.unsqueeze(1))
+    with job.phase(LOAD):
+        everybody = read_people(people, size, 1, job.report, names)
+    return People(everybody.names[:most], everybody.pictures[:most, :1])
+
+
+def _lines(path: Path) -> set[str]:
+    try:
+        return set(path.read_text().split())
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path} ({error}), expected a file of names: check the path") from error
+
+
+def _share(text: str) -> Share:
+    from hyperdreambooth.evaluation.protocol import Share
+
+    index, _, count = text.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and int(count)):
+        raise UserError(f"got --share {text}, expected INDEX/COUNT such as 0/2")
+    return Share(int(index), int(count))

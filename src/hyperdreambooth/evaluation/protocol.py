@@ -1,0 +1,166 @@
+"""Methods x people x prompts x seeds -> pictures: one run folder (`records.py`) that goes on wherever it was stopped.
+
+Everybody's fit is timed apart from the drawing and kept, so that nothing is fitted twice. A picture depends on its
+method, person, prompt and seed alone; the same prompt and seed begin with the same noise for every method.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from hyperdreambooth.baselines.work import Method
+from hyperdreambooth.drawing import DrawConfig, Person, draw
+from hyperdreambooth.errors import UserError
+from hyperdreambooth.evaluation.prompts import NOBODY, PLAIN, PROMPTS, EvaluationSet
+from hyperdreambooth.evaluation.records import PICTURES, PersonRecord, PictureRecord, RunFolder, Writer
+from hyperdreambooth.fitting.plan import digest, keep_plan
+from hyperdreambooth.people import People
+from hyperdreambooth.pipeline import HyperDreamBooth
+from hyperdreambooth.progress import Progress
+from hyperdreambooth.sheet import save_png, to_image
+
+FORMAT = "hyperdreambooth-evaluation-1"
+METHOD_FORMAT = "hyperdreambooth-evaluated-method-1"
+AT_ONCE = 20  # people made together, where a method can
+_SEEDS_PER_PROMPT = 1000
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One prompt of a run, and how many pictures of each person there are to be."""
+
+    prompt: str
+    count: int
+    seed: int  # of the first picture; the others follow
+
+    @property
+    def drawing(self) -> DrawConfig:
+        """How it is drawn. Without a [V] nobody is meant, so that no likeness is asked for."""
+        config = DrawConfig(count=self.count, seed=self.seed)
+        return config if "[V]" in self.prompt else replace(config, likeness=None)
+
+
+def asked(sets: EvaluationSet) -> tuple[Asked, ...]:
+    """All prompts of a set, with the plain one often enough, and the one that names nobody."""
+    prompts = [*PROMPTS[: sets.prompts], NOBODY]
+    least = {PLAIN: sets.plain, NOBODY: sets.nobody}
+    return tuple(
+        Asked(prompt, max(least.get(prompt, 0), 0 if prompt == NOBODY else sets.pictures), number * _SEEDS_PER_PROMPT)
+        for number, prompt in enumerate(prompts)
+    )
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which people of a run this process does: those whose number leaves `index` when divided by `count`."""
+
+    index: int = 0
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.index < self.count:
+            raise UserError(f"got share {self.index} of {self.count}, expected 0 to {self.count - 1}")
+
+
+class Evaluation:
+    """One run, or one process's share of it: iterate to do what is missing.
+
+    Args:
+        booth: base and hypernetwork.
+        people: with one picture each, N.
+        sets: how much is drawn.
+        folder: of the run; one that was begun goes on.
+        share: of several processes.
+
+    Raises:
+        UserError: the folder's run is of another base, other people, prompts or settings (what differs is named).
+    """
+
+    def __init__(
+        self, booth: HyperDreamBooth, people: People, sets: EvaluationSet, folder: Path, share: Share = Share()
+    ) -> None:  # the default is frozen
+        self.booth, self.people, self.run, self.share = booth, people, RunFolder(folder), share
+        self.asked = asked(sets)
+        network = booth.hypernetwork
+        plan = {
+            "format": FORMAT,
+            "base": booth.fingerprint,
+            "hypernetwork": "none" if network is None else digest(*network.state_dict().values()),
+            "people": list(people.names),
+            "prompts": [[one.prompt, one.count, one.seed] for one in self.asked],
+            "drawing": repr(DrawConfig()),
+        }
+        keep_plan(folder, plan, {"references": people.pictures[:, 0]})
+        for name, picture in zip(people.names, people.pictures[:, 0], strict=True):
+            if not self.run.reference(name).exists():
+                save_png(self.run.reference(name), to_image(picture))
+        self.writer = Writer(self.run, share.index)
+
+    def of(self, name: str, method: Method, people: int) -> Iterator[Progress]:
+        """Make and draw the first so many people by one method.
+
+        Raises:
+            UserError: the folder has the method of that name with other settings.
+        """
+        keep_plan(self.run.path / "methods" / name, {"format": METHOD_FORMAT, "method": repr(method)}, {})
+        rows = [row for row in range(min(people, len(self.people.names))) if row % self.share.count == self.share.index]
+        total = len(rows) * (1 + sum(one.count for one in self.asked))
+        progress = Progress(name, 0, total)
+        for first in range(0, len(rows), AT_ONCE):
+            for done in self._some(name, method, rows[first : first + AT_ONCE]):
+                progress = replace(progress, done=progress.done + done)
+                yield progress
+
+    def _some(self, name: str, method: Method, rows: Sequence[int]) -> Iterator[int]:
+        """Yields how much more is done, people and pictures."""
+        made = {one.person for one in self.run.people() if one.method == name}
+        missing = [row for row in rows if self.people.names[row] not in made]
+        yield len(rows) - len(missing)
+        yield from self._make(name, method, missing)
+        drawn = {one.file for one in self.run.pictures()}
+        people = dict[int, Person]()
+        for one in self.asked:
+            left = [row for row in rows if self._files(name, row, one)[-1] not in drawn]
+            yield one.count * (len(rows) - len(left))
+            for row in left:
+                people.setdefault(row, self.booth.open_person(self._person_file(name, row)))
+            if left:
+                self._draw(name, one, left, [people[row] for row in left])
+                yield one.count * len(left)
+
+    def _make(self, name: str, method: Method, rows: Sequence[int]) -> Iterator[int]:
+        """Make people together, where the method can, and keep them; their time is shared evenly among them."""
+        if not rows:
+            return
+        work = method.personalizing(self.booth, [self.people.pictures[row, 0] for row in rows])
+        for _ in work:
+            yield 0
+        seconds, samples = sum(work.seconds.values()) / len(rows), work.samples // len(rows)
+        records = []
+        for row, person in zip(rows, work.people, strict=True):
+            size = person.save(self._person_file(name, row))
+            who = self.people.names[row]
+            records.append(PersonRecord(name, who, method.iterations, samples, round(seconds, 4), len(rows), size))
+        self.writer.write(*records)
+        yield len(rows)
+
+    def _draw(self, name: str, one: Asked, rows: Sequence[int], people: Sequence[Person]) -> None:
+        booth, prompts = self.booth, [one.prompt] * len(people)
+        pictures = draw(booth.base, booth.adapters, people, prompts, one.drawing)  # (rows * count, 3, H, W)
+        records = []
+        for row, own in zip(rows, pictures.split(one.count), strict=True):
+            for k, (file, picture) in enumerate(zip(self._files(name, row, one), own, strict=True)):
+                save_png(self.run.path / file, to_image(picture))
+                records.append(PictureRecord(name, self.people.names[row], one.prompt, one.seed + k, file))
+        self.writer.write(*records)
+
+    def _files(self, name: str, row: int, one: Asked) -> list[str]:
+        """The files of one person's pictures for one prompt."""
+        number = self.asked.index(one)
+        folder = f"{PICTURES}/{name}/{self.people.names[row]}"
+        return [f"{folder}/{number:02d}-{one.seed + k}.png" for k in range(one.count)]
+
+    def _person_file(self, name: str, row: int) -> Path:
+        return self.run.path / "people" / name / f"{self.people.names[row]}.safetensors"

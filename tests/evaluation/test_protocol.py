@@ -1,0 +1,168 @@
+"""A run goes on wherever it was stopped, draws what the pipeline draws, and refuses another configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+
+from hyperdreambooth.base.model import Base
+from hyperdreambooth.baselines.dreambooth import DreamBooth
+from hyperdreambooth.baselines.methods import METHODS, TABLES, LiDB, method_of
+from hyperdreambooth.baselines.textual_inversion import TextualInversion
+from hyperdreambooth.baselines.work import Method
+from hyperdreambooth.errors import UserError
+from hyperdreambooth.evaluation import protocol
+from hyperdreambooth.evaluation.prompts import NOBODY, PLAIN, PROMPTS, SETS, EvaluationSet
+from hyperdreambooth.evaluation.protocol import Asked, Evaluation, Share, asked
+from hyperdreambooth.evaluation.records import PersonRecord, PictureRecord, RunFolder, Writer
+from hyperdreambooth.evaluation.scores import load_pictures
+from hyperdreambooth.fitting.steps import FitConfig
+from hyperdreambooth.people import People
+from hyperdreambooth.personalization import PersonalizeConfig
+from hyperdreambooth.pipeline import HyperDreamBooth
+from tests.conftest import left_as_it_was
+
+SMALL = EvaluationSet(people=3, costly_people=2, prompts=2, pictures=1, plain=2, nobody=1)
+PICTURES = 4  # of each person: two plain, one in a style, one of nobody
+QUICK = LiDB(PersonalizeConfig(steps=2), "left out")
+
+
+@pytest.fixture(scope="module")
+def booth(tiny_base: Base) -> Iterator[HyperDreamBooth]:
+    with left_as_it_was(tiny_base):
+        booth = HyperDreamBooth(tiny_base)
+        yield booth
+        booth.adapters.eject()
+
+
+@pytest.fixture
+def people() -> People:
+    pictures = torch.rand(3, 1, 3, 16, 16, generator=torch.Generator().manual_seed(5))
+    return People(("portrait-15000", "portrait-15001", "portrait-15002"), pictures)
+
+
+@pytest.fixture(autouse=True)
+def quick_sampling(monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = Asked.drawing
+    monkeypatch.setattr(Asked, "drawing", property(lambda one: replace(slow.fget(one), steps=2)))  # type: ignore[attr-defined]
+
+
+def work(evaluation: Evaluation, method: Method = QUICK, people: int = 3, name: str = "mine") -> list[int]:
+    return [progress.done for progress in evaluation.of(name, method, people)]
+
+
+def test_everything_is_drawn_and_told(booth: HyperDreamBooth, people: People, tmp_path: Path) -> None:
+    evaluation = Evaluation(booth, people, SMALL, tmp_path)
+    assert work(evaluation)[-1] == 3 * (1 + PICTURES)
+    made, pictures = evaluation.run.people(), evaluation.run.pictures()
+    assert [one.person for one in made] == list(people.names)
+    assert {(one.iterations, one.samples, one.together) for one in made} == {(2, 4, 3)}
+    assert all(one.seconds > 0 and one.bytes > 100 for one in made)
+    assert sorted({one.prompt for one in pictures}) == sorted({PLAIN, NOBODY, PROMPTS[1]})
+    assert len(pictures) == 3 * PICTURES and all((tmp_path / one.file).is_file() for one in pictures)
+    assert all(evaluation.run.reference(name).is_file() for name in people.names)
+
+
+def test_a_picture_is_what_the_kept_person_draws_alone(booth: HyperDreamBooth, people: People, tmp_path: Path) -> None:
+    evaluation = Evaluation(booth, people, SMALL, tmp_path)
+    work(evaluation)
+    record = next(
+        one for one in evaluation.run.pictures() if one.person == "portrait-15001" and one.prompt == PROMPTS[1]
+    )
+    person = booth.open_person(tmp_path / "people" / "mine" / "portrait-15001.safetensors")
+    (question,) = (one for one in evaluation.asked if one.prompt == PROMPTS[1])
+    alone = booth.draw(person, PROMPTS[1], question.drawing)
+    assert (load_pictures([tmp_path / record.file]) - alone).abs().max() < 1.5 / 255
+
+
+@pytest.mark.parametrize("reports", [3, 7])
+def test_a_stopped_run_goes_on_and_ends_the_same(
+    booth: HyperDreamBooth, people: People, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reports: int
+) -> None:
+    monkeypatch.setattr(protocol, "AT_ONCE", 2)
+    whole = Evaluation(booth, people, SMALL, tmp_path / "whole")
+    work(whole)
+    stopped = Evaluation(booth, people, SMALL, tmp_path / "stopped")
+    list(islice(stopped.of("mine", QUICK, 3), reports))
+    with stopped.writer.path.open("a") as shard:
+        shard.write('{"kind": "pict')  # killed in the middle of a line
+    before = {one.person: one for one in stopped.run.people()}
+    again = Evaluation(booth, people, SMALL, tmp_path / "stopped")
+    assert work(again)[-1] == 3 * (1 + PICTURES)
+    assert all(one == before[one.person] for one in again.run.people() if one.person in before)  # fitted once
+    files = [one.file for one in whole.run.pictures()]
+    assert sorted(one.file for one in again.run.pictures()) == sorted(files)
+    assert all((tmp_path / "whole" / file).read_bytes() == (tmp_path / "stopped" / file).read_bytes() for file in files)
+    lines = stopped.writer.path.read_text().splitlines()
+    assert len(lines) == len(set(lines)) == 3 * (1 + PICTURES)
+
+
+def test_shares_together_make_the_run(booth: HyperDreamBooth, people: People, tmp_path: Path) -> None:
+    for index in range(2):
+        work(Evaluation(booth, people, SMALL, tmp_path, Share(index, 2)))
+    run = RunFolder(tmp_path)
+    assert len(run.people()) == 3 and len(run.pictures()) == 3 * PICTURES
+    assert {shard.name for shard in (tmp_path / "records").iterdir()} == {"000.jsonl", "001.jsonl"}
+    with pytest.raises(UserError, match="share 2 of 2"):
+        Share(2, 2)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        DreamBooth(fit=FitConfig(steps=2, lr=1e-3), prior=None),
+        TextualInversion(fit=FitConfig(steps=2, lr=1e-2)),
+    ],
+)
+def test_baselines_that_replace_weights_draw_too(
+    booth: HyperDreamBooth, people: People, tmp_path: Path, method: Method
+) -> None:
+    evaluation = Evaluation(booth, people, SMALL, tmp_path)
+    work(evaluation, method, people=2)
+    work(evaluation, replace(QUICK, config=replace(QUICK.config, steps=1)), people=2, name="other")
+    pictures = evaluation.run.pictures()
+    assert len(pictures) == 2 * 2 * PICTURES
+    by_method = {name: [tmp_path / one.file for one in pictures if one.method == name] for name in ("mine", "other")}
+    assert (load_pictures(by_method["mine"]) - load_pictures(by_method["other"])).abs().max() > 2 / 255
+
+
+def test_another_configuration_is_refused_by_name(booth: HyperDreamBooth, people: People, tmp_path: Path) -> None:
+    evaluation = Evaluation(booth, people, SMALL, tmp_path)
+    work(evaluation)
+    with pytest.raises(UserError, match="another prompts"):
+        Evaluation(booth, people, replace(SMALL, prompts=3), tmp_path)
+    with pytest.raises(UserError, match="another people"):
+        Evaluation(booth, People(("a", "b", "c"), people.pictures), SMALL, tmp_path)
+    with pytest.raises(UserError, match="another references"):
+        Evaluation(booth, People(people.names, 1 - people.pictures), SMALL, tmp_path)
+    with pytest.raises(UserError, match="another method"):
+        work(evaluation, LiDB(PersonalizeConfig(steps=3), "left out"))
+
+
+def test_a_foreign_line_is_named(tmp_path: Path) -> None:
+    writer = Writer(RunFolder(tmp_path))
+    writer.write(PersonRecord("a", "b", 1, 2, 3.0, 1, 4), PictureRecord("a", "b", "c", 0, "d"))
+    assert [type(one) for one in RunFolder(tmp_path).records()] == [PersonRecord, PictureRecord]
+    with writer.path.open("a") as shard:
+        shard.write('{"kind": "song"}\n')
+    with pytest.raises(UserError, match="line 3, is no record"):
+        list(RunFolder(tmp_path).records())
+    with pytest.raises(UserError, match="no run that can be read"):
+        _ = RunFolder(tmp_path).plan
+
+
+def test_the_sets_and_methods_are_those_of_the_paper() -> None:
+    assert len(PROMPTS) == len(set(PROMPTS)) == 30
+    assert sum(one.count for one in asked(SETS["paper"]) if one.prompt != NOBODY) * SETS["paper"].people == 30_000
+    assert [SETS[name].prompts for name in ("quick", "standard", "paper")] == [8, 16, 30]
+    steps = {"hyperdreambooth": 40, "dreambooth": 1200, "dreambooth-agg-1": 400, "dreambooth-agg-2": 40}
+    assert {name: METHODS[name].iterations for name in steps} == steps
+    assert METHODS["textual-inversion"].iterations == 5000 and METHODS["only-hyper"].iterations == 0
+    assert set(TABLES) <= set(METHODS)
+    with pytest.raises(UserError, match="expected one of hyperdreambooth"):
+        method_of("magic")
