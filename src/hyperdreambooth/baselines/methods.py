@@ -75,7 +75,8 @@ COSTLY = ("dreambooth", "dreambooth-agg-1", "dreambooth-agg-2", "textual-inversi
 
 
 def method_of(name: str) -> Method:
-    """The method of a name. Raises UserError for a name that there is not."""
-    if name not in METHODS:
-        raise UserError(f"got the method {name!r}, expected one of {', '.join(METHODS)}")
-    return METHODS[name]
+    """The method of a name, or with another number of steps: "dreambooth@40". Raises UserError for any other name."""
+    known, _, steps = name.partition("@")
+    if known not in METHODS or (steps and not steps.isdecimal()):
+        raise UserError(f"got the method {name!r}, expected one of {', '.join(METHODS)}, or one with @STEPS behind it")
+    return METHODS[known].with_steps(int(steps)) if steps else METHODS[known]

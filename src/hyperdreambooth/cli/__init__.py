@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 import typer
 
-from hyperdreambooth.cli import evaluating, training, using
+from hyperdreambooth.cli import evaluating, measuring, training, using
 from hyperdreambooth.cli.console import print_error
 from hyperdreambooth.errors import HyperDreamBoothError, UserError
 
@@ -25,7 +25,7 @@ app = typer.Typer(
 COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
     "People and pictures": (using.personalize, using.generate, using.inspect, using.export, using.mix, using.demo),
     "Training": (training.portraits, training.preoptimize, training.train),
-    "Comparing": (evaluating.evaluate,),
+    "Comparing": (evaluating.evaluate, evaluating.report, measuring.convert),
 }
 for panel, commands in COMMANDS.items():
     for command in commands:

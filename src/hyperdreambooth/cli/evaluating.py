@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -60,6 +61,41 @@ def evaluate(
                 job.report(progress)
         records = evaluation.run.people(), evaluation.run.pictures()
         job.finish(run=str(output), people=len(everybody.names), made=len(records[0]), pictures=len(records[1]))
+
+
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A folder that hdb evaluate made.", show_default=False)],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The folder to write into.", show_default="RUN/report")
+    ] = None,
+    encoders: Annotated[
+        Path | None,
+        typer.Option(help="Folder of facenet.safetensors, dino/ and clip/: for photographs at full size."),
+    ] = None,
+    title: Annotated[str, typer.Option(help="Above everything.")] = "Results",
+    as_json: JsonOption = False,
+) -> None:
+    """Tables, plots and galleries of a run, beside the paper's figures: results.md, and results.html, one file."""
+    folder = run / "report" if output is None else output
+    check_outputs(folder / "results.md", folder / "results.html")
+    with Job(as_json) as job:
+        from hyperdreambooth.evaluation.encoders import Panel
+        from hyperdreambooth.evaluation.records import RunFolder
+        from hyperdreambooth.evaluation.report import write_report
+        from hyperdreambooth.evaluation.scores import Scoring
+
+        with job.phase(LOAD):
+            panel = Panel.load()
+            if encoders is not None:
+                from hyperdreambooth.evaluation.pretrained import load_pretrained
+
+                panel = replace(panel, encoders=load_pretrained(encoders))
+        with job.phase("judge"):
+            scoring = Scoring(RunFolder(run), panel)
+            scores = list(scoring.all(job.report))
+        with job.phase("write"):
+            bytes_written = write_report(scoring, scores, folder, title)
+        job.finish(report=str(folder / "results.html"), methods=len(scores) - 1, bytes=bytes_written)
 
 
 def _people(job: Job, people: str, size: int, only: Path | None, most: int) -> People:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -20,8 +20,9 @@ from hyperdreambooth.evaluation.prompts import NOBODY, PLAIN
 from hyperdreambooth.evaluation.records import PictureRecord, RunFolder
 from hyperdreambooth.evaluation.subjects import Subjects, subjects_of
 from hyperdreambooth.portraits.captions import Scene, parse
+from hyperdreambooth.progress import Progress
 
-TRUE = "true pictures"
+TRUE, JUDGE = "true pictures", "judge"
 # What is measured of every person, and how a table calls it.
 MEASURES = {
     "face": "Face Rec.",
@@ -91,6 +92,15 @@ class Scoring:
     def methods(self) -> list[str]:
         """Those that have drawn anything."""
         return list(self._records)
+
+    def all(self, progress: Callable[[Progress], None] = lambda _: None) -> Iterator[Scores]:
+        """True pictures, then every method, in the order in which they were drawn."""
+        total = 1 + len(self.methods)
+        progress(Progress(JUDGE, 0, total))
+        yield self.true()
+        for done, method in enumerate(self.methods, start=1):
+            progress(Progress(JUDGE, done, total))
+            yield self.of(method)
 
     def of(self, method: str) -> Scores:
         """One method's scores. Raises UserError for a method that drew nothing."""

@@ -1,0 +1,42 @@
+"""Likeness against what it costs: one point per method, joined where a method was run with several numbers of steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from io import BytesIO
+from pathlib import Path
+
+from hyperdreambooth.evaluation.scores import MEASURES, TRUE, Scores
+from hyperdreambooth.files import write_atomically
+
+SHOWN = ("identified", "clip_t")
+_OURS, _OTHERS = "#c2410c", ("#334155", "#0f766e", "#7c3aed", "#a16207", "#be185d", "#2563eb", "#64748b", "#15803d")
+_PAPER, _INK = "#faf9f6", "#26262a"
+
+
+def plot_costs(path: Path, scores: Mapping[str, Scores], cost: str, label: str) -> int:
+    """Write a PNG of the measures in `SHOWN` against a cost (an attribute of `Scores`); returns its bytes."""
+    from matplotlib.figure import Figure  # slow to import, and an extra
+
+    families: dict[str, list[Scores]] = {}
+    for name, one in scores.items():
+        if name != TRUE and getattr(one, cost) is not None:
+            families.setdefault(name.partition("@")[0], []).append(one)
+    figure = Figure(figsize=(11, 4.4), dpi=110, facecolor=_PAPER, layout="constrained")
+    for axes, measure in zip(figure.subplots(1, len(SHOWN)), SHOWN, strict=True):
+        for number, (name, several) in enumerate(families.items()):
+            points = sorted((getattr(one, cost), float(one.measures[measure].nanmean())) for one in several)
+            colour = _OURS if name == "hyperdreambooth" else _OTHERS[number % len(_OTHERS)]
+            costs, values = zip(*points, strict=True)
+            axes.plot(costs, values, marker="o", color=colour, label=name, linewidth=1.2, markersize=6)
+        if TRUE in scores:
+            axes.axhline(float(scores[TRUE].measures[measure].nanmean()), color=_INK, linestyle=":", linewidth=1)
+        axes.set(xscale="log", xlabel=label, ylabel=MEASURES[measure], facecolor=_PAPER)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.2)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=9)
+    data = BytesIO()
+    figure.savefig(data, format="png")
+    write_atomically(path, lambda part: part.write_bytes(data.getvalue()))
+    return len(data.getvalue())

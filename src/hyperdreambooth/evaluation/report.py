@@ -1,0 +1,134 @@
+"""A scored run as pages to read: one of Markdown with its pictures beside it, and one of HTML that holds everything."""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from hyperdreambooth.errors import UserError
+from hyperdreambooth.evaluation import tables
+from hyperdreambooth.evaluation.plots import plot_costs
+from hyperdreambooth.evaluation.prompts import NOBODY
+from hyperdreambooth.evaluation.records import PictureRecord
+from hyperdreambooth.evaluation.scores import Scores, Scoring
+from hyperdreambooth.files import write_atomically
+from hyperdreambooth.sheet import contact_sheet, save_png
+
+OURS = tables.OURS
+MARKDOWN, HTML = "results.md", "results.html"
+_PEOPLE, _PROMPTS, _METHODS = 2, 5, 6  # of the sheets, at most, as in the paper's Figure 7
+_CAVEAT = (
+    "Face recognition has learnt from true pictures in all styles here; that of photographs at full size is out of its "
+    "domain on stylised ones, which is why the paper asked people too. The paper's figures are second-hand, of Stable "
+    "Diffusion and CelebA-HQ: only the order of methods can be compared. Intervals are 95 %, bootstrapped over people."
+)
+_STYLE = """
+:root { color-scheme: light dark; --ink: #26262a; --paper: #faf9f6; --pale: #807f7c; --line: #e2e0da; }
+@media (prefers-color-scheme: dark) { :root { --ink: #eceae4; --paper: #1b1b1e; --pale: #98968f; --line: #38383c; } }
+body { font: 16px/1.55 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 76rem;
+  margin: 2.5rem auto; padding: 0 1.5rem; }
+h1 { font-size: 2rem; letter-spacing: -0.02em; } h2 { margin-top: 3rem; } h3 { margin-top: 2rem; font-size: 1.05rem; }
+.table { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.88rem; }
+th, td { text-align: left; white-space: nowrap; padding: 0.35rem 0.9rem 0.35rem 0;
+  border-bottom: 1px solid var(--line); }
+th { color: var(--pale); font-weight: 500; } em { color: var(--pale); font-style: normal; font-size: 0.92em; }
+td { vertical-align: top; line-height: 1.35; }
+img { max-width: 100%; border-radius: 6px; } p { max-width: 60rem; }
+"""
+
+
+def write_report(scoring: Scoring, scores: Sequence[Scores], folder: Path, title: str = "Results") -> int:
+    """Write both pages and their pictures; returns the bytes of all of them.
+
+    Raises:
+        UserError: ours is not among the methods, with which everything is compared. DiskFull, WorkError: as files do.
+    """
+    by_name = {one.method: one for one in scores}
+    if OURS not in by_name:
+        raise UserError(f"got a run of {', '.join(scoring.methods)}, expected {OURS} among them: draw it too")
+    written = plot_costs(folder / "time.png", by_name, "seconds", "seconds per person")
+    written += plot_costs(folder / "bytes.png", by_name, "bytes", "bytes per person")
+    sheets = dict(_sheets(scoring))
+    for name, sheet in sheets.items():
+        written += save_png(folder / f"{name}.png", sheet)
+    text = "\n".join(_lines(scoring, by_name, title, list(sheets))) + "\n"
+    page = _page(text, folder, title)
+    for name, content in ((MARKDOWN, text), (HTML, page)):
+        written += _write(folder / name, content.encode())
+    return written
+
+
+def _write(path: Path, data: bytes) -> int:
+    write_atomically(path, lambda part: part.write_bytes(data))
+    return len(data)
+
+
+def _lines(scoring: Scoring, scores: Mapping[str, Scores], title: str, sheets: Sequence[str]) -> Iterator[str]:
+    plan = scoring.run.plan
+    prompts = [prompt for prompt, _, _ in plan["prompts"] if prompt != NOBODY]
+    pictures = len(scoring.run.pictures())
+    yield from (f"# {title}", "")
+    yield (
+        f"{len(scoring.names)} {scoring.subjects.world}, {len(prompts)} prompts, {len(scoring.methods)} methods, "
+        f"{pictures:,} pictures; base {plan['base']}, hypernetwork {plan['hypernetwork']}. Identified is the share of "
+        f"pictures whose nearest of the {len(scoring.names)} people, as they truly look in that prompt, is the right "
+        f"one (chance {1 / len(scoring.names):.1%})."
+    )
+    yield from ("", *tables.paper_tables(scores), _CAVEAT, "")
+    yield from ("## Ours against each, person by person", "", *tables.differences(scores), "")
+    yield "Bold where the interval does not cross 0; the last two columns in points of 100."
+    yield from ("", "## What it takes", "", *tables.costs(scores), "")
+    yield from ("![Likeness and prompt against seconds](time.png)", "", "![The same against bytes](bytes.png)", "")
+    yield from ("## What the paper does not measure", "", *tables.beyond(scores), "")
+    yield (
+        "Diversity: 1 less the likeness (self-supervised) of pictures of one person in the plain prompt; a copied "
+        "photograph is near 0. Face of nobody: Face Rec. of the pictures for a prompt that names nobody; where it is "
+        "high, the base has become the person. Attribute error: 0 all read back, 1 no better than a guess."
+    )
+    yield from ("", "## Pictures", "")
+    for name in sheets:
+        yield from (f"![{name}]({name}.png)", "")
+    yield "The first people and prompts of the run, the first picture of each: not chosen."
+
+
+def _sheets(scoring: Scoring) -> Iterator[tuple[str, Image.Image]]:
+    """One for each of the first people: rows are methods, columns are prompts."""
+    prompts = [prompt for prompt, _, _ in scoring.run.plan["prompts"] if prompt != NOBODY][:_PROMPTS]
+    first: dict[tuple[str, str, str], PictureRecord] = {}
+    for one in scoring.run.pictures():
+        first.setdefault((one.method, one.person, one.prompt), one)
+    for person in scoring.names[:_PEOPLE]:
+        rows = dict[str, list[Image.Image]]()
+        for method in scoring.methods:
+            there = [first.get((method, person, prompt)) for prompt in prompts]
+            if "@" not in method and len(rows) < _METHODS and all(there):
+                rows[method] = [_opened(scoring.run.path / one.file) for one in there if one is not None]
+        if rows:
+            reference = _opened(scoring.run.reference(person))
+            yield person, contact_sheet(prompts, rows, reference=reference, captions=[person], across=len(prompts))
+
+
+def _opened(file: Path) -> Image.Image:
+    with Image.open(file) as image:
+        return image.convert("RGB")
+
+
+def _page(text: str, folder: Path, title: str) -> str:
+    """The Markdown as one page of HTML, its pictures inside."""
+    from markdown_it import MarkdownIt  # an extra
+
+    body = MarkdownIt("commonmark").enable("table").render(text)
+    body = body.replace("<table>", '<div class="table"><table>').replace("</table>", "</table></div>")
+
+    def inside(match: re.Match[str]) -> str:
+        data = base64.b64encode((folder / match[1]).read_bytes()).decode()
+        return f'src="data:image/png;base64,{data}"'
+
+    body = re.sub(r'src="([^":]+\.png)"', inside, body)
+    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>'
+    return f"<!doctype html><html lang='en'><head>{head}<style>{_STYLE}</style></head><body>{body}</body></html>\n"
