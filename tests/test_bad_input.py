@@ -130,6 +130,10 @@ def test_outputs_that_cannot_be_written_are_found_first(tmp_path: Path, capsys: 
         ("preoptimize", "portraits:0-1", "-o", tmp_path / "file"),
         ("train", "portraits:0-1", "weights", "-o", tmp_path / "file"),
         ("demo", "-o", tmp_path / "file"),
+        ("evaluate", "portraits:0-1", "-o", tmp_path / "file"),
+        ("report", "nowhere", "-o", tmp_path / "file"),
+        ("convert", "nobody.pt", "-o", below),
+        ("study", "make", "nowhere", "--ours", "a", "--other", "b", "-o", tmp_path / "file"),
     ):
         line = error_of(capsys, *command)  # said before anything is read: what the commands name is not there
         assert "choose another output path" in line or "is a folder, expected the name of a file" in line
@@ -151,6 +155,19 @@ def test_outputs_that_cannot_be_written_are_found_first(tmp_path: Path, capsys: 
         (("mix", "a", "b", "-o", "b"), "as input and as output"),
         (("export", "a", "--format", "kohya", "-o", "a"), "as input and as output"),
         (("personalize", "a.jpg", "-o", "a", "--seed", str(2**63)), "--seed"),
+        (("convert", "a.pt", "-o", "a.pt"), "as input and as output"),
+        (("convert", "a.pt"), "--output"),
+        (("personalize", "a.jpg", "-o", "a", "--method", "magic"), "textual-inversion"),
+        (("personalize", "a.jpg", "-o", "a", "--method", "dreambooth", "--rank", "2"), "for hyperdreambooth alone"),
+        (("personalize", "a.jpg", "-o", "a", "--method", "dreambooth", "--steps", "0"), "1 or more"),
+        (("evaluate", "-o", "run", "--methods", "magic"), "expected one of hyperdreambooth"),
+        (("evaluate", "-o", "run", "--set", "huge"), "quick, standard, paper"),
+        (("evaluate", "-o", "run", "--share", "2/2"), "expected 0 to 1"),
+        (("evaluate", "-o", "run", "--share", "half"), "INDEX/COUNT"),
+        (("evaluate", "nowhere", "-o", "run", "--methods", "no-hyper"), "check the path"),
+        (("evaluate", "nowhere", "-o", "run", "--only", "names", "--methods", "no-hyper"), "a file of names"),
+        (("evaluate", "portraits:0-1", "-o", "run", "--methods", "only-hyper"), "needs a hypernetwork"),
+        (("report", "nowhere"), "holds no run"),
         (("portraits", "--seed", "4294967295", "--count", "2", "-o", "faces"), "4294967295"),
     ],
 )
@@ -194,8 +211,9 @@ WRITERS = {
     "peft": "export {alice} --format peft -o {out} --base {base}",
     "portraits": "portraits -o {out} --count 1",
     "preoptimize": "preoptimize portraits:0-0 -o {out} --base {base} --steps 1",
+    "evaluate": "evaluate portraits:0-0 -o {out} --base {base} --methods no-hyper@1",
 }
-FOLDERS = ("generate", "peft", "portraits", "preoptimize")  # whose output is a folder
+FOLDERS = ("generate", "peft", "portraits", "preoptimize", "evaluate")  # whose output is a folder
 
 
 @pytest.mark.parametrize("writer", WRITERS)

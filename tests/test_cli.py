@@ -96,6 +96,55 @@ def test_personalize_is_what_the_library_does(hdb: Hdb, tmp_path: Path, portrait
     assert torch.equal(person.lora, expected.lora) and torch.equal(person.weights, expected.weights)
 
 
+@pytest.mark.parametrize("method", ["lora-dreambooth", "dreambooth", "textual-inversion"])
+def test_people_of_other_methods_are_made_inspected_and_drawn(
+    hdb: Hdb, tmp_path: Path, portrait_file: Path, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    file, sheet = tmp_path / "alice.safetensors", tmp_path / "alice.png"
+    chosen = ("--method", method, "--steps", 2, "--base", hdb.base)
+    got = hdb.json("personalize", portrait_file, "-o", file, *chosen, "--sheet", sheet)
+    assert got["method"] == method and got["bytes"] == file.stat().st_size and sheet.is_file()
+    assert got["samples"] == (4 if method == "dreambooth" else 2)  # a picture of the class beside each of the person
+    facts = hdb.json("inspect", file)
+    assert facts["how"]["method"] == method and facts["how"]["steps"] == 2 and facts["numbers"] == got["numbers"]
+    drawn = hdb.json(
+        "generate", file, "--prompt", "a [V] face", "-o", tmp_path / "out", "--base", hdb.base, "--steps", 2
+    )
+    assert drawn["count"] == 1
+    if method == "dreambooth":  # the class's pictures are drawn once for a base
+        again = hdb.json("personalize", portrait_file, "-o", file, *chosen)
+        assert not any("pictures of the class" in note for note in again["notes"])
+        assert any("pictures of the class" in note for note in got["notes"])
+
+
+def test_evaluate_and_report(hdb: Hdb, tmp_path: Path) -> None:
+    run, methods = tmp_path / "run", "hyperdreambooth,no-hyper@3,textual-inversion@2"
+    command = ("evaluate", "portraits:15000-15002", "-o", run, "--base", hdb.base, "--methods", methods, "--people", 2)
+    got = hdb.json(*command)
+    assert (got["people"], got["made"]) == (3, 6)
+    each = 8 + 3 + 2  # eight prompts, the plain one four times, two of nobody
+    assert got["pictures"] == 6 * each == len(list((run / "pictures").rglob("*.png")))
+    told = hdb.json("report", run)
+    assert told["methods"] == 3 and told["bytes"] > 10_000
+    text, page = ((run / "report" / name).read_text() for name in ("results.md", "results.html"))
+    for words in ("3 portraits, 8 prompts, 3 methods, 78 pictures", "chance 33.3%", "*0.655*", "no-hyper@3", "5,000"):
+        assert (words in text) == (words != "5,000")
+    assert 'src="data:image/png' in page and '.png"' not in page and "<table>" in page
+    assert {path.name for path in (run / "report").iterdir()} >= {"time.png", "bytes.png", "portrait-15000.png"}
+
+
+def test_evaluate_takes_the_photographs_that_are_named(hdb: Hdb, tmp_path: Path, portrait_file: Path) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name in ("ann.png", "bob.png", "cas.png"):
+        (folder / name).write_bytes(portrait_file.read_bytes())
+    (tmp_path / "list.txt").write_text("bob.png cas.png")
+    command = ("evaluate", folder, "-o", tmp_path / "run", "--base", hdb.base, "--methods", "no-hyper@1")
+    got = hdb.json(*command, "--only", tmp_path / "list.txt")
+    assert got["people"] == 2 and (tmp_path / "run" / "references" / "bob.png").is_file()
+
+
 def test_generate_every_one_with_every_one(hdb: Hdb, tmp_path: Path, identities: tuple[Path, Path]) -> None:
     prompts = ["a [V] face", "a [V] face in the snow"]
     flags = [flag for prompt in prompts for flag in ("--prompt", prompt)]

@@ -61,6 +61,22 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
         part.unlink(missing_ok=True)
 
 
+def append(path: str | Path, data: bytes) -> None:
+    """Put bytes at the end of a file, all of them on the disk when this returns, or none. Raises as the others do."""
+    file = Path(path)
+    before = file.stat().st_size if file.exists() else 0
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("ab") as opened:
+            opened.write(data)
+            opened.flush()
+            os.fsync(opened.fileno())
+    except OSError as error:
+        if file.exists():
+            os.truncate(file, before)
+        raise _write_error(path, error) from error
+
+
 def write_folder(folder: str | Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary folder beside `folder`, then move its files into place, each in one step.
 

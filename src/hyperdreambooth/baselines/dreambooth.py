@@ -55,6 +55,9 @@ class DreamBooth:
         """The same with so many steps. Raises UserError for none."""
         return replace(self, fit=with_steps(self.fit, steps))
 
+    def check(self, booth: HyperDreamBooth) -> None:
+        """Any base will do."""
+
     def personalizing(self, booth: HyperDreamBooth, photos: Sequence[Photo], seed: int = 0) -> TunedWork:
         """N photographs, one person after the other; the class's pictures are drawn first, once per base."""
         objective = replace(self.objective, seed=seed)

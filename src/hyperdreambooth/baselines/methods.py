@@ -31,13 +31,17 @@ class LiDB:
         """The same with so many steps."""
         return replace(self, config=replace(self.config, steps=steps))
 
-    def personalizing(self, booth: HyperDreamBooth, photos: Sequence[Photo], seed: int = 0) -> Personalization:
-        """N photographs in one batch. Raises UserError where the booth has no hypernetwork, and one is needed."""
+    def check(self, booth: HyperDreamBooth) -> None:
+        """Raise UserError where the booth has no hypernetwork, and one is needed."""
         if self.hypernetwork == "needed" and booth.hypernetwork is None:
             raise UserError(
                 f'{self.config.method} needs a hypernetwork, and there is none for the base "{booth.base.name}": '
                 "train one, or choose another method"
             )
+
+    def personalizing(self, booth: HyperDreamBooth, photos: Sequence[Photo], seed: int = 0) -> Personalization:
+        """N photographs in one batch. Raises as `check`."""
+        self.check(booth)
         network = None if self.hypernetwork == "left out" else booth.hypernetwork
         config = replace(self.config, seed=seed)
         return Personalization(booth.base, booth.adapters, network, photos, config, booth.fingerprint)

@@ -37,6 +37,9 @@ class TextualInversion:
         """The same with so many steps. Raises UserError for none."""
         return replace(self, fit=with_steps(self.fit, steps))
 
+    def check(self, booth: HyperDreamBooth) -> None:
+        """Any base will do."""
+
     def personalizing(self, booth: HyperDreamBooth, photos: Sequence[Photo], seed: int = 0) -> TunedWork:
         """N photographs, some at once."""
         objective = replace(self.objective, seed=seed)

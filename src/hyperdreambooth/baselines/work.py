@@ -58,8 +58,11 @@ class Method(Protocol):
     def with_steps(self, steps: int) -> Method:
         """The same with so many steps."""
 
+    def check(self, booth: HyperDreamBooth) -> None:
+        """Raise UserError for a booth that lacks what the method needs."""
+
     def personalizing(self, booth: HyperDreamBooth, photos: Sequence[Photo], seed: int = 0) -> Work:
-        """N photographs of different people. Raises UserError for a booth that lacks what the method needs."""
+        """N photographs of different people. Raises as `check`."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 import typer
 
-from hyperdreambooth.cli import evaluating, measuring, training, using
+from hyperdreambooth.cli import evaluating, measuring, studying, training, using
 from hyperdreambooth.cli.console import print_error
 from hyperdreambooth.errors import HyperDreamBoothError, UserError
 
@@ -30,6 +30,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
 for panel, commands in COMMANDS.items():
     for command in commands:
         app.command(rich_help_panel=panel)(command)
+app.add_typer(studying.study_app, name="study", rich_help_panel="Comparing")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -51,6 +51,8 @@ def evaluate(
         size = set_of(sets)
         part = _share(share)
         booth = load_booth(job, base, hypernetwork)
+        for method in chosen.values():
+            method.check(booth)
         everybody = _people(job, people, booth.base.picture_size, only, size.people)
         from hyperdreambooth.evaluation.protocol import Evaluation
 
@@ -85,13 +87,15 @@ def report(
         from hyperdreambooth.evaluation.scores import Scoring
 
         with job.phase(LOAD):
+            folder_of_run = RunFolder(run)
+            _ = folder_of_run.plan  # before anything slow
             panel = Panel.load()
             if encoders is not None:
                 from hyperdreambooth.evaluation.pretrained import load_pretrained
 
                 panel = replace(panel, encoders=load_pretrained(encoders))
         with job.phase("judge"):
-            scoring = Scoring(RunFolder(run), panel)
+            scoring = Scoring(folder_of_run, panel)
             scores = list(scoring.all(job.report))
         with job.phase("write"):
             bytes_written = write_report(scoring, scores, folder, title)

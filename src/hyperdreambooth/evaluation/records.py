@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from hyperdreambooth.errors import UserError
+from hyperdreambooth.files import append
 from hyperdreambooth.progress import log
 
 PLAN_FILE, RECORDS, REFERENCES, PICTURES = "plan.json", "records", "references", "pictures"
@@ -98,7 +99,6 @@ class Writer:
 
     def __init__(self, folder: RunFolder, shard: int = 0) -> None:
         self.path = folder.path / RECORDS / f"{shard:03d}.jsonl"
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         self._repair()
 
     def _repair(self) -> None:
@@ -111,12 +111,8 @@ class Writer:
             os.truncate(self.path, whole)
 
     def write(self, *records: Record) -> None:
-        """Append lines, all of them on the disk when this returns."""
-        lines = "".join(json.dumps({"kind": one.kind, **asdict(one)}) + "\n" for one in records)
-        with self.path.open("a") as file:
-            file.write(lines)
-            file.flush()
-            os.fsync(file.fileno())
+        """Append lines, all of them on the disk when this returns, or none. Raises DiskFull or WorkError."""
+        append(self.path, "".join(json.dumps({"kind": one.kind, **asdict(one)}) + "\n" for one in records).encode())
 
 
 def _parsed(shard: Path, number: int, line: str) -> Record:
