@@ -29,7 +29,7 @@ class Budget:
     face_pictures: int = _row(24, "thousand plain portraits, four of each person, that the encoder learns from")
     vae_minutes: float = _row(28.0, "of the VAE")
     vae_batch: int = _row(8, "pictures in a batch of the VAE")
-    denoiser_minutes: float = _row(178.0, "of U-Net and text encoder")
+    denoiser_minutes: float = _row(158.0, "of U-Net and text encoder")
     denoiser_lr: float = _row(1e-3, "learning rate of U-Net and text encoder, falling to 0")
     denoiser_batch: int = _row(48, "pictures in a batch of U-Net and text encoder")
     judge_minutes: float = _row(10.0, "of each of the five judges")
@@ -51,6 +51,7 @@ class Budget:
     hypernetwork_noises: int = _row(8, "samples through the U-Net per person and step of the hypernetwork")
     hypernetwork_lr: float = _row(5e-4, "learning rate of the hypernetwork, falling to 0 in either phase")
     hypernetwork_minutes: float = _row(54.0, "of the hypernetwork; the weight loss alone gets a twentieth of them")
+    e4t_minutes: float = _row(20.0, "of what E4T, a baseline, learns beforehand")
 
     def __post_init__(self) -> None:
         for row in ("people", "hypernetwork_portraits", "fitted_portraits"):
@@ -89,4 +90,5 @@ class Budget:
             "fit": self.fit_minutes,
             "hypernetwork": self.hypernetwork_minutes,
             "ship": 0.0,
+            "e4t": self.e4t_minutes,
         }

@@ -37,12 +37,12 @@ from hyperdreambooth.hypernetwork.encoder import load_parameters
 from hyperdreambooth.hypernetwork.model import build_hypernetwork
 from hyperdreambooth.hypernetwork.training import RESULT_FILE, TrainConfig
 from hyperdreambooth.pipeline import HyperDreamBooth
-from recipes import denoiser, features, hyper, judges, vae
+from recipes import denoiser, e4t, features, hyper, judges, vae
 from recipes.budget import Budget
 from recipes.measures import own_scores
 from recipes.photographs import frame_photographs
 from recipes.pictures import joined, make_shards, random_photographs, random_portraits
-from recipes.shipping import SCORES_KEY, adopt, file_of, ship
+from recipes.shipping import SCORES_KEY, adopt, file_of, ship, ship_e4t
 from recipes.workshop import WORLDS, Workshop, schedule
 
 ROOM = 8  # pixels by which a framed photograph is larger than a picture, so that it can be shifted
@@ -229,6 +229,30 @@ def train_hypernetwork(shop: Workshop) -> Iterator[str]:
     yield from hyper.train_network(network.to(shop.device), booth, fitted, out, config, minutes, lr, shop.processes)
 
 
+def train_e4t(shop: Workshop) -> Iterator[str]:
+    """What E4T, a baseline, learns beforehand for the base and the hypernetwork that ship by now; then it ships too."""
+    if not shop.weights("e4t").exists():
+        yield from _train_e4t(shop)
+    yield from ship_e4t(shop)
+
+
+def _train_e4t(shop: Workshop) -> Iterator[str]:
+    booth = shop.shipped_booth()
+    network = e4t.fresh_network(booth)
+    crowds = [hyper.load_crowd(booth.base, shop.drawn, world, _crowd(shop, world)) for world in WORLDS]
+    worlds = [e4t.people_of(crowd, booth) for crowd in crowds]
+
+    def begin(generator: torch.Generator, checkpoint: Checkpoint) -> Run:
+        people, noises = shop.budget.hypernetwork_people, shop.budget.hypernetwork_noises
+        loss = e4t.training_loss(network, booth, worlds, people, noises, generator)
+        config = schedule(shop.budget.e4t_minutes, lr=shop.budget.hypernetwork_lr, warmup=50, ema=0.99, grad_clip=1.0)
+        parameters = dict(network.named_parameters())
+        return steps(parameters, loss, config, checkpoint=checkpoint, generators={"training": generator})
+
+    save = partial(network.save, base=booth.fingerprint, base_name=booth.base.name)
+    yield from shop.train("e4t", begin, save, every=50)
+
+
 def _crowd(shop: Workshop, world: str) -> int:
     """How many people of a world the hypernetwork learns from."""
     if world == "portraits":
@@ -255,6 +279,7 @@ STAGES: dict[str, Callable[[Workshop], Iterator[str]]] = {
     "fit": fit_people,
     "hypernetwork": train_hypernetwork,
     "ship": ship,
+    "e4t": train_e4t,
 }
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hyperdreambooth.evaluation.identification import Rate, identification_rate
-from hyperdreambooth.evaluation.judges import SCENE_OPTIONS, AttributeReader, Judge, Recogniser, SceneClassifier
+from hyperdreambooth.evaluation.judges import SCENE_OPTIONS, AttributeReader, Recogniser, SceneClassifier
 from hyperdreambooth.evaluation.subjects import CHANGED
 from hyperdreambooth.fitting.steps import Checkpoint, FitConfig, Run, steps
 from hyperdreambooth.hypernetwork.encoder import EncoderConfig, FaceEncoder
@@ -25,6 +26,8 @@ from hyperdreambooth.portraits.pictures import draw, in_styles
 from hyperdreambooth.portraits.view import View
 from recipes.photographs import Photographs
 from recipes.pictures import Pictures, as_floats
+
+N = TypeVar("N", bound=nn.Module)
 
 TEMPERATURE = 0.1  # of the contrastive loss
 MILD = Jitter(zoom=0.05, shift=0.03, colour=0.06, blur=0.8)  # colours count: of skin and hair, or of a style
@@ -38,8 +41,8 @@ class Batch:
     pictures: int = 4
 
 
-def fresh(kind: Callable[[], Judge], seed: int = 0) -> Judge:
-    """A judge with random weights that depend on `seed` alone."""
+def fresh(kind: Callable[[], N], seed: int = 0) -> N:
+    """A network with random weights that depend on `seed` alone."""
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
         return kind()
@@ -47,9 +50,7 @@ def fresh(kind: Callable[[], Judge], seed: int = 0) -> Judge:
 
 def fresh_encoder(config: EncoderConfig, seed: int = 0) -> EncoderTask:
     """An encoder to be taught, with random weights that depend on `seed` alone."""
-    with torch.random.fork_rng(devices=()):
-        torch.manual_seed(seed)
-        return EncoderTask(FaceEncoder(config))
+    return fresh(lambda: EncoderTask(FaceEncoder(config)), seed)
 
 
 def random_people(

@@ -10,7 +10,7 @@ import numpy as np
 
 from hyperdreambooth.base.loading import load_base
 from hyperdreambooth.base.model import Base
-from hyperdreambooth.embedded import BASE, DEMO_PHOTO, FOLDER, HYPERNETWORK, JUDGES
+from hyperdreambooth.embedded import BASE, DEMO_PHOTO, E4T_NETWORK, FOLDER, HYPERNETWORK, JUDGES
 from hyperdreambooth.errors import WrongBase, WrongSpace
 from hyperdreambooth.evaluation.features import ImageText, SelfSupervised
 from hyperdreambooth.evaluation.judges import AttributeReader, Judge, Recogniser, SceneClassifier
@@ -170,6 +170,22 @@ def ship_hypernetwork(shop: Workshop, base: Base) -> None:
         bool(_earlier(shop)),
         held_out | _scores(shop.cache / FIRST_LIGHT_FILE, base.fingerprint),
     ).write(file.parent)
+
+
+def ship_e4t(shop: Workshop) -> Iterator[str]:
+    """What E4T learnt beforehand, and its card, where it is not there already."""
+    file, trained = shop.out / E4T_NETWORK.relative_to(FOLDER), shop.weights("e4t").read_bytes()
+    if file.exists() and file.read_bytes() == trained:
+        return
+    write_atomically(file, lambda part: part.write_bytes(trained))
+    Card(
+        "E4T, a baseline",
+        "A face's features to the word of its person, and everybody's weight offsets (arXiv 2302.12228), for the "
+        "embedded base and the eyes of its hypernetwork.",
+        _data(shop),
+        _seconds(shop, "e4t"),
+    ).write(file.parent)
+    yield "what E4T learnt beforehand"
 
 
 def _data(shop: Workshop) -> list[str]:

@@ -10,7 +10,7 @@ import torch
 
 from hyperdreambooth.base.build import PRESETS, BasePreset, build_base
 from hyperdreambooth.base.model import Base
-from hyperdreambooth.embedded import FOLDER
+from hyperdreambooth.embedded import BASE, FOLDER, HYPERNETWORK
 from hyperdreambooth.errors import UserError
 from hyperdreambooth.evaluation.judges import JudgeConfig
 from hyperdreambooth.files import load_tensors
@@ -18,6 +18,7 @@ from hyperdreambooth.fitting.processes import ALONE, Processes
 from hyperdreambooth.fitting.steps import Checkpoint, FitConfig, Run
 from hyperdreambooth.hypernetwork.model import PRESETS as HYPERNETWORK_PRESETS
 from hyperdreambooth.hypernetwork.model import HyperNetworkConfig
+from hyperdreambooth.pipeline import HyperDreamBooth
 from hyperdreambooth.portraits.captions import vocabulary
 from recipes import denoiser
 from recipes.budget import Budget
@@ -136,6 +137,11 @@ class Workshop:
         base = self.seeing_base()
         denoiser.load(base, load_tensors(self.weights("denoiser"))[0])
         return base
+
+    def shipped_booth(self) -> HyperDreamBooth:
+        """The base that ships from `out`, with its hypernetwork: what is compared is what people get."""
+        base, network = (self.out / path.relative_to(FOLDER) for path in (BASE, HYPERNETWORK))
+        return HyperDreamBooth.load(base, self.device, hypernetwork=network)
 
     def train(
         self,

@@ -53,6 +53,7 @@ BUDGET = Budget(
     hypernetwork_people=4,
     hypernetwork_noises=1,
     hypernetwork_minutes=2 * SECONDS / 60,
+    e4t_minutes=SECONDS / 60,
 )
 
 

@@ -63,7 +63,7 @@ class DreamBooth:
         objective = replace(self.objective, seed=seed)
         prior = None if self.prior is None else class_pictures(booth, self.prior)
 
-        def begin(base: Base, pictures: Pictures) -> Fitting:
+        def begin(base: Base, pictures: Pictures, _faces: Tensor) -> Fitting:
             return self.begin(base, pictures, objective, prior)
 
         how = how_made(self.name, self.fit, objective)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from hyperdreambooth.baselines.dreambooth import DreamBooth
+from hyperdreambooth.baselines.e4t import E4T
 from hyperdreambooth.baselines.textual_inversion import TextualInversion
 from hyperdreambooth.baselines.work import Method
 from hyperdreambooth.errors import UserError
@@ -69,6 +70,7 @@ METHODS: Mapping[str, Method] = {
         PersonalizeConfig(steps=1000, noises=1, relax="none", lr=1e-2, method="lidb-dreambooth"), "left out"
     ),
     "textual-inversion": TextualInversion(),
+    "e4t": E4T(),
 }
 
 TABLES = (  # those of the paper's tables, and the two that they call for

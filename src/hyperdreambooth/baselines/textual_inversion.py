@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hyperdreambooth.base.model import Base
-from hyperdreambooth.baselines.work import Fitting, TunedWork, how_made, with_steps
+from hyperdreambooth.baselines.work import Fitting, TunedWork, how_made, noun_embedding, with_steps
 from hyperdreambooth.fitting.fit import Objective, Pictures, fit
 from hyperdreambooth.fitting.steps import FitConfig
 from hyperdreambooth.personalization import Photo
@@ -44,7 +44,7 @@ class TextualInversion:
         """N photographs, some at once."""
         objective = replace(self.objective, seed=seed)
 
-        def begin(base: Base, pictures: Pictures) -> Fitting:
+        def begin(base: Base, pictures: Pictures, _faces: Tensor) -> Fitting:
             return self.begin(base, pictures, objective)
 
         how = how_made(self.name, self.fit, objective)
@@ -52,9 +52,7 @@ class TextualInversion:
 
     def begin(self, base: Base, pictures: Pictures, objective: Objective) -> Fitting:
         """The fit of N people's words, (N, D)."""
-        noun = base.tokenizer(base.class_noun, add_special_tokens=False).input_ids[0]
-        first = word_embeddings(base).weight[noun].detach().float()  # (D,)
-        words = first.repeat(len(pictures.latents), 1).requires_grad_()  # (N, D)
+        words = noun_embedding(base).repeat(len(pictures.latents), 1).requires_grad_()  # (N, D)
         run = fit(base, {"words": words}, lambda: said(base, words), pictures, objective, self.fit)
 
         def tensors() -> list[Mapping[str, Tensor]]:

@@ -19,7 +19,7 @@ from hyperdreambooth.fitting.steps import FitConfig, Run
 from hyperdreambooth.personalization import ENCODE, FINETUNE, READ, Photo, read_face, stopwatch
 from hyperdreambooth.pipeline import HyperDreamBooth
 from hyperdreambooth.progress import Progress, log
-from hyperdreambooth.tuned import Tuned
+from hyperdreambooth.tuned import Tuned, word_embeddings
 
 
 class Work(Protocol):
@@ -84,6 +84,12 @@ def how_made(method: str, fit: FitConfig, objective: Objective) -> dict[str, str
     }
 
 
+def noun_embedding(base: Base) -> Tensor:
+    """The embedding (W,) of the class noun, float32, where a person's own word begins."""
+    noun = base.tokenizer(base.class_noun, add_special_tokens=False).input_ids[0]
+    return word_embeddings(base).weight[noun].detach().float()
+
+
 def with_steps(fit: FitConfig, steps: int) -> FitConfig:
     """The fit with so many steps. Raises UserError for none."""
     if steps < 1:
@@ -97,7 +103,7 @@ class TunedWork:
     Args:
         booth: whose base they are for; it stays as it is.
         photos: one of each.
-        begin: starts the fit of some of them, of the base and their pictures.
+        begin: starts the fit of n of them, of the base, their pictures, and their faces (n, 3, size, size).
         how: for their files.
         prompt: that they are fitted to.
         at_once: how many are fitted together.
@@ -107,7 +113,7 @@ class TunedWork:
         self,
         booth: HyperDreamBooth,
         photos: Sequence[Photo],
-        begin: Callable[[Base, Pictures], Fitting],
+        begin: Callable[[Base, Pictures, Tensor], Fitting],
         how: Mapping[str, str | int | float],
         prompt: str,
         at_once: int = 1,
@@ -141,12 +147,12 @@ class TunedWork:
         yield Progress(ENCODE, 0, 1)
         with torch.no_grad():
             latents = self._watch.timed(ENCODE, lambda: self._base.encode_pictures(self.faces))  # (N, C, h, w)
-        for some in latents.split(self._at_once):
-            yield from self._fit(Pictures(some.unsqueeze(1), face_masks(some).unsqueeze(1)))
+        for some, shown in zip(latents.split(self._at_once), self.faces.split(self._at_once), strict=True):
+            yield from self._fit(Pictures(some.unsqueeze(1), face_masks(some).unsqueeze(1)), shown)
 
-    def _fit(self, pictures: Pictures) -> Iterator[Progress]:
+    def _fit(self, pictures: Pictures, faces: Tensor) -> Iterator[Progress]:
         before, people = self.samples, len(pictures.latents)
-        fitting = self._watch.timed(FINETUNE, lambda: self._begin(self._base, pictures))
+        fitting = self._watch.timed(FINETUNE, lambda: self._begin(self._base, pictures, faces))
         reports = iter(fitting.run)
         while (report := self._watch.timed(FINETUNE, lambda: next(reports, None))) is not None:
             self.samples = before + report.samples

@@ -5,5 +5,6 @@ from pathlib import Path
 FOLDER = Path(__file__).parent
 BASE = FOLDER / "base"
 HYPERNETWORK = FOLDER / "hypernetwork" / "hypernetwork.safetensors"
+E4T_NETWORK = FOLDER / "e4t" / "e4t.safetensors"
 JUDGES = FOLDER / "judges"
 DEMO_PHOTO = FOLDER / "demo" / "reference.png"

@@ -1,0 +1,201 @@
+"""E4T (Gal et al., arXiv 2302.12228): an encoder trained beforehand predicts a person's word, then all is tuned.
+
+Pre-training (`pretraining_loss`) learns to say of a face the word that draws it, and one set of weight offsets that is
+everybody's and makes the base ready for such words. A person is then some ten steps of large batches from there.
+
+What is ours: the eyes are the hypernetwork's own, frozen, so that the two methods see the same; the offsets live in
+the LiDB space of the base, as everything does here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from hyperdreambooth.base.model import Base
+from hyperdreambooth.baselines.textual_inversion import said
+from hyperdreambooth.baselines.work import Fitting, TunedWork, how_made, noun_embedding, with_steps
+from hyperdreambooth.embedded import E4T_NETWORK
+from hyperdreambooth.errors import BadFile, UserError, WrongBase
+from hyperdreambooth.files import load_tensors, save_tensors
+from hyperdreambooth.fitting.fit import Objective, Pictures, fit
+from hyperdreambooth.fitting.steps import FitConfig
+from hyperdreambooth.hypernetwork.loss import People, denoising_together
+from hyperdreambooth.hypernetwork.model import HyperNetwork
+from hyperdreambooth.lidb import Adapters
+from hyperdreambooth.personalization import Photo
+from hyperdreambooth.pipeline import HyperDreamBooth
+from hyperdreambooth.tuned import WORD
+
+FORMAT = "hyperdreambooth-e4t-1"
+_HIDDEN = 256
+
+
+class E4TNetwork(nn.Module):
+    """A face's features to the offset of its word from the class noun's; and everybody's weight offsets.
+
+    Args:
+        features: D of the encoder.
+        word: numbers of a word's embedding.
+        start: (S, 1, a + b), the space's start, where the offsets begin: they change nothing yet.
+    """
+
+    def __init__(self, features: int, word: int, start: Tensor) -> None:
+        super().__init__()
+        self.head = nn.Sequential(
+            nn.LayerNorm(features), nn.Linear(features, _HIDDEN), nn.GELU(), nn.Linear(_HIDDEN, word)
+        )
+        nn.init.normal_(self.head[-1].weight, std=1e-3)  # at first everybody is "face"
+        nn.init.zeros_(self.head[-1].bias)
+        self.offsets = nn.Parameter(start.clone())  # (S, 1, a + b)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features (N, F, D), the whole face's first -> offsets of words (N, W)."""
+        offsets: Tensor = self.head(features[:, 0])
+        return offsets
+
+    def save(self, path: str | Path, base: str, base_name: str) -> None:
+        """Write one safetensors file, in float16, of a base with this fingerprint."""
+        tensors = {name: tensor.half() for name, tensor in self.state_dict().items()}
+        save_tensors(path, tensors, {"format": FORMAT, "base": base, "base_name": base_name})
+
+    @classmethod
+    def load(cls, path: str | Path, booth: HyperDreamBooth) -> E4TNetwork:
+        """Read the file for this base; float32, frozen.
+
+        Raises:
+            BadFile: not a whole, sound file of E4T. WrongBase: made for another base.
+        """
+        tensors, metadata = load_tensors(path)
+        if metadata.get("format") != FORMAT:
+            raise BadFile(f"{path} holds {metadata.get('format', 'no format')}, expected {FORMAT}: pre-train it anew")
+        if metadata["base"] != booth.fingerprint:
+            raise WrongBase.of(path, metadata["base"], metadata["base_name"], booth.fingerprint, booth.base.name)
+        network = e4t_network(booth)
+        try:
+            network.load_state_dict(tensors)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:80]
+            raise BadFile(f"{path} is damaged ({reason}), expected a sound E4T network: pre-train it anew") from error
+        network.eval().requires_grad_(False)
+        return network
+
+
+def e4t_network(booth: HyperDreamBooth) -> E4TNetwork:
+    """A fresh one for this base and the eyes of its hypernetwork, on the base's device. Raises UserError without."""
+    width = _hypernetwork(booth).encoder.width
+    word = noun_embedding(booth.base).numel()
+    network = E4TNetwork(width, word, booth.space.start())
+    network.to(booth.base.device)
+    return network
+
+
+def pretraining_loss(
+    network: E4TNetwork,
+    eyes: nn.Module,
+    base: Base,
+    adapters: Adapters,
+    people: People,
+    rows: Tensor,
+    noises: int,
+    pull: float,
+    generator: torch.Generator,
+) -> Tensor:
+    """The mean denoising loss of n people under the words that are predicted of them; a scalar.
+
+    Args:
+        network, eyes: what is trained, and the frozen encoder before it.
+        base, adapters: whose adapters wear the offsets.
+        people, rows: n of them, of one world.
+        noises: K, draws of a view, a noise and a timestep, everybody's alike.
+        pull: weighs the squared length of a word's offset, mean over its numbers: words stay near the class noun's.
+        generator: of the draws, on the CPU.
+    """
+    seen = torch.randint(people.plain, (), generator=generator)
+    with torch.no_grad():
+        features = eyes(people.pictures[rows, seen].to(base.device).float() / 255)  # (n, F, D)
+    offsets = network(features)  # (n, W)
+    worn = network.offsets.expand(len(rows), *network.offsets.shape)  # (n, S, 1, a + b)
+    with said(base, noun_embedding(base) + offsets):
+        losses = denoising_together(base, adapters, worn, people, rows, noises, "a [V] face", generator)
+    return losses.mean() + pull * offsets.square().mean()
+
+
+@dataclass(frozen=True)
+class E4T:
+    """How a person is tuned after the word is predicted: a few steps of many noises, of U-Net and word."""
+
+    name: str = "e4t"
+    fit: FitConfig = field(default_factory=lambda: FitConfig(steps=15, lr=1e-4))
+    objective: Objective = field(default_factory=lambda: Objective(noises=16))
+    network: Path = E4T_NETWORK
+
+    @property
+    def iterations(self) -> int:
+        """Steps of the optimiser per person."""
+        return self.fit.steps
+
+    def with_steps(self, steps: int) -> E4T:
+        """The same with so many steps. Raises UserError for none."""
+        return replace(self, fit=with_steps(self.fit, steps))
+
+    def check(self, booth: HyperDreamBooth) -> None:
+        """Raise UserError where nothing was pre-trained, or the base has no hypernetwork, whose eyes it needs."""
+        _hypernetwork(booth)
+        if not self.network.is_file():
+            raise UserError(
+                f"{self.name} needs the file {self.network}, which is not there: make it by the recipe's stage e4t"
+            )
+
+    def personalizing(self, booth: HyperDreamBooth, photos: Sequence[Photo], seed: int = 0) -> TunedWork:
+        """N photographs, one person after the other. Raises as `check` and `E4TNetwork.load`."""
+        self.check(booth)
+        objective = replace(self.objective, seed=seed)
+        network, eyes = E4TNetwork.load(self.network, booth), _hypernetwork(booth).encoder
+
+        def begin(base: Base, pictures: Pictures, faces: Tensor) -> Fitting:
+            with torch.no_grad():
+                word = noun_embedding(base) + network(eyes(faces.to(base.device)))  # (1, W)
+            return self.begin(_with_offsets(booth, network.offsets), pictures, word, objective)
+
+        how = how_made(self.name, self.fit, objective)
+        return TunedWork(booth, photos, begin, how, objective.prompt)
+
+    def begin(self, tuned: Base, pictures: Pictures, word: Tensor, objective: Objective) -> Fitting:
+        """The fit of one person on a copy of the base with everybody's offsets, from the predicted word (1, W)."""
+        word = word.detach().clone().requires_grad_()
+        parameters: dict[str, Tensor] = {f"unet.{name}": p for name, p in tuned.unet.named_parameters()}
+        for parameter in parameters.values():
+            parameter.requires_grad_()
+        run = fit(tuned, parameters | {WORD: word}, lambda: said(tuned, word), pictures, objective, self.fit)
+        read = {f"text_encoder.{name}": p for name, p in tuned.text_encoder.named_parameters()}
+
+        def tensors() -> list[Mapping[str, Tensor]]:
+            own = {name: p.detach().cpu() for name, p in (read | dict(run.averages)).items()}
+            return [own | {WORD: own[WORD][0]}]
+
+        return Fitting(run, tensors)
+
+
+def _with_offsets(booth: HyperDreamBooth, offsets: Tensor) -> Base:
+    """A copy of the base's networks with everybody's offsets (S, 1, a + b) merged into them."""
+    base = booth.base
+    booth.adapters.merge(offsets)
+    try:
+        unet, text_encoder = deepcopy(base.unet), deepcopy(base.text_encoder)
+    finally:
+        booth.adapters.unmerge()
+    return Base(base.vae, text_encoder, base.tokenizer, unet, base.scheduler, base.card)
+
+
+def _hypernetwork(booth: HyperDreamBooth) -> HyperNetwork:
+    if booth.hypernetwork is None:
+        raise UserError(
+            f'e4t needs the eyes of a hypernetwork, and there is none for the base "{booth.base.name}": train one first'
+        )
+    return booth.hypernetwork
