@@ -47,7 +47,6 @@ Values = dict[str, float]
 class Trial(PersonalizeConfig):
     """How people are made, with numbers that are no user's to set."""
 
-    lr: float | None = None
     low: float = 0.0
     high: float = 1.0
     pull: float = 0.0
@@ -57,8 +56,6 @@ class Trial(PersonalizeConfig):
     def finetune(self) -> FinetuneConfig:
         """The preset, with this trial's numbers in it."""
         config = super().finetune
-        if self.lr is not None:
-            config = replace(config, fit=replace(config.fit, lr=self.lr), lr_alone=None)
         objective = replace(config.objective, window=(self.low, self.high), pull=self.pull)
         if self.fade is not None:
             objective = replace(objective, weighting=Weighting(fade=self.fade))

@@ -7,7 +7,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -90,3 +90,12 @@ def portrait_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("photos") / "alice.png"
     save_png(path, to_image(render([Person(7)], [View()], 96)[0]))
     return path
+
+
+@pytest.fixture
+def quick_sampling(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Evaluations draw in two steps of the sampler."""
+    from hyperdreambooth.evaluation.protocol import Asked
+
+    drawing = Asked.drawing.fget  # type: ignore[attr-defined]
+    monkeypatch.setattr(Asked, "drawing", property(lambda one: replace(drawing(one), steps=2)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
+from hyperdreambooth.baselines.dreambooth import PriorConfig
+from hyperdreambooth.baselines.methods import METHODS
 from hyperdreambooth.cli import console, run, using
 from hyperdreambooth.cli.console import Job
+from hyperdreambooth.drawing import DrawConfig
 from hyperdreambooth.faces import to_picture
 from hyperdreambooth.files import load_tensors
 from hyperdreambooth.identity import Identity
@@ -101,6 +104,8 @@ def test_people_of_other_methods_are_made_inspected_and_drawn(
     hdb: Hdb, tmp_path: Path, portrait_file: Path, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    few = PriorConfig(pictures=2, drawing=DrawConfig(steps=2, likeness=None))
+    monkeypatch.setitem(METHODS, "dreambooth", replace(METHODS["dreambooth"], prior=few))
     file, sheet = tmp_path / "alice.safetensors", tmp_path / "alice.png"
     chosen = ("--method", method, "--steps", 2, "--base", hdb.base)
     got = hdb.json("personalize", portrait_file, "-o", file, *chosen, "--sheet", sheet)
@@ -118,7 +123,7 @@ def test_people_of_other_methods_are_made_inspected_and_drawn(
         assert any("pictures of the class" in note for note in got["notes"])
 
 
-def test_evaluate_and_report(hdb: Hdb, tmp_path: Path) -> None:
+def test_evaluate_and_report(hdb: Hdb, tmp_path: Path, quick_sampling: None) -> None:
     run, methods = tmp_path / "run", "hyperdreambooth,no-hyper@3,textual-inversion@2"
     command = ("evaluate", "portraits:15000-15002", "-o", run, "--base", hdb.base, "--methods", methods, "--people", 2)
     got = hdb.json(*command)
@@ -134,7 +139,9 @@ def test_evaluate_and_report(hdb: Hdb, tmp_path: Path) -> None:
     assert {path.name for path in (run / "report").iterdir()} >= {"time.png", "bytes.png", "portrait-15000.png"}
 
 
-def test_evaluate_takes_the_photographs_that_are_named(hdb: Hdb, tmp_path: Path, portrait_file: Path) -> None:
+def test_evaluate_takes_the_photographs_that_are_named(
+    hdb: Hdb, tmp_path: Path, portrait_file: Path, quick_sampling: None
+) -> None:
     folder = tmp_path / "photos"
     folder.mkdir()
     for name in ("ann.png", "bob.png", "cas.png"):

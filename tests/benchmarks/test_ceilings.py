@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from benchmarks import ceilings
-from benchmarks import subjects as subjects_of
 from benchmarks.judges import Judges
 from hyperdreambooth import HyperDreamBooth
 from hyperdreambooth.base.model import Base
@@ -55,7 +54,6 @@ def test_every_part_begins_at_the_prediction_and_its_fit_lowers_the_loss(
 def test_every_row_has_a_score_and_is_kept(
     monkeypatch: pytest.MonkeyPatch, booth: HyperDreamBooth, judges: Judges, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(subjects_of, "VIEWS", 1)
 
     def scores() -> dict[str, ceilings.Score]:
         return ceilings.ceilings(booth, judges, 2, 3, FitConfig(2), 2, 1, tmp_path, QUICK)

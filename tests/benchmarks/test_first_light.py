@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from benchmarks import first_light as bench
-from benchmarks import subjects as subjects_of
 from benchmarks.judges import Judges
 from benchmarks.kept import kept
 from benchmarks.score import OURS, ROUND_TRIP, TRUE, TUNED_ALONE, Score, as_json, score, table
@@ -57,7 +56,6 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """One step of fine-tuning, one of the sampler, three people at once, one view in the gallery."""
     one = {bench.TUNED_ALONE: (False, 1), bench.HYPER_ALONE: (True, 0), bench.OURS: (True, 1)}
     monkeypatch.setattr(bench, "BATCH", 3)
-    monkeypatch.setattr(subjects_of, "VIEWS", 1)
     monkeypatch.setattr(
         bench,
         "ways",

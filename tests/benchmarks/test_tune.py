@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from benchmarks import first_light, tune
-from benchmarks import subjects as subjects_of
 from benchmarks.judges import Judges
 from benchmarks.subjects import portraits
 from hyperdreambooth import HyperDreamBooth
@@ -40,7 +39,6 @@ def test_values_reach_what_they_name(fresh_base: Base) -> None:
 def test_figures_and_pictures_are_those_of_first_light(
     monkeypatch: pytest.MonkeyPatch, fresh_base: Base, judges: Judges, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(subjects_of, "VIEWS", 1)
     monkeypatch.setattr(tune, "DrawConfig", lambda **values: DrawConfig(steps=1, **values))
     booth, people = HyperDreamBooth(fresh_base), portraits("tuning", 3, 16)
     tried = [{"steps": 1.0, "guidance": 1.0}, {"steps": 1.0, "guidance": 2.0}]

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
+from hyperdreambooth.errors import UserError
 from hyperdreambooth.evaluation.scores import MEASURES, TRUE, Scores
 from hyperdreambooth.files import write_atomically
 
@@ -15,14 +17,16 @@ _PAPER, _INK = "#faf9f6", "#26262a"
 
 
 def plot_costs(path: Path, scores: Mapping[str, Scores], cost: str, label: str) -> int:
-    """Write a PNG of the measures in `SHOWN` against a cost (an attribute of `Scores`); returns its bytes."""
-    from matplotlib.figure import Figure  # slow to import, and an extra
+    """Write a PNG of the measures in `SHOWN` against a cost (an attribute of `Scores`); returns its bytes.
 
+    Raises:
+        UserError: matplotlib, an extra, is not installed.
+    """
     families: dict[str, list[Scores]] = {}
     for name, one in scores.items():
         if name != TRUE and getattr(one, cost) is not None:
             families.setdefault(name.partition("@")[0], []).append(one)
-    figure = Figure(figsize=(11, 4.4), dpi=110, facecolor=_PAPER, layout="constrained")
+    figure = _figure()(figsize=(11, 4.4), dpi=110, facecolor=_PAPER, layout="constrained")
     for axes, measure in zip(figure.subplots(1, len(SHOWN)), SHOWN, strict=True):
         for number, (name, several) in enumerate(families.items()):
             points = sorted((getattr(one, cost), float(one.measures[measure].nanmean())) for one in several)
@@ -40,3 +44,12 @@ def plot_costs(path: Path, scores: Mapping[str, Scores], cost: str, label: str) 
     figure.savefig(data, format="png")
     write_atomically(path, lambda part: part.write_bytes(data.getvalue()))
     return len(data.getvalue())
+
+
+def _figure() -> Any:
+    """matplotlib's Figure, slow to import."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise UserError("plots need matplotlib, which is not there: pip install 'hyperdreambooth[report]'") from error
+    return Figure
