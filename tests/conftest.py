@@ -16,6 +16,7 @@ import torch
 from hyperdreambooth.base.build import PRESETS, build_base
 from hyperdreambooth.base.model import Base, fingerprint_of
 from hyperdreambooth.lidb import Adapters, LiDBSpace, find_sites, inject
+from hyperdreambooth.pipeline import HyperDreamBooth
 
 WORDS = "a photo portrait pencil sketch watercolor of in the snow at beach style wearing hat".split()
 
@@ -57,6 +58,15 @@ def left_as_it_was(base: Base) -> Iterator[None]:
     before = fingerprint_of(base.text_encoder, base.unet)
     yield
     assert fingerprint_of(base.text_encoder, base.unet) == before
+
+
+@pytest.fixture(scope="module")
+def booth(tiny_base: Base) -> Iterator[HyperDreamBooth]:
+    """A booth without a hypernetwork; nothing may change its base."""
+    with left_as_it_was(tiny_base):
+        booth = HyperDreamBooth(tiny_base)
+        yield booth
+        booth.adapters.eject()
 
 
 @pytest.fixture

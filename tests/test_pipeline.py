@@ -25,18 +25,8 @@ from hyperdreambooth.lidb import LoRALayout
 from hyperdreambooth.personalization import PHASES, PersonalizeConfig
 from hyperdreambooth.pipeline import HyperDreamBooth
 from hyperdreambooth.progress import Progress
-from tests.conftest import left_as_it_was
 
 QUICK = DrawConfig(steps=3, guidance=3.0)
-
-
-@pytest.fixture(scope="module")
-def booth(tiny_base: Base) -> Iterator[HyperDreamBooth]:
-    """A booth without a hypernetwork; nothing may change its base."""
-    with left_as_it_was(tiny_base):
-        booth = HyperDreamBooth(tiny_base)
-        yield booth
-        booth.adapters.eject()
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -11,24 +10,14 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
-from hyperdreambooth.base.model import Base
 from hyperdreambooth.drawing import DrawConfig
 from hyperdreambooth.errors import BadIdentityFile, UserError, WorkError, WrongBase
 from hyperdreambooth.identity import Identity
 from hyperdreambooth.pipeline import HyperDreamBooth
 from hyperdreambooth.tuned import WORD, Tuned, rare_token_id, word_embeddings
-from tests.conftest import left_as_it_was
 
 QUICK = DrawConfig(steps=3, guidance=3.0)
 PROMPT = "a watercolor of a [V] face"
-
-
-@pytest.fixture(scope="module")
-def booth(tiny_base: Base) -> Iterator[HyperDreamBooth]:
-    with left_as_it_was(tiny_base):
-        booth = HyperDreamBooth(tiny_base)
-        yield booth
-        booth.adapters.eject()
 
 
 def dreambooth_person(booth: HyperDreamBooth, seed: int = 1) -> Tuned:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -120,7 +120,7 @@ class Personalization:
     def __iter__(self) -> Iterator[Progress]:
         self._adapters.check_bare()
         note_faults(self._base, self.config.prompt)
-        yield from self._read()
+        self.faces = yield from read_faces(self._photos, self._base.picture_size, self._watch)
         yield Progress(ENCODE, 0, 1)
         latents = self._watch.timed(ENCODE, self._encode)  # (N, C, h, w)
         yield Progress(PREDICT, 0, 1)
@@ -130,16 +130,6 @@ class Personalization:
         yield Progress(PREDICT, 1, 1)
         if self.config.steps:
             yield from self._finetune(latents, prediction)
-
-    def _read(self) -> Iterator[Progress]:
-        faces: list[Tensor] = []
-        for photo in self._photos:
-            yield Progress(READ, len(faces), len(self._photos))
-            crop = self._watch.timed(READ, partial(read_face, photo, self._base.picture_size))
-            if crop.note is not None:
-                log.warning("%s%s", f"{photo}: " if isinstance(photo, str | Path) else "", crop.note)
-            faces.append(crop.picture)
-        self.faces = torch.stack(faces)  # (N, 3, size, size)
 
     @torch.no_grad()
     def _encode(self) -> Tensor:
@@ -192,6 +182,18 @@ class Personalization:
             how |= {"noises": config.noises, "relax": config.relax, "rank": config.finetune.rank, "seed": config.seed}
             how |= {"lr": fit.lr, "samples": steps * config.noises}
         return how
+
+
+def read_faces(photos: Sequence[Photo], size: int, watch: Stopwatch) -> Generator[Progress, None, Tensor]:
+    """The faces of N photographs, (N, 3, size, size), with a report before each; what is odd about one is logged."""
+    faces: list[Tensor] = []
+    for photo in photos:
+        yield Progress(READ, len(faces), len(photos))
+        crop = watch.timed(READ, partial(read_face, photo, size))
+        if crop.note is not None:
+            log.warning("%s%s", f"{photo}: " if isinstance(photo, str | Path) else "", crop.note)
+        faces.append(crop.picture)
+    return torch.stack(faces)
 
 
 def read_face(photo: Photo, size: int) -> FaceCrop:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -10,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from hyperdreambooth.base.model import Base
 from hyperdreambooth.baselines.dreambooth import DreamBooth
 from hyperdreambooth.baselines.methods import METHODS, TABLES, LiDB, method_of
 from hyperdreambooth.baselines.textual_inversion import TextualInversion
@@ -25,19 +23,10 @@ from hyperdreambooth.fitting.steps import FitConfig
 from hyperdreambooth.people import People
 from hyperdreambooth.personalization import PersonalizeConfig
 from hyperdreambooth.pipeline import HyperDreamBooth
-from tests.conftest import left_as_it_was
 
 SMALL = EvaluationSet(people=3, costly_people=2, prompts=2, pictures=1, plain=2, nobody=1)
 PICTURES = 4  # of each person: two plain, one in a style, one of nobody
 QUICK = LiDB(PersonalizeConfig(steps=2), "left out")
-
-
-@pytest.fixture(scope="module")
-def booth(tiny_base: Base) -> Iterator[HyperDreamBooth]:
-    with left_as_it_was(tiny_base):
-        booth = HyperDreamBooth(tiny_base)
-        yield booth
-        booth.adapters.eject()
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Protocol
 
 import torch
@@ -16,9 +15,9 @@ from hyperdreambooth.errors import UserError
 from hyperdreambooth.faces import face_masks
 from hyperdreambooth.fitting.fit import Objective, Pictures
 from hyperdreambooth.fitting.steps import FitConfig, Run
-from hyperdreambooth.personalization import ENCODE, FINETUNE, READ, Photo, read_face, stopwatch
+from hyperdreambooth.personalization import ENCODE, FINETUNE, Photo, read_faces, stopwatch
 from hyperdreambooth.pipeline import HyperDreamBooth
-from hyperdreambooth.progress import Progress, log
+from hyperdreambooth.progress import Progress
 from hyperdreambooth.tuned import Tuned, word_embeddings
 
 
@@ -136,14 +135,7 @@ class TunedWork:
 
     def __iter__(self) -> Iterator[Progress]:
         note_faults(self._base, self._prompt)
-        faces = list[Tensor]()
-        for photo in self._photos:
-            yield Progress(READ, len(faces), len(self._photos))
-            crop = self._watch.timed(READ, partial(read_face, photo, self._base.picture_size))
-            if crop.note is not None:
-                log.warning("%s", crop.note)
-            faces.append(crop.picture)
-        self.faces = torch.stack(faces)  # (N, 3, size, size)
+        self.faces = yield from read_faces(self._photos, self._base.picture_size, self._watch)
         yield Progress(ENCODE, 0, 1)
         with torch.no_grad():
             latents = self._watch.timed(ENCODE, lambda: self._base.encode_pictures(self.faces))  # (N, C, h, w)
