@@ -1,6 +1,6 @@
-"""Which learning rate does a baseline want? The same search for each, on tuning people, scored as `hdb report` does.
+"""Which learning rate and likeness does a method want? The same search for each, on tuning people, scored as in reports.
 
-    python -m benchmarks.tune_methods dreambooth=3e-5,1e-4,3e-4 textual-inversion=5e-3,2e-2 --people 6 --out runs/tune
+    python -m benchmarks.tune_methods dreambooth=3e-5,1e-4,1e-4:none textual-inversion=5e-3:3 --people 6 --out runs/tune
 
 What is finished lies in the output folder, and is not done again.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -31,35 +31,46 @@ from hyperdreambooth.people import People
 from hyperdreambooth.portraits.splits import TUNING
 from hyperdreambooth.progress import log
 
+_AS_IT_IS = float("inf")  # no likeness is given
 SET = replace(SETS["quick"], plain=1, nobody=1)
 console = Console(stderr=True, width=140)
 
 
 def variants(settings: list[str]) -> dict[str, Method]:
-    """Methods with other learning rates, by name and rate, of settings such as "dreambooth=1e-4,3e-4".
+    """Methods with other learning rates and likenesses, by name and both, of settings "METHOD=RATE[:LIKENESS],...".
 
     Raises:
-        UserError: another method, or a rate that is no number.
+        UserError: another method, a rate or a likeness that is no number.
     """
     found = dict[str, Method]()
     for setting in settings:
-        name, _, rates = setting.partition("=")
-        for text in rates.split(","):
+        name, _, choices = setting.partition("=")
+        for choice in choices.split(","):
             try:
-                rate = float(text)
+                rate, likeness = _numbers(choice)
             except ValueError as error:
-                raise UserError(f"got {setting!r}, expected METHOD=RATE,RATE...") from error
-            method = method_of(name)
-            found[f"{name}-{rate:g}"] = (
+                raise UserError(f"got {setting!r}, expected METHOD=RATE[:LIKENESS],...") from error
+            method: Any = method_of(name)
+            method = (
                 replace(method, config=replace(method.config, lr=rate))
                 if isinstance(method, LiDB)
                 else replace(method, fit=replace(method.fit, lr=rate))
             )
+            if likeness is not _AS_IT_IS:
+                method = replace(method, drawing=replace(method.drawing, likeness=likeness))
+            found[f"{name}-{choice.replace(':', '-l')}"] = method
     return found
 
 
+def _numbers(choice: str) -> tuple[float, float | None]:
+    rate, _, likeness = choice.partition(":")
+    if not likeness:
+        return float(rate), _AS_IT_IS
+    return float(rate), None if likeness == "none" else float(likeness)
+
+
 def main(
-    settings: Annotated[list[str], typer.Argument(help="METHOD=RATE,RATE...")],
+    settings: Annotated[list[str], typer.Argument(help="METHOD=RATE[:LIKENESS],...")],
     people: Annotated[int, typer.Option(help="Tuning portraits.")] = 6,
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("runs/tune-methods"),
 ) -> None:

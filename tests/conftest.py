@@ -107,5 +107,5 @@ def quick_sampling(monkeypatch: pytest.MonkeyPatch) -> None:
     """Evaluations draw in two steps of the sampler."""
     from hyperdreambooth.evaluation.protocol import Asked
 
-    drawing = Asked.drawing.fget  # type: ignore[attr-defined]
-    monkeypatch.setattr(Asked, "drawing", property(lambda one: replace(drawing(one), steps=2)))
+    drawing = Asked.drawing
+    monkeypatch.setattr(Asked, "drawing", lambda one, method: replace(drawing(one, method), steps=2))

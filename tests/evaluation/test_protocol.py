@@ -64,7 +64,7 @@ def test_a_picture_is_what_the_kept_person_draws_alone(booth: HyperDreamBooth, p
     )
     person = booth.open_person(tmp_path / "people" / "mine" / "portrait-15001.safetensors")
     (question,) = (one for one in evaluation.asked if one.prompt == PROMPTS[1])
-    alone = booth.draw(person, PROMPTS[1], question.drawing)
+    alone = booth.draw(person, PROMPTS[1], question.drawing(QUICK.drawing))
     assert (load_pictures([tmp_path / record.file]) - alone).abs().max() < 1.5 / 255
 
 

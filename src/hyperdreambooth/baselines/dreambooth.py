@@ -45,6 +45,7 @@ class DreamBooth:
     objective: Objective = field(default_factory=lambda: Objective(noises=1))
     text_encoder: bool = False  # whether its weights are the person too
     prior: PriorConfig | None = PriorConfig()
+    drawing: DrawConfig = DrawConfig()  # noqa: RUF009  # frozen
 
     @property
     def iterations(self) -> int:

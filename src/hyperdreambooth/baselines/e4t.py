@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from hyperdreambooth.base.model import Base
 from hyperdreambooth.baselines.textual_inversion import said
 from hyperdreambooth.baselines.work import Fitting, TunedWork, how_made, noun_embedding, with_steps
+from hyperdreambooth.drawing import DrawConfig
 from hyperdreambooth.embedded import E4T_NETWORK
 from hyperdreambooth.errors import BadFile, UserError, WrongBase
 from hyperdreambooth.files import load_tensors, save_tensors
@@ -134,6 +135,7 @@ class E4T:
     fit: FitConfig = field(default_factory=lambda: FitConfig(steps=15, lr=1e-4))
     objective: Objective = field(default_factory=lambda: Objective(noises=16))
     network: Path = E4T_NETWORK
+    drawing: DrawConfig = DrawConfig()  # noqa: RUF009  # frozen
 
     @property
     def iterations(self) -> int:

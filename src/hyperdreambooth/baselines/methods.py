@@ -10,6 +10,7 @@ from hyperdreambooth.baselines.dreambooth import DreamBooth
 from hyperdreambooth.baselines.e4t import E4T
 from hyperdreambooth.baselines.textual_inversion import TextualInversion
 from hyperdreambooth.baselines.work import Method
+from hyperdreambooth.drawing import DrawConfig
 from hyperdreambooth.errors import UserError
 from hyperdreambooth.fitting.steps import FitConfig
 from hyperdreambooth.personalization import Personalization, PersonalizeConfig, Photo
@@ -22,6 +23,7 @@ class LiDB:
 
     config: PersonalizeConfig
     hypernetwork: Literal["if there", "needed", "left out"] = "needed"
+    drawing: DrawConfig = DrawConfig()  # noqa: RUF009  # frozen
 
     @property
     def iterations(self) -> int:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from hyperdreambooth.base.model import Base
 from hyperdreambooth.baselines.work import Fitting, TunedWork, how_made, noun_embedding, with_steps
+from hyperdreambooth.drawing import DrawConfig
 from hyperdreambooth.fitting.fit import Objective, Pictures, fit
 from hyperdreambooth.fitting.steps import FitConfig
 from hyperdreambooth.personalization import Photo
@@ -27,6 +28,7 @@ class TextualInversion:
     fit: FitConfig = field(default_factory=lambda: FitConfig(steps=5000, lr=5e-3))
     objective: Objective = field(default_factory=lambda: Objective(noises=1))
     at_once: int = 16  # people in a batch
+    drawing: DrawConfig = DrawConfig()  # noqa: RUF009  # frozen
 
     @property
     def iterations(self) -> int:

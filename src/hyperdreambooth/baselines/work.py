@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hyperdreambooth.base.model import Base
-from hyperdreambooth.drawing import Person, note_faults
+from hyperdreambooth.drawing import DrawConfig, Person, note_faults
 from hyperdreambooth.errors import UserError
 from hyperdreambooth.faces import face_masks
 from hyperdreambooth.fitting.fit import Objective, Pictures
@@ -53,6 +53,10 @@ class Method(Protocol):
     @property
     def iterations(self) -> int:
         """Steps of the optimiser per person."""
+
+    @property
+    def drawing(self) -> DrawConfig:
+        """How its people are drawn best."""
 
     def with_steps(self, steps: int) -> Method:
         """The same with so many steps."""

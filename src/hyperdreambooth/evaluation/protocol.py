@@ -35,10 +35,9 @@ class Asked:
     count: int
     seed: int  # of the first picture; the others follow
 
-    @property
-    def drawing(self) -> DrawConfig:
-        """How it is drawn. Without a [V] nobody is meant, so that no likeness is asked for."""
-        config = DrawConfig(count=self.count, seed=self.seed)
+    def drawing(self, method: DrawConfig) -> DrawConfig:
+        """How it is drawn by a method. Without a [V] nobody is meant, so that no likeness is asked for."""
+        config = replace(method, count=self.count, seed=self.seed)
         return config if "[V]" in self.prompt else replace(config, likeness=None)
 
 
@@ -90,7 +89,6 @@ class Evaluation:
             "hypernetwork": "none" if network is None else digest(*network.state_dict().values()),
             "people": list(people.names),
             "prompts": [[one.prompt, one.count, one.seed] for one in self.asked],
-            "drawing": repr(DrawConfig()),
         }
         keep_plan(folder, plan, {"references": people.pictures[:, 0]})
         for name, picture in zip(people.names, people.pictures[:, 0], strict=True):
@@ -127,7 +125,7 @@ class Evaluation:
             for row in left:
                 people.setdefault(row, self.booth.open_person(self._person_file(name, row)))
             if left:
-                self._draw(name, one, left, [people[row] for row in left])
+                self._draw(name, method, one, left, [people[row] for row in left])
                 yield one.count * len(left)
 
     def _make(self, name: str, method: Method, rows: Sequence[int]) -> Iterator[int]:
@@ -146,9 +144,11 @@ class Evaluation:
         self.writer.write(*records)
         yield len(rows)
 
-    def _draw(self, name: str, one: Asked, rows: Sequence[int], people: Sequence[Person]) -> None:
+    def _draw(self, name: str, method: Method, one: Asked, rows: Sequence[int], people: Sequence[Person]) -> None:
         booth, prompts = self.booth, [one.prompt] * len(people)
-        pictures = draw(booth.base, booth.adapters, people, prompts, one.drawing)  # (rows * count, 3, H, W)
+        pictures = draw(
+            booth.base, booth.adapters, people, prompts, one.drawing(method.drawing)
+        )  # (rows * count, 3, H, W)
         records = []
         for row, own in zip(rows, pictures.split(one.count), strict=True):
             for k, (file, picture) in enumerate(zip(self._files(name, row, one), own, strict=True)):
