@@ -1,4 +1,4 @@
-"""Which learning rate and likeness does a method want? The same search for each, on tuning people, scored as in reports.
+"""Which learning rate and likeness does a method want? One search for all, on tuning people, scored as in reports.
 
     python -m benchmarks.tune_methods dreambooth=3e-5,1e-4,1e-4:none textual-inversion=5e-3:3 --people 6 --out runs/tune
 
