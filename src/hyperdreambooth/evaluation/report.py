@@ -82,7 +82,7 @@ def _lines(scoring: Scoring, scores: Mapping[str, Scores], title: str, sheets: S
     yield from ("", *tables.paper_tables(scores), _CAVEAT, "")
     yield from ("## Ours against each, person by person", "", *tables.differences(scores), "")
     yield "Bold where the interval does not cross 0; the last two columns in points of 100."
-    yield from ("", "## What it takes", "", *tables.costs(scores), "")
+    yield from ("", "## What it takes", "", *tables.costs(scores), "", *tables.at_equal_likeness(scores), "")
     yield from ("![Likeness and prompt against seconds](time.png)", "", "![The same against bytes](bytes.png)", "")
     yield from ("## What the paper does not measure", "", *tables.beyond(scores), "")
     yield (

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -118,6 +120,45 @@ def costs(scores: Mapping[str, Scores]) -> Iterator[str]:
         )
     header = ["per person (times ours)", "iterations", "U-Net samples", "seconds", "people at once", "bytes"]
     yield from rows(header, body)
+
+
+def at_equal_likeness(scores: Mapping[str, Scores], measure: str = "face") -> Iterator[str]:
+    """The seconds in which each method, run with several numbers of steps, reaches what ours measures at the end.
+
+    Between two runs, likeness grows evenly with the logarithm of the time; nothing is said of methods with one run.
+    """
+    ours, body = scores[OURS], []
+    families: dict[str, list[Scores]] = {}
+    for name, one in scores.items():
+        if name != TRUE and name.partition("@")[0] != OURS:
+            families.setdefault(name.partition("@")[0], []).append(one)
+    target = float(ours.measures[measure].nanmean())
+    for name, several in families.items():
+        if len(several) > 1 and ours.seconds:
+            points = sorted((float(one.seconds or 0), float(one.measures[measure].nanmean())) for one in several)
+            seconds = reached(points, target)
+            if seconds is None:
+                best = max(value for _, value in points)
+                body.append([name, f"not in {points[-1][0]:,.1f} s (at best {best:.3f})", ""])
+            else:
+                body.append([name, f"{seconds:,.1f} s", _times(seconds, ours.seconds)])
+    if body:
+        yield from rows([f"to {target:.3f} {MEASURES[measure]} ({ours.seconds:,.2f} s of ours)", "takes", ""], body)
+
+
+def reached(points: Sequence[tuple[float, float]], target: float) -> float | None:
+    """Where a curve of (seconds > 0, value), in the order of the seconds, first meets the target; None if it does not.
+
+    Between two points the value is linear in the logarithm of the seconds; before the first it is not known, so that
+    a curve that begins above the target meets it at its first point.
+    """
+    if points[0][1] >= target:
+        return points[0][0]
+    for (before, low), (after, high) in pairwise(points):
+        if low < target <= high:
+            share = (target - low) / (high - low)
+            return float(math.exp(math.log(before) * (1 - share) + math.log(after) * share))
+    return None
 
 
 def _times(value: float, ours: float) -> str:
