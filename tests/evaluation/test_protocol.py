@@ -50,6 +50,14 @@ def test_everything_is_drawn_and_told(booth: HyperDreamBooth, people: People, tm
     made, pictures = evaluation.run.people(), evaluation.run.pictures()
     assert [one.person for one in made] == list(people.names)
     assert {(one.iterations, one.samples, one.together) for one in made} == {(2, 4, 3)}
+    alone = Evaluation(booth, people, SMALL, tmp_path / "alone", together=1)
+    work(alone)
+    assert {(one.iterations, one.samples, one.together) for one in alone.run.people()} == {(2, 4, 1)}
+    files = [one.file for one in pictures]
+    apart = load_pictures([tmp_path / file for file in files]) - load_pictures(
+        [tmp_path / "alone" / file for file in files]
+    )
+    assert apart.abs().max() < 3 / 255
     assert all(one.seconds > 0 and one.bytes > 100 for one in made)
     assert sorted({one.prompt for one in pictures}) == sorted({PLAIN, NOBODY, PROMPTS[1]})
     assert len(pictures) == 3 * PICTURES and all((tmp_path / one.file).is_file() for one in pictures)

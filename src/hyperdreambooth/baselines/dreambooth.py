@@ -12,6 +12,7 @@ from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -46,6 +47,7 @@ class DreamBooth:
     text_encoder: bool = False  # whether its weights are the person too
     prior: PriorConfig | None = PriorConfig()
     drawing: DrawConfig = DrawConfig()  # noqa: RUF009  # frozen
+    at_once: ClassVar[int] = 1  # each has a copy of all weights
 
     @property
     def iterations(self) -> int:

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -136,6 +137,7 @@ class E4T:
     objective: Objective = field(default_factory=lambda: Objective(noises=16))
     network: Path = E4T_NETWORK
     drawing: DrawConfig = DrawConfig()  # noqa: RUF009  # frozen
+    at_once: ClassVar[int] = 1  # each has a copy of all weights
 
     @property
     def iterations(self) -> int:

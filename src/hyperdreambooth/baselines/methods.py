@@ -23,6 +23,7 @@ class LiDB:
 
     config: PersonalizeConfig
     hypernetwork: Literal["if there", "needed", "left out"] = "needed"
+    at_once: int = 20  # people in a batch
     drawing: DrawConfig = DrawConfig()  # noqa: RUF009  # frozen
 
     @property

@@ -55,6 +55,10 @@ class Method(Protocol):
         """Steps of the optimiser per person."""
 
     @property
+    def at_once(self) -> int:
+        """How many people it makes in one batch, at most."""
+
+    @property
     def drawing(self) -> DrawConfig:
         """How its people are drawn best."""
 

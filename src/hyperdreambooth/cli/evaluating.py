@@ -32,6 +32,10 @@ def evaluate(
         int | None, typer.Option("--people", min=1, help="Of these, the first so many.", show_default="the set's")
     ] = None,
     only: Annotated[Path | None, typer.Option(help="File of picture names, one a line, to take of a folder.")] = None,
+    together: Annotated[
+        int | None,
+        typer.Option(min=1, help="People made at once; 1 times each alone.", show_default="what methods can"),
+    ] = None,
     share: Annotated[str, typer.Option(help="Which of several processes this is: 0/2, 1/2.")] = "0/1",
     base: BaseOption = "embedded",
     hypernetwork: Annotated[str, typer.Option(help='"embedded", a file, or "none".')] = "embedded",
@@ -56,7 +60,7 @@ def evaluate(
         everybody = _people(job, people, booth.base.picture_size, only, size.people)
         from hyperdreambooth.evaluation.protocol import Evaluation
 
-        evaluation = Evaluation(booth, everybody, size, output, part)
+        evaluation = Evaluation(booth, everybody, size, output, part, together)
         for name, method in chosen.items():
             most = size.costly_people if name in COSTLY else size.people
             for progress in evaluation.of(name, method, count or most):

@@ -23,7 +23,7 @@ from hyperdreambooth.sheet import save_png, to_image
 
 FORMAT = "hyperdreambooth-evaluation-1"
 METHOD_FORMAT = "hyperdreambooth-evaluated-method-1"
-AT_ONCE = 20  # people made together, where a method can
+AT_ONCE = 20  # people drawn together
 _SEEDS_PER_PROMPT = 1000
 
 
@@ -72,14 +72,22 @@ class Evaluation:
         sets: how much is drawn.
         folder: of the run; one that was begun goes on.
         share: of several processes.
+        together: how many people are made at once, at most; None is as many as a method can. More are sooner done, one
+            at a time shows what a single person takes; the pictures are the same but for rounding.
 
     Raises:
         UserError: the folder's run is of another base, other people, prompts or settings (what differs is named).
     """
 
     def __init__(
-        self, booth: HyperDreamBooth, people: People, sets: EvaluationSet, folder: Path, share: Share = Share()
-    ) -> None:  # the default is frozen
+        self,
+        booth: HyperDreamBooth,
+        people: People,
+        sets: EvaluationSet,
+        folder: Path,
+        share: Share = Share(),
+        together: int | None = None,
+    ) -> None:
         self.booth, self.people, self.run, self.share = booth, people, RunFolder(folder), share
         self.asked = asked(sets)
         network = booth.hypernetwork
@@ -94,7 +102,7 @@ class Evaluation:
         for name, picture in zip(people.names, people.pictures[:, 0], strict=True):
             if not self.run.reference(name).exists():
                 save_png(self.run.reference(name), to_image(picture))
-        self.writer = Writer(self.run, share.index)
+        self.writer, self._together = Writer(self.run, share.index), together
 
     def of(self, name: str, method: Method, people: int) -> Iterator[Progress]:
         """Make and draw the first so many people by one method.
@@ -116,7 +124,9 @@ class Evaluation:
         made = {one.person for one in self.run.people() if one.method == name}
         missing = [row for row in rows if self.people.names[row] not in made]
         yield len(rows) - len(missing)
-        yield from self._make(name, method, missing)
+        together = min(method.at_once, self._together or method.at_once)
+        for first in range(0, len(missing), together):
+            yield from self._make(name, method, missing[first : first + together])
         drawn = {one.file for one in self.run.pictures()}
         people = dict[int, Person]()
         for one in self.asked:
@@ -130,8 +140,6 @@ class Evaluation:
 
     def _make(self, name: str, method: Method, rows: Sequence[int]) -> Iterator[int]:
         """Make people together, where the method can, and keep them; their time is shared evenly among them."""
-        if not rows:
-            return
         work = method.personalizing(self.booth, [self.people.pictures[row, 0] for row in rows])
         for _ in work:
             yield 0
