@@ -32,7 +32,8 @@ from hyperdreambooth.portraits.splits import TUNING
 from hyperdreambooth.progress import log
 
 _AS_IT_IS = float("inf")  # no likeness is given
-SET = replace(SETS["quick"], plain=1, nobody=1)
+SET = replace(SETS["quick"], plain=2, nobody=1)
+CHOSEN_BY = ("face", "clip_t", "scene")  # the person once, the prompt as two judges see it
 console = Console(stderr=True, width=140)
 
 
@@ -94,12 +95,13 @@ def main(
 
 
 def _table(out: Path, names: list[str]) -> Table:
-    """A row for each, by `scores.MEASURES`."""
+    """A row for each, by `scores.MEASURES`; the sum of those in `CHOSEN_BY` decides."""
     scoring = Scoring(RunFolder(out), Panel.load())
-    table = Table("", *MEASURES.values(), title=f"{len(scoring.names)} tuning portraits")
+    table = Table("", *MEASURES.values(), "sum", title=f"{len(scoring.names)} tuning portraits")
     for scores in (scoring.true(), *(scoring.of(name) for name in names)):
-        means = (scores.measures[name].nanmean() for name in MEASURES)
-        table.add_row(scores.method, *(f"{mean:.3f}" for mean in means))
+        means = {name: float(scores.measures[name].nanmean()) for name in MEASURES}
+        total = sum(means[name] for name in CHOSEN_BY)
+        table.add_row(scores.method, *(f"{mean:.3f}" for mean in means.values()), f"{total:.3f}")
     return table
 
 

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 from benchmarks.judges import Judges
 from benchmarks.subjects import portraits
 from hyperdreambooth.base.loading import load_base
+from hyperdreambooth.baselines.e4t import E4TNetwork
 from hyperdreambooth.drawing import DrawConfig
-from hyperdreambooth.embedded import BASE, DEMO_PHOTO, FOLDER, HYPERNETWORK, JUDGES
+from hyperdreambooth.embedded import BASE, DEMO_PHOTO, E4T_NETWORK, FOLDER, HYPERNETWORK, JUDGES
+from hyperdreambooth.evaluation.encoders import Panel
+from hyperdreambooth.evaluation.features import ImageText, SelfSupervised
 from hyperdreambooth.evaluation.identification import identification_rate
-from hyperdreambooth.evaluation.judges import AttributeReader, Recogniser, SceneClassifier
+from hyperdreambooth.evaluation.judges import AttributeReader, Judge, Recogniser, SceneClassifier
 from hyperdreambooth.faces import crop_face, read_picture
 from hyperdreambooth.personalization import PersonalizeConfig
 from hyperdreambooth.pipeline import HyperDreamBooth
-from hyperdreambooth.portraits.captions import Scene
+from hyperdreambooth.portraits.captions import EDIT_SCENES, STYLE_SCENES, Scene, caption
 from hyperdreambooth.portraits.person import Person
+from hyperdreambooth.portraits.pictures import draw
 from hyperdreambooth.portraits.renderer import render
 from hyperdreambooth.portraits.view import View
 
@@ -58,8 +63,8 @@ def test_the_shipped_hypernetwork_is_the_shipped_bases_and_tells_faces_apart() -
     assert one.isfinite().all() and (one - other).norm() > 0.1 * one.norm()
 
 
-@pytest.mark.parametrize("kind", [Recogniser, SceneClassifier, AttributeReader])
-def test_judges_open(kind: type[Recogniser] | type[SceneClassifier] | type[AttributeReader]) -> None:
+@pytest.mark.parametrize("kind", [Recogniser, SceneClassifier, AttributeReader, SelfSupervised, ImageText])
+def test_judges_open(kind: type[Judge]) -> None:
     judge = kind.load(JUDGES / f"{kind.kind.replace(' ', '-')}.safetensors")
     assert judge.look(torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))).isfinite().all()
 
@@ -70,6 +75,28 @@ def test_the_shipped_recogniser_knows_people_it_never_saw(style: str) -> None:
     probes = recogniser.embed(people.true_picture(style))
     rate = identification_rate(people.gallery(recogniser, Scene(style=style)), probes, people.labels)
     assert rate.share >= 0.85  # 0.05 by chance
+
+
+def test_the_shipped_image_text_model_and_encoder_know_pictures_of_people_they_never_saw() -> None:
+    scenes = [*STYLE_SCENES, *EDIT_SCENES]
+    people, encoders = portraits("tuning", len(scenes), 64), Panel.load().encoders
+    assert people.seeds is not None
+    drawn = draw(people.seeds, [View.reference(np.random.RandomState(1))] * len(scenes), scenes, 64)
+    texts = encoders.clip.embed_text([caption(scene) for scene in scenes])
+    right = (encoders.clip.embed(drawn) @ texts.T).argmax(dim=1) == people.labels
+    assert right.float().mean() >= 0.7  # 0.05 by chance
+    shifted = drawn.roll((2, 2), dims=(2, 3)) * 0.9
+    found = (encoders.dino.embed(shifted) @ encoders.dino.embed(drawn).T).argmax(dim=1) == people.labels
+    assert found.float().mean() >= 0.9
+
+
+def test_what_e4t_learnt_is_of_the_base_that_ships() -> None:
+    booth = HyperDreamBooth.load()
+    network = E4TNetwork.load(E4T_NETWORK, booth)
+    assert booth.hypernetwork is not None
+    faces = render([Person(seed) for seed in (15_000, 15_001)], [View.reference()] * 2, booth.base.picture_size)
+    one, other = network(booth.hypernetwork.encoder(faces))
+    assert one.isfinite().all() and (one - other).norm() > 0.1 * one.norm()
 
 
 def test_what_ships_draws_the_right_people() -> None:

@@ -42,7 +42,7 @@ class DreamBooth:
     """How DreamBooth is fitted: a step is one photograph and one picture of the class."""
 
     name: str = "dreambooth"
-    fit: FitConfig = field(default_factory=lambda: FitConfig(steps=1200, lr=1e-4))
+    fit: FitConfig = field(default_factory=lambda: FitConfig(steps=1200, lr=5e-5))
     objective: Objective = field(default_factory=lambda: Objective(noises=1))
     text_encoder: bool = False  # whether its weights are the person too
     prior: PriorConfig | None = PriorConfig()

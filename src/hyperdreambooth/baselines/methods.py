@@ -62,23 +62,25 @@ METHODS: Mapping[str, Method] = {
     "relaxed-2": LiDB(PersonalizeConfig(rank=1, method="relaxed-2")),
     "relaxed-8": LiDB(PersonalizeConfig(rank=7, method="relaxed-8")),
     "relaxed-full": LiDB(PersonalizeConfig(relax="lora", rank=4, method="relaxed-full")),
-    # Tables 1 and 2.
-    "dreambooth": DreamBooth(),
-    "dreambooth-agg-1": DreamBooth("dreambooth-agg-1", FitConfig(steps=400, lr=2e-4)),
-    "dreambooth-agg-2": DreamBooth("dreambooth-agg-2", FitConfig(steps=40, lr=5e-4)),
-    "lora-dreambooth": LiDB(
+    # Tables 1 and 2. Learning rates by one search for all (`benchmarks.tune_methods`, docs/notes.md), where each gave, on
+    # tuning portraits: Face Rec., CLIP-T, prompts recognised (ours 0.79, 0.54, 71 %; true pictures 0.87, 0.68, 84 %).
+    "dreambooth": DreamBooth(fit=FitConfig(steps=1200, lr=5e-5)),  # 0.79, 0.50, 59 %
+    "dreambooth-agg-1": DreamBooth("dreambooth-agg-1", FitConfig(steps=400, lr=5e-5)),  # 0.63, 0.54, 59 %
+    "dreambooth-agg-2": DreamBooth("dreambooth-agg-2", FitConfig(steps=40, lr=1e-4)),  # 0.50, 0.58, 75 %
+    "lora-dreambooth": LiDB(  # 0.85, 0.53, 71 %
         PersonalizeConfig(steps=1000, noises=1, relax="lora", rank=1, lr=1e-3, method="lora-dreambooth"), "left out"
     ),
-    "lidb-dreambooth": LiDB(
-        PersonalizeConfig(steps=1000, noises=1, relax="none", lr=1e-2, method="lidb-dreambooth"), "left out"
+    "lidb-dreambooth": LiDB(  # 0.79, 0.52, 71 %
+        PersonalizeConfig(steps=1000, noises=1, relax="none", lr=3e-3, method="lidb-dreambooth"), "left out"
     ),
-    "textual-inversion": TextualInversion(),
-    "e4t": E4T(),
+    "textual-inversion": TextualInversion(fit=FitConfig(steps=5000, lr=2e-2)),  # 0.02, 0.62, 75 %
+    "e4t": E4T(fit=FitConfig(steps=15, lr=1e-4)),  # 0.82, 0.55, 69 %
 }
 
-TABLES = (  # those of the paper's tables, and the two that they call for
+TABLES = (  # those of the paper's tables, E4T, and ours without hypernetwork at length
     *(OURS, "no-hyper", "only-hyper", "k-1"),
-    *("dreambooth", "dreambooth-agg-1", "dreambooth-agg-2", "textual-inversion", "lora-dreambooth", "lidb-dreambooth"),
+    *("dreambooth", "dreambooth-agg-1", "dreambooth-agg-2", "textual-inversion", "e4t"),
+    *("lora-dreambooth", "lidb-dreambooth"),
 )
 COSTLY = ("dreambooth", "dreambooth-agg-1", "dreambooth-agg-2", "textual-inversion")  # minutes a person, or nearly
 

@@ -25,7 +25,7 @@ class TextualInversion:
     """How a word is fitted; it begins as the class noun's. People share a batch: their words do not touch."""
 
     name: str = "textual-inversion"
-    fit: FitConfig = field(default_factory=lambda: FitConfig(steps=5000, lr=5e-3))
+    fit: FitConfig = field(default_factory=lambda: FitConfig(steps=5000, lr=2e-2))
     objective: Objective = field(default_factory=lambda: Objective(noises=1))
     at_once: int = 16  # people in a batch
     drawing: DrawConfig = DrawConfig()  # noqa: RUF009  # frozen
