@@ -62,8 +62,8 @@ METHODS: Mapping[str, Method] = {
     "relaxed-2": LiDB(PersonalizeConfig(rank=1, method="relaxed-2")),
     "relaxed-8": LiDB(PersonalizeConfig(rank=7, method="relaxed-8")),
     "relaxed-full": LiDB(PersonalizeConfig(relax="lora", rank=4, method="relaxed-full")),
-    # Tables 1 and 2. Learning rates by one search for all (`benchmarks.tune_methods`, docs/notes.md), where each gave, on
-    # tuning portraits: Face Rec., CLIP-T, prompts recognised (ours 0.79, 0.54, 71 %; true pictures 0.87, 0.68, 84 %).
+    # Tables 1 and 2. Learning rates by one search for all (`benchmarks.tune_methods`, docs/notes.md), where each gave,
+    # on tuning portraits: Face Rec., CLIP-T, prompts recognised (ours 0.79, 0.54, 71 %; true ones 0.87, 0.68, 84 %).
     "dreambooth": DreamBooth(fit=FitConfig(steps=1200, lr=5e-5)),  # 0.79, 0.50, 59 %
     "dreambooth-agg-1": DreamBooth("dreambooth-agg-1", FitConfig(steps=400, lr=5e-5)),  # 0.63, 0.54, 59 %
     "dreambooth-agg-2": DreamBooth("dreambooth-agg-2", FitConfig(steps=40, lr=1e-4)),  # 0.50, 0.58, 75 %
