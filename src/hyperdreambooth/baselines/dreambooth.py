@@ -7,24 +7,27 @@ class that the base drew itself (prior preservation).
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from hyperdreambooth.base.model import Base
 from hyperdreambooth.baselines.work import Fitting, TunedWork, how_made, with_steps
-from hyperdreambooth.drawing import DrawConfig
+from hyperdreambooth.drawing import DrawConfig, draw
 from hyperdreambooth.files import load_tensors, save_tensors
 from hyperdreambooth.fitting.fit import Objective, Pictures, Prior, fit
 from hyperdreambooth.fitting.steps import FitConfig
 from hyperdreambooth.personalization import Photo
 from hyperdreambooth.pipeline import HyperDreamBooth
-from hyperdreambooth.progress import log
+from hyperdreambooth.progress import Progress, log
+
+PHASE = "draw class"
 
 
 @dataclass(frozen=True)
@@ -63,14 +66,17 @@ class DreamBooth:
 
     def personalizing(self, booth: HyperDreamBooth, photos: Sequence[Photo], seed: int = 0) -> TunedWork:
         """N photographs, one person after the other; the class's pictures are drawn first, once per base."""
-        objective = replace(self.objective, seed=seed)
-        prior = None if self.prior is None else class_pictures(booth, self.prior)
+        objective, prior = replace(self.objective, seed=seed), list[Prior]()
+
+        def prepare() -> Iterator[Progress]:
+            if self.prior is not None:
+                prior.append((yield from class_pictures(booth, self.prior)))
 
         def begin(base: Base, pictures: Pictures, _faces: Tensor) -> Fitting:
-            return self.begin(base, pictures, objective, prior)
+            return self.begin(base, pictures, objective, prior[0] if prior else None)
 
         how = how_made(self.name, self.fit, objective)
-        return TunedWork(booth, photos, begin, how, objective.prompt)
+        return TunedWork(booth, photos, begin, how, objective.prompt, prepare=prepare)
 
     def begin(self, base: Base, pictures: Pictures, objective: Objective, prior: Prior | None) -> Fitting:
         """The fit of one person on a copy of the base's weights."""
@@ -95,19 +101,25 @@ class DreamBooth:
         return Fitting(run, tensors)
 
 
-def class_pictures(booth: HyperDreamBooth, config: PriorConfig) -> Prior:
+def class_pictures(booth: HyperDreamBooth, config: PriorConfig) -> Generator[Progress, None, Prior]:
     """The latents of pictures that the base draws of the class; kept in the user's cache, so drawn once per base."""
-    key = f"class-{booth.fingerprint}-{config.pictures}-{config.drawing.seed}"
-    path = cache_folder() / f"{key}.safetensors"
+    path = cache_folder() / f"class-{booth.fingerprint}-{config.pictures}-{config.drawing.seed}.safetensors"
     if path.exists():
         tensors, about = load_tensors(path)
         if about.get("config") == repr(config):
             return Prior(tensors["latents"].float(), config.prompt, config.weight)
     log.warning("drawing %d pictures of the class, once for this base: kept in %s", config.pictures, path)
-    drawn = booth.draw(None, config.prompt, replace(config.drawing, count=config.pictures))
-    latents = booth.base.encode_pictures(drawn).cpu()  # (M, C, h, w)
-    save_tensors(path, {"latents": latents.half()}, {"config": repr(config)})
-    return Prior(latents.half().float(), config.prompt, config.weight)
+    latents, batch = list[Tensor](), config.drawing.batch
+    for first in range(0, config.pictures, batch):
+        yield Progress(PHASE, first, config.pictures)
+        count = min(batch, config.pictures - first)
+        drawing = replace(config.drawing, count=count, seed=config.drawing.seed + first)
+        drawn = draw(booth.base, booth.adapters, [None], [config.prompt], drawing)
+        with torch.no_grad():
+            latents.append(booth.base.encode_pictures(drawn).cpu().half())  # (count, C, h, w)
+    kept = torch.cat(latents)
+    save_tensors(path, {"latents": kept}, {"config": repr(config)})
+    return Prior(kept.float(), config.prompt, config.weight)
 
 
 def cache_folder() -> Path:

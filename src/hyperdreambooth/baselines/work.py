@@ -114,6 +114,7 @@ class TunedWork:
         how: for their files.
         prompt: that they are fitted to.
         at_once: how many are fitted together.
+        prepare: what the method has to do first, once for a base, whose time is nobody's.
     """
 
     def __init__(
@@ -124,12 +125,13 @@ class TunedWork:
         how: Mapping[str, str | int | float],
         prompt: str,
         at_once: int = 1,
+        prepare: Callable[[], Iterator[Progress]] = lambda: iter(()),
     ) -> None:
         booth.adapters.check_bare()
         if not photos:
             raise UserError("got no photographs, expected one of each person")
         self._base, self._photos, self._begin = booth.base, list(photos), begin
-        self._how, self._prompt, self._at_once = dict(how), prompt, at_once
+        self._how, self._prompt, self._at_once, self._prepare = dict(how), prompt, at_once, prepare
         self._watch = stopwatch(booth.base.device)
         self.faces = torch.empty(0)
         self.people: list[Tuned] = []
@@ -143,6 +145,7 @@ class TunedWork:
 
     def __iter__(self) -> Iterator[Progress]:
         note_faults(self._base, self._prompt)
+        yield from self._prepare()
         self.faces = yield from read_faces(self._photos, self._base.picture_size, self._watch)
         yield Progress(ENCODE, 0, 1)
         with torch.no_grad():
