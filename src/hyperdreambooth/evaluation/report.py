@@ -16,11 +16,13 @@ from hyperdreambooth.evaluation.prompts import NOBODY
 from hyperdreambooth.evaluation.records import PictureRecord
 from hyperdreambooth.evaluation.scores import Scores, Scoring
 from hyperdreambooth.files import write_atomically
-from hyperdreambooth.sheet import contact_sheet, save_png
+from hyperdreambooth.sheet import contact_sheet, save_jpeg
 
 OURS = tables.OURS
 MARKDOWN, HTML = "results.md", "results.html"
-_PEOPLE, _PROMPTS, _METHODS = 2, 5, 6  # of the sheets, at most, as in the paper's Figure 7
+_PEOPLE, _PROMPTS, _METHODS = 2, 5, 7  # of the sheets, at most, as in the paper's Figure 7
+_FIRST = (OURS, "dreambooth", "textual-inversion", "e4t", "only-hyper", "no-hyper")  # of the sheets, if they are there
+_KINDS = {"png": "png", "jpg": "jpeg"}
 _CAVEAT = (
     "Face recognition has learnt from true pictures in all styles here; that of photographs at full size is out of its "
     "domain on stylised ones, which is why the paper asked people too. The paper's figures are second-hand, of Stable "
@@ -55,7 +57,7 @@ def write_report(scoring: Scoring, scores: Sequence[Scores], folder: Path, title
     written += plot_costs(folder / "bytes.png", by_name, "bytes", "bytes per person")
     sheets = dict(_sheets(scoring))
     for name, sheet in sheets.items():
-        written += save_png(folder / f"{name}.png", sheet)
+        written += save_jpeg(folder / f"{name}.jpg", sheet)
     text = "\n".join(_lines(scoring, by_name, title, list(sheets))) + "\n"
     page = _page(text, folder, title)
     for name, content in ((MARKDOWN, text), (HTML, page)):
@@ -92,7 +94,7 @@ def _lines(scoring: Scoring, scores: Mapping[str, Scores], title: str, sheets: S
     )
     yield from ("", "## Pictures", "")
     for name in sheets:
-        yield from (f"![{name}]({name}.png)", "")
+        yield from (f"![{name}]({name}.jpg)", "")
     yield "The first people and prompts of the run, the first picture of each: not chosen."
 
 
@@ -104,7 +106,7 @@ def _sheets(scoring: Scoring) -> Iterator[tuple[str, Image.Image]]:
         first.setdefault((one.method, one.person, one.prompt), one)
     for person in scoring.names[:_PEOPLE]:
         rows = dict[str, list[Image.Image]]()
-        for method in scoring.methods:
+        for method in sorted(scoring.methods, key=lambda name: _FIRST.index(name) if name in _FIRST else len(_FIRST)):
             there = [first.get((method, person, prompt)) for prompt in prompts]
             if "@" not in method and len(rows) < _METHODS and all(there):
                 rows[method] = [_opened(scoring.run.path / one.file) for one in there if one is not None]
@@ -127,8 +129,8 @@ def _page(text: str, folder: Path, title: str) -> str:
 
     def inside(match: re.Match[str]) -> str:
         data = base64.b64encode((folder / match[1]).read_bytes()).decode()
-        return f'src="data:image/png;base64,{data}"'
+        return f'src="data:image/{_KINDS[match[2]]};base64,{data}"'
 
-    body = re.sub(r'src="([^":]+\.png)"', inside, body)
+    body = re.sub(r'src="([^":]+\.(png|jpg))"', inside, body)
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>'
     return f"<!doctype html><html lang='en'><head>{head}<style>{_STYLE}</style></head><body>{body}</body></html>\n"
