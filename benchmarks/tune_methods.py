@@ -31,7 +31,6 @@ from hyperdreambooth.people import People
 from hyperdreambooth.portraits.splits import TUNING
 from hyperdreambooth.progress import log
 
-_AS_IT_IS = float("inf")  # no likeness is given
 SET = replace(SETS["quick"], plain=2, nobody=1)
 CHOSEN_BY = ("face", "clip_t", "scene")  # the person once, the prompt as two judges see it
 console = Console(stderr=True, width=140)
@@ -48,7 +47,7 @@ def variants(settings: list[str]) -> dict[str, Method]:
         name, _, choices = setting.partition("=")
         for choice in choices.split(","):
             try:
-                rate, likeness = _numbers(choice)
+                rate, drawing = _numbers(choice)
             except ValueError as error:
                 raise UserError(f"got {setting!r}, expected METHOD=RATE[:LIKENESS],...") from error
             method: Any = method_of(name)
@@ -57,17 +56,14 @@ def variants(settings: list[str]) -> dict[str, Method]:
                 if isinstance(method, LiDB)
                 else replace(method, fit=replace(method.fit, lr=rate))
             )
-            if likeness is not _AS_IT_IS:
-                method = replace(method, drawing=replace(method.drawing, likeness=likeness))
-            found[f"{name}-{choice.replace(':', '-l')}"] = method
+            found[f"{name}-{choice.replace(':', '-l')}"] = replace(method, drawing=replace(method.drawing, **drawing))
     return found
 
 
-def _numbers(choice: str) -> tuple[float, float | None]:
+def _numbers(choice: str) -> tuple[float, dict[str, float | None]]:
+    """The learning rate, and what is other in the drawing: nothing where no likeness is given."""
     rate, _, likeness = choice.partition(":")
-    if not likeness:
-        return float(rate), _AS_IT_IS
-    return float(rate), None if likeness == "none" else float(likeness)
+    return float(rate), {"likeness": None if likeness == "none" else float(likeness)} if likeness else {}
 
 
 def main(

@@ -14,7 +14,7 @@ from hyperdreambooth.embedded import BASE, DEMO_PHOTO, E4T_NETWORK, FOLDER, HYPE
 from hyperdreambooth.errors import WrongBase, WrongSpace
 from hyperdreambooth.evaluation.features import ImageText, SelfSupervised
 from hyperdreambooth.evaluation.judges import AttributeReader, Judge, Recogniser, SceneClassifier
-from hyperdreambooth.files import load_tensors, save_tensors, write_atomically
+from hyperdreambooth.files import load_tensors, save_tensors, write_atomically, write_bytes
 from hyperdreambooth.hypernetwork.model import HyperNetwork
 from hyperdreambooth.hypernetwork.training import RESULT_FILE
 from hyperdreambooth.pipeline import space_of
@@ -177,7 +177,7 @@ def ship_e4t(shop: Workshop) -> Iterator[str]:
     file, trained = shop.out / E4T_NETWORK.relative_to(FOLDER), shop.weights("e4t").read_bytes()
     if file.exists() and file.read_bytes() == trained:
         return
-    write_atomically(file, lambda part: part.write_bytes(trained))
+    write_bytes(file, trained)
     Card(
         "E4T, a baseline",
         "A face's features to the word of its person, and everybody's weight offsets (arXiv 2302.12228), for the "

@@ -151,8 +151,7 @@ def _draw_batch(
     if config.likeness is not None:  # else the same N persons are worn in every answer
         weights = torch.cat([weights * answer.person for answer in answers])  # (K * N, S, R, a + b), 0 for nobody
         lora = None if lora is None else torch.cat([lora * answer.person for answer in answers])
-    generators = [torch.Generator().manual_seed(job.seed) for job in jobs]
-    noise = torch.cat([base.noise(1, generator) for generator in generators])  # (N, C, h, w)
+    noise, generators = _noise(base, jobs)
     device = base.device
     with torch.no_grad(), adapters.use(weights.to(device), None if lora is None else lora.to(device)):
         texts = [job.prompt if answer.prompt else "" for answer in answers for job in jobs]
@@ -173,14 +172,19 @@ def _draw_tuned(
         parts = zip(who, latents.chunk(len(who)), states.chunk(len(who)), strict=True)
         return torch.cat([one.predict(rows, timestep, read) for one, rows, read in parts])
 
-    generators = [torch.Generator().manual_seed(job.seed) for job in jobs]
-    noise = torch.cat([base.noise(1, generator) for generator in generators])  # (N, C, h, w)
+    noise, generators = _noise(base, jobs)
     with torch.no_grad():
         texts = [[job.prompt if answer.prompt else "" for job in jobs] for answer in answers]
         states = torch.stack([one.encode_prompts(text) for one, text in zip(who, texts, strict=True)])  # (K, N, L, D)
         factors = [answer.factor for answer in answers]
         latents = base.sample_mixed(states, factors, noise, config.steps, report, generators, predict)
         return base.decode(latents).cpu()
+
+
+def _noise(base: Base, jobs: Sequence[_Job]) -> tuple[Tensor, list[torch.Generator]]:
+    """What each picture begins with, (N, C, h, w), and the generators of what is added on its way."""
+    generators = [torch.Generator().manual_seed(job.seed) for job in jobs]
+    return torch.cat([base.noise(1, generator) for generator in generators]), generators
 
 
 def stack(people: Sequence[Identity | None], space: LiDBSpace) -> tuple[Tensor, Tensor | None]:

@@ -9,9 +9,10 @@ import re
 import secrets
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hyperdreambooth.errors import BadFile, DiskFull, NotWritable, WorkError
 
@@ -59,6 +60,12 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
         raise _write_error(path, error) from error
     finally:
         part.unlink(missing_ok=True)
+
+
+def write_bytes(path: str | Path, data: bytes) -> int:
+    """Write a file whole, by `write_atomically`; returns its bytes."""
+    write_atomically(path, lambda part: part.write_bytes(data))
+    return len(data)
 
 
 def append(path: str | Path, data: bytes) -> None:
@@ -114,7 +121,7 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapp
     # Serialised in memory, so that a full disk is an OSError with its number, whatever the library does.
     own = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
     data = _in_order(save(own, dict(metadata) if metadata else None))
-    write_atomically(path, lambda part: part.write_bytes(data))
+    write_bytes(path, data)
 
 
 def _in_order(data: bytes) -> bytes:
@@ -133,6 +140,19 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
     Raises `BadFile` for a file that is absent, a folder, unreadable, truncated, pickled or foreign.
     """
+    with _opened(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+
+
+def load_metadata(path: str | Path) -> dict[str, str]:
+    """A safetensors file's text metadata alone, whatever its size. Raises as `load_tensors`."""
+    with _opened(path) as file:
+        return dict(file.metadata() or {})
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Any]:
+    """A safetensors file to read from; whatever is wrong with it is a `BadFile`."""
     from safetensors import SafetensorError, safe_open
 
     path = Path(path)
@@ -140,8 +160,7 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with path.open("rb") as file:
             head = file.read(8)
         with safe_open(path, framework="pt", device="cpu") as opened:
-            names = opened.keys()
-            return {name: opened.get_tensor(name) for name in names}, dict(opened.metadata() or {})
+            yield opened
     except OSError as error:
         raise BadFile(f"cannot read {path} ({_reason(error)}), expected a safetensors file: check the path") from error
     except SafetensorError as error:

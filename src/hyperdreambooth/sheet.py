@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from hyperdreambooth.files import write_atomically
+from hyperdreambooth.files import write_bytes
 
 PAPER, INK, PALE = (250, 249, 246), (38, 38, 42), (128, 127, 124)
 """Background, titles and small print, sRGB."""
@@ -43,9 +43,7 @@ def save_jpeg(path: str | Path, image: Image.Image) -> int:
 def _save(path: str | Path, image: Image.Image, kind: str, **options: Any) -> int:
     encoded = BytesIO()  # in memory, so that a full disk is an OSError with its number
     image.save(encoded, kind, **options)
-    data = encoded.getvalue()
-    write_atomically(path, lambda part: part.write_bytes(data))
-    return len(data)
+    return write_bytes(path, encoded.getvalue())
 
 
 def contact_sheet(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from hyperdreambooth.base.model import Base
 from hyperdreambooth.errors import BadIdentityFile, UserError, WorkError, WrongBase
-from hyperdreambooth.files import load_tensors, save_tensors
+from hyperdreambooth.files import load_metadata, load_tensors, save_tensors
 
 FORMAT = "hyperdreambooth-tuned-1"
 WORD = "rare_token"  # the name of an embedding of its own, (D,), for the base's rare token
@@ -66,7 +66,7 @@ class Tuned:
             if own or (name == "text_encoder" and WORD in self.tensors):
                 networks[name] = deepcopy(networks[name])
             _replace(networks[name], {key.removeprefix(f"{name}."): tensor for key, tensor in own.items()}, strength)
-        tuned = Base(base.vae, networks["text_encoder"], base.tokenizer, networks["unet"], base.scheduler, base.card)
+        tuned = base.with_networks(**networks)
         if WORD in self.tensors:
             _replace_row(word_embeddings(tuned), rare_token_id(tuned), self.tensors[WORD], strength)
         return tuned
@@ -121,7 +121,7 @@ def read_tuned(path: str | Path) -> Tuned:
 
 def is_tuned(path: str | Path) -> bool:
     """Whether a file says that it holds a `Tuned` person. Raises BadFile where it is no safetensors file."""
-    return load_tensors(path)[1].get("format") == FORMAT
+    return load_metadata(path).get("format") == FORMAT
 
 
 def word_embeddings(base: Base) -> nn.Embedding:

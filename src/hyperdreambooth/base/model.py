@@ -141,6 +141,11 @@ class Base:
             nn.Module.to(network, device=device or self.device, dtype=dtype or self.dtype)  # diffusers' own `to` warns
         return self
 
+    def with_networks(self, text_encoder: nn.Module | None = None, unet: nn.Module | None = None) -> Base:
+        """A base with these networks in the place of its own; whatever is not given is shared."""
+        own = self.text_encoder if text_encoder is None else text_encoder, self.unet if unet is None else unet
+        return Base(self.vae, own[0], self.tokenizer, own[1], self.scheduler, self.card)
+
     def encode_pictures(self, pictures: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Pictures (N, 3, H, W) in [0, 1] to float32 latents (N, C, h, w): the posterior's mean, or a draw from it."""
         if pictures.ndim != 4 or pictures.shape[1] != 3:

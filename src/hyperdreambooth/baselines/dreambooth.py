@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from hyperdreambooth.base.model import Base
-from hyperdreambooth.baselines.work import Fitting, TunedWork, how_made, with_steps
+from hyperdreambooth.baselines.work import Fitting, TunedWork, Tuning, how_made
 from hyperdreambooth.drawing import DrawConfig, draw
 from hyperdreambooth.files import load_tensors, save_tensors
 from hyperdreambooth.fitting.fit import Objective, Pictures, Prior, fit
@@ -41,7 +41,7 @@ class PriorConfig:
 
 
 @dataclass(frozen=True)
-class DreamBooth:
+class DreamBooth(Tuning):
     """How DreamBooth is fitted: a step is one photograph and one picture of the class."""
 
     name: str = "dreambooth"
@@ -49,20 +49,7 @@ class DreamBooth:
     objective: Objective = field(default_factory=lambda: Objective(noises=1))
     text_encoder: bool = False  # whether its weights are the person too
     prior: PriorConfig | None = PriorConfig()
-    drawing: DrawConfig = DrawConfig()  # noqa: RUF009  # frozen
     at_once: ClassVar[int] = 1  # each has a copy of all weights
-
-    @property
-    def iterations(self) -> int:
-        """Steps of the optimiser per person."""
-        return self.fit.steps
-
-    def with_steps(self, steps: int) -> DreamBooth:
-        """The same with so many steps. Raises UserError for none."""
-        return replace(self, fit=with_steps(self.fit, steps))
-
-    def check(self, booth: HyperDreamBooth) -> None:
-        """Any base will do."""
 
     def personalizing(self, booth: HyperDreamBooth, photos: Sequence[Photo], seed: int = 0) -> TunedWork:
         """N photographs, one person after the other; the class's pictures are drawn first, once per base."""
@@ -80,14 +67,7 @@ class DreamBooth:
 
     def begin(self, base: Base, pictures: Pictures, objective: Objective, prior: Prior | None) -> Fitting:
         """The fit of one person on a copy of the base's weights."""
-        tuned = Base(
-            base.vae,
-            deepcopy(base.text_encoder) if self.text_encoder else base.text_encoder,
-            base.tokenizer,
-            deepcopy(base.unet),
-            base.scheduler,
-            base.card,
-        )
+        tuned = base.with_networks(deepcopy(base.text_encoder) if self.text_encoder else None, deepcopy(base.unet))
         parameters = {f"unet.{name}": p for name, p in tuned.unet.named_parameters()}
         if self.text_encoder:
             parameters |= {f"text_encoder.{name}": p for name, p in tuned.text_encoder.named_parameters()}

@@ -20,8 +20,7 @@ from torch import Tensor, nn
 
 from hyperdreambooth.base.model import Base
 from hyperdreambooth.baselines.textual_inversion import said
-from hyperdreambooth.baselines.work import Fitting, TunedWork, how_made, noun_embedding, with_steps
-from hyperdreambooth.drawing import DrawConfig
+from hyperdreambooth.baselines.work import Fitting, TunedWork, Tuning, how_made, noun_embedding
 from hyperdreambooth.embedded import E4T_NETWORK
 from hyperdreambooth.errors import BadFile, UserError, WrongBase
 from hyperdreambooth.files import load_tensors, save_tensors
@@ -129,24 +128,14 @@ def pretraining_loss(
 
 
 @dataclass(frozen=True)
-class E4T:
+class E4T(Tuning):
     """How a person is tuned after the word is predicted: a few steps of many noises, of U-Net and word."""
 
     name: str = "e4t"
     fit: FitConfig = field(default_factory=lambda: FitConfig(steps=15, lr=1e-4))
     objective: Objective = field(default_factory=lambda: Objective(noises=16))
     network: Path = E4T_NETWORK
-    drawing: DrawConfig = DrawConfig()  # noqa: RUF009  # frozen
     at_once: ClassVar[int] = 1  # each has a copy of all weights
-
-    @property
-    def iterations(self) -> int:
-        """Steps of the optimiser per person."""
-        return self.fit.steps
-
-    def with_steps(self, steps: int) -> E4T:
-        """The same with so many steps. Raises UserError for none."""
-        return replace(self, fit=with_steps(self.fit, steps))
 
     def check(self, booth: HyperDreamBooth) -> None:
         """Raise UserError where nothing was pre-trained, or the base has no hypernetwork, whose eyes it needs."""
@@ -191,10 +180,9 @@ def _with_offsets(booth: HyperDreamBooth, offsets: Tensor) -> Base:
     base = booth.base
     booth.adapters.merge(offsets)
     try:
-        unet, text_encoder = deepcopy(base.unet), deepcopy(base.text_encoder)
+        return base.with_networks(deepcopy(base.text_encoder), deepcopy(base.unet))
     finally:
         booth.adapters.unmerge()
-    return Base(base.vae, text_encoder, base.tokenizer, unet, base.scheduler, base.card)
 
 
 def _hypernetwork(booth: HyperDreamBooth) -> HyperNetwork:

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hyperdreambooth.base.model import Base
-from hyperdreambooth.baselines.work import Fitting, TunedWork, how_made, noun_embedding, with_steps
-from hyperdreambooth.drawing import DrawConfig
+from hyperdreambooth.baselines.work import Fitting, TunedWork, Tuning, how_made, noun_embedding
 from hyperdreambooth.fitting.fit import Objective, Pictures, fit
 from hyperdreambooth.fitting.steps import FitConfig
 from hyperdreambooth.personalization import Photo
@@ -21,26 +20,13 @@ from hyperdreambooth.tuned import WORD, rare_token_id, word_embeddings
 
 
 @dataclass(frozen=True)
-class TextualInversion:
+class TextualInversion(Tuning):
     """How a word is fitted; it begins as the class noun's. People share a batch: their words do not touch."""
 
     name: str = "textual-inversion"
     fit: FitConfig = field(default_factory=lambda: FitConfig(steps=5000, lr=2e-2))
     objective: Objective = field(default_factory=lambda: Objective(noises=1))
     at_once: int = 16  # people in a batch
-    drawing: DrawConfig = DrawConfig()  # noqa: RUF009  # frozen
-
-    @property
-    def iterations(self) -> int:
-        """Steps of the optimiser per person."""
-        return self.fit.steps
-
-    def with_steps(self, steps: int) -> TextualInversion:
-        """The same with so many steps. Raises UserError for none."""
-        return replace(self, fit=with_steps(self.fit, steps))
-
-    def check(self, booth: HyperDreamBooth) -> None:
-        """Any base will do."""
 
     def personalizing(self, booth: HyperDreamBooth, photos: Sequence[Photo], seed: int = 0) -> TunedWork:
         """N photographs, some at once."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
@@ -97,11 +97,28 @@ def noun_embedding(base: Base) -> Tensor:
     return word_embeddings(base).weight[noun].detach().float()
 
 
-def with_steps(fit: FitConfig, steps: int) -> FitConfig:
-    """The fit with so many steps. Raises UserError for none."""
-    if steps < 1:
-        raise UserError(f"got {steps} steps for a method that only fits, expected 1 or more")
-    return replace(fit, steps=steps)
+@dataclass(frozen=True)
+class Tuning:
+    """What methods that only fit have in common: a name, a fit, an objective, and how their people are drawn."""
+
+    name: str
+    fit: FitConfig
+    objective: Objective
+    drawing: DrawConfig = DrawConfig()  # noqa: RUF009  # frozen
+
+    @property
+    def iterations(self) -> int:
+        """Steps of the optimiser per person."""
+        return self.fit.steps
+
+    def with_steps(self, steps: int) -> Self:
+        """The same with so many steps. Raises UserError for none."""
+        if steps < 1:
+            raise UserError(f"got {steps} steps for a method that only fits, expected 1 or more")
+        return replace(self, fit=replace(self.fit, steps=steps))
+
+    def check(self, booth: HyperDreamBooth) -> None:
+        """Any base will do, unless a method says otherwise."""
 
 
 class TunedWork:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from hyperdreambooth.pipeline import HyperDreamBooth
 
 DRAW = "draw"
-OURS = "hyperdreambooth"
+DEFAULT_METHOD = "hyperdreambooth"
 PEFT_MODELS = ("unet", "text_encoder")  # which may have sites
 
 
@@ -55,7 +55,7 @@ def personalize(
     output: IdentityOutput,
     base: BaseOption = "embedded",
     hypernetwork: Annotated[str, typer.Option(help='"embedded", a file, or "none": fine-tuning alone.')] = "embedded",
-    method: Annotated[str, typer.Option(help="How to make a person: see below.")] = "hyperdreambooth",
+    method: Annotated[str, typer.Option(help="How to make a person: see below.")] = DEFAULT_METHOD,
     steps: Annotated[
         int | None, typer.Option(min=0, help="0 is the hypernetwork alone.", show_default="the method's: 40")
     ] = None,
@@ -90,7 +90,7 @@ def personalize(
 
 def _method(name: str, steps: int | None, ours: Mapping[str, Any]) -> Method:
     """The method of a name, with what is asked for in the place of its own. Raises UserError for what it has not."""
-    from hyperdreambooth.baselines.methods import LiDB, method_of
+    from hyperdreambooth.baselines.methods import OURS, LiDB, method_of
 
     method, given = method_of(name), {key: value for key, value in ours.items() if value is not None}
     if given:
@@ -111,7 +111,7 @@ def demo(
     with Job(as_json) as job:
         picture = _read(job, DEMO_PHOTO)
         booth = load_booth(job, "embedded", "embedded")
-        _make_person(job, booth, picture, _method(OURS, None, {}), 0, identity, sheet)
+        _make_person(job, booth, picture, _method(DEFAULT_METHOD, None, {}), 0, identity, sheet)
 
 
 def generate(

@@ -39,9 +39,6 @@ class Mean:
     low: float
     high: float
 
-    def __str__(self) -> str:
-        return f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})"
-
 
 def bootstrap(values: Tensor, draws: int = 2000, seed: int = 0) -> Mean:
     """The mean over people of values (P,); NaN, where a person has none, is left out.

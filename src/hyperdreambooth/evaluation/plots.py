@@ -7,9 +7,10 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+from hyperdreambooth.baselines.methods import OURS
 from hyperdreambooth.errors import UserError
-from hyperdreambooth.evaluation.scores import MEASURES, TRUE, Scores
-from hyperdreambooth.files import write_atomically
+from hyperdreambooth.evaluation.scores import MEASURES, TRUE, Scores, families
+from hyperdreambooth.files import write_bytes
 
 SHOWN = ("identified", "clip_t")
 _OURS, _OTHERS = "#c2410c", ("#334155", "#0f766e", "#7c3aed", "#a16207", "#be185d", "#2563eb", "#64748b", "#15803d")
@@ -22,15 +23,11 @@ def plot_costs(path: Path, scores: Mapping[str, Scores], cost: str, label: str) 
     Raises:
         UserError: matplotlib, an extra, is not installed.
     """
-    families: dict[str, list[Scores]] = {}
-    for name, one in scores.items():
-        if name != TRUE and getattr(one, cost) is not None:
-            families.setdefault(name.partition("@")[0], []).append(one)
     figure = _figure()(figsize=(11, 4.4), dpi=110, facecolor=_PAPER, layout="constrained")
     for axes, measure in zip(figure.subplots(1, len(SHOWN)), SHOWN, strict=True):
-        for number, (name, several) in enumerate(families.items()):
+        for number, (name, several) in enumerate(families(scores).items()):
             points = sorted((getattr(one, cost), float(one.measures[measure].nanmean())) for one in several)
-            colour = _OURS if name == "hyperdreambooth" else _OTHERS[number % len(_OTHERS)]
+            colour = _OURS if name == OURS else _OTHERS[number % len(_OTHERS)]
             costs, values = zip(*points, strict=True)
             axes.plot(costs, values, marker="o", color=colour, label=name, linewidth=1.2, markersize=6)
         if TRUE in scores:
@@ -42,8 +39,7 @@ def plot_costs(path: Path, scores: Mapping[str, Scores], cost: str, label: str) 
     figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=9)
     data = BytesIO()
     figure.savefig(data, format="png")
-    write_atomically(path, lambda part: part.write_bytes(data.getvalue()))
-    return len(data.getvalue())
+    return write_bytes(path, data.getvalue())
 
 
 def _figure() -> Any:

@@ -132,8 +132,7 @@ class Evaluation:
         for one in self.asked:
             left = [row for row in rows if self._files(name, row, one)[-1] not in drawn]
             yield one.count * (len(rows) - len(left))
-            for row in left:
-                people.setdefault(row, self.booth.open_person(self._person_file(name, row)))
+            people |= {row: self.booth.open_person(self._person_file(name, row)) for row in left if row not in people}
             if left:
                 self._draw(name, method, one, left, [people[row] for row in left])
                 yield one.count * len(left)

@@ -20,9 +20,10 @@ from typing import Any, ClassVar
 
 from hyperdreambooth.errors import UserError
 from hyperdreambooth.files import append
+from hyperdreambooth.fitting.plan import PLAN_FILE
 from hyperdreambooth.progress import log
 
-PLAN_FILE, RECORDS, REFERENCES, PICTURES = "plan.json", "records", "references", "pictures"
+RECORDS, REFERENCES, PICTURES = "records", "references", "pictures"
 
 
 @dataclass(frozen=True)

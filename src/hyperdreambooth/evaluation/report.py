@@ -9,16 +9,17 @@ from pathlib import Path
 
 from PIL import Image
 
+from hyperdreambooth.baselines.methods import OURS
 from hyperdreambooth.errors import UserError
 from hyperdreambooth.evaluation import tables
 from hyperdreambooth.evaluation.plots import plot_costs
 from hyperdreambooth.evaluation.prompts import NOBODY
 from hyperdreambooth.evaluation.records import PictureRecord
 from hyperdreambooth.evaluation.scores import Scores, Scoring
-from hyperdreambooth.files import write_atomically
-from hyperdreambooth.sheet import contact_sheet, save_jpeg
+from hyperdreambooth.faces import read_picture
+from hyperdreambooth.files import write_bytes
+from hyperdreambooth.sheet import contact_sheet, save_jpeg, to_image
 
-OURS = tables.OURS
 MARKDOWN, HTML = "results.md", "results.html"
 _PEOPLE, _PROMPTS, _METHODS = 2, 5, 7  # of the sheets, at most, as in the paper's Figure 7
 _FIRST = (OURS, "dreambooth", "textual-inversion", "e4t", "only-hyper", "no-hyper")  # of the sheets, if they are there
@@ -61,13 +62,8 @@ def write_report(scoring: Scoring, scores: Sequence[Scores], folder: Path, title
     text = "\n".join(_lines(scoring, by_name, title, list(sheets))) + "\n"
     page = _page(text, folder, title)
     for name, content in ((MARKDOWN, text), (HTML, page)):
-        written += _write(folder / name, content.encode())
+        written += write_bytes(folder / name, content.encode())
     return written
-
-
-def _write(path: Path, data: bytes) -> int:
-    write_atomically(path, lambda part: part.write_bytes(data))
-    return len(data)
 
 
 def _lines(scoring: Scoring, scores: Mapping[str, Scores], title: str, sheets: Sequence[str]) -> Iterator[str]:
@@ -109,15 +105,10 @@ def _sheets(scoring: Scoring) -> Iterator[tuple[str, Image.Image]]:
         for method in sorted(scoring.methods, key=lambda name: _FIRST.index(name) if name in _FIRST else len(_FIRST)):
             there = [first.get((method, person, prompt)) for prompt in prompts]
             if "@" not in method and len(rows) < _METHODS and all(there):
-                rows[method] = [_opened(scoring.run.path / one.file) for one in there if one is not None]
+                rows[method] = [to_image(read_picture(scoring.run.path / one.file)) for one in there if one is not None]
         if rows:
-            reference = _opened(scoring.run.reference(person))
+            reference = to_image(read_picture(scoring.run.reference(person)))
             yield person, contact_sheet(prompts, rows, reference=reference, captions=[person], across=len(prompts))
-
-
-def _opened(file: Path) -> Image.Image:
-    with Image.open(file) as image:
-        return image.convert("RGB")
 
 
 def _page(text: str, folder: Path, title: str) -> str:

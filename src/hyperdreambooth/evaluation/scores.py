@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from hyperdreambooth.errors import UserError
@@ -19,6 +18,7 @@ from hyperdreambooth.evaluation.metrics import diversity, likeness, per_person, 
 from hyperdreambooth.evaluation.prompts import NOBODY, PLAIN
 from hyperdreambooth.evaluation.records import PictureRecord, RunFolder
 from hyperdreambooth.evaluation.subjects import Subjects, subjects_of
+from hyperdreambooth.faces import read_picture
 from hyperdreambooth.portraits.captions import Scene, parse
 from hyperdreambooth.progress import Progress
 
@@ -57,6 +57,15 @@ class Scores:
     seconds: float | None = None
     together: float | None = None
     bytes: float | None = None
+
+
+def families(scores: Mapping[str, Scores]) -> dict[str, list[Scores]]:
+    """Methods by their names, each with all its numbers of steps ("dreambooth", "dreambooth@40"); no true pictures."""
+    found: dict[str, list[Scores]] = {}
+    for name, one in scores.items():
+        if name != TRUE:
+            found.setdefault(name.partition("@")[0], []).append(one)
+    return found
 
 
 @dataclass(frozen=True)
@@ -187,16 +196,6 @@ class Scoring:
         return attribute_error(self.panel.attributes.read(plain.pictures), self.subjects.truth[plain.people])
 
 
-def load_pictures(files: Sequence[object]) -> Tensor:
-    """PNG files of one size as (N, 3, H, W) float32 in [0, 1]. Raises UserError for one that cannot be read."""
-    return torch.stack(list(_read(files)))
-
-
-def _read(files: Sequence[object]) -> Iterator[Tensor]:
-    for file in files:
-        try:
-            with Image.open(str(file)) as image:
-                levels = np.asarray(image.convert("RGB"))
-        except OSError as error:
-            raise UserError(f"cannot read {file} ({error}), expected a picture of the run: draw it anew") from error
-        yield torch.from_numpy(levels.copy()).permute(2, 0, 1).float() / 255
+def load_pictures(files: Sequence[Path]) -> Tensor:
+    """Picture files of one size as (N, 3, H, W) float32 in [0, 1]. Raises BadPicture for one that cannot be read."""
+    return torch.stack([read_picture(file) for file in files])

@@ -9,10 +9,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from hyperdreambooth.baselines.methods import OURS
 from hyperdreambooth.evaluation.metrics import Mean, bootstrap
-from hyperdreambooth.evaluation.scores import MEASURES, TRUE, Scores
+from hyperdreambooth.evaluation.scores import MEASURES, TRUE, Scores, families
 
-OURS = "hyperdreambooth"
 # The paper's rows: Face Rec., DINO, CLIP-I, CLIP-T. Second-hand (from a transcription), and on other data.
 PAPER: Mapping[str, tuple[float, float, float, float]] = {
     OURS: (0.655, 0.473, 0.577, 0.286),
@@ -128,13 +128,9 @@ def at_equal_likeness(scores: Mapping[str, Scores], measure: str = "face") -> It
     Between two runs, likeness grows evenly with the logarithm of the time; nothing is said of methods with one run.
     """
     ours, body = scores[OURS], []
-    families: dict[str, list[Scores]] = {}
-    for name, one in scores.items():
-        if name != TRUE and name.partition("@")[0] != OURS:
-            families.setdefault(name.partition("@")[0], []).append(one)
     target = float(ours.measures[measure].nanmean())
-    for name, several in families.items():
-        if len(several) > 1 and ours.seconds:
+    for name, several in families(scores).items():
+        if name != OURS and len(several) > 1 and ours.seconds:
             points = sorted((float(one.seconds or 0), float(one.measures[measure].nanmean())) for one in several)
             seconds = reached(points, target)
             if seconds is None:
