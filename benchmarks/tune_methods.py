@@ -1,6 +1,6 @@
-"""Which learning rate and likeness does a method want? One search for all, on tuning people, scored as in reports.
+"""Which settings does a method want? One search for all, on tuning people, scored as in reports.
 
-    python -m benchmarks.tune_methods dreambooth=3e-5,1e-4,1e-4:none textual-inversion=5e-3:3 --people 6 --out runs/tune
+    python -m benchmarks.tune_methods dreambooth@400,lr=3e-5/1e-4,prior=0/0.1 e4t,lr=1e-4,likeness=none --people 6
 
 What is finished lies in the output folder, and is not done again.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,37 +38,52 @@ console = Console(stderr=True, width=140)
 
 
 def variants(settings: list[str]) -> dict[str, Method]:
-    """Methods with other learning rates and likenesses, by name and both, of settings "METHOD=RATE[:LIKENESS],...".
+    """Methods with other settings, by a name that says which, of "METHOD[@STEPS],KEY=VALUE[/VALUE]...,...".
+
+    Keys: lr; likeness ("none" for no such direction); noises; of identities relax and rank; of DreamBooth prior, the weight of the class's
+    pictures (0 for none), class, their prompt, and text-encoder (yes or no). Values in a row are tried one by one, with
+    every value of the other keys.
 
     Raises:
-        UserError: another method, a rate or a likeness that is no number.
+        UserError: another method or key, a key that the method has not, a value that is none.
     """
     found = dict[str, Method]()
     for setting in settings:
-        name, _, choices = setting.partition("=")
-        for choice in choices.split(","):
-            try:
-                rate, drawing = _numbers(choice)
-            except ValueError as error:
-                raise UserError(f"got {setting!r}, expected METHOD=RATE[:LIKENESS],...") from error
+        name, *pairs = setting.split(",")
+        keys = [pair.partition("=")[0] for pair in pairs]
+        for values in product(*(pair.partition("=")[2].split("/") for pair in pairs)):
             method: Any = method_of(name)
-            method = (
-                replace(method, config=replace(method.config, lr=rate))
-                if isinstance(method, LiDB)
-                else replace(method, fit=replace(method.fit, lr=rate))
-            )
-            found[f"{name}-{choice.replace(':', '-l')}"] = replace(method, drawing=replace(method.drawing, **drawing))
-    return found
+            for key, value in zip(keys, values, strict=True):
+                try:
+                    method = _with(method, key, value)
+                except (ValueError, KeyError, TypeError, AttributeError) as error:
+                    raise UserError(f"got {key}={value} for {name}, expected a setting that it has") from error
+            found["-".join([name, *(f"{key}{value}" for key, value in zip(keys, values, strict=True))])] = method
+    return {name.replace(" ", "_"): method for name, method in found.items()}
 
 
-def _numbers(choice: str) -> tuple[float, dict[str, float | None]]:
-    """The learning rate, and what is other in the drawing: nothing where no likeness is given."""
-    rate, _, likeness = choice.partition(":")
-    return float(rate), {"likeness": None if likeness == "none" else float(likeness)} if likeness else {}
+def _with(method: Any, key: str, value: str) -> Any:
+    """A method with one other setting. Raises whatever it does for one that it cannot have."""
+    number = None if value == "none" else value
+    if key == "likeness":
+        return replace(method, drawing=replace(method.drawing, likeness=number and float(number)))
+    if isinstance(method, LiDB):
+        kinds: dict[str, Any] = {"lr": float, "noises": int, "relax": str, "rank": int}
+        return replace(method, config=replace(method.config, **{key: kinds[key](value)}))
+    if key == "lr":
+        return replace(method, fit=replace(method.fit, lr=float(value)))
+    if key == "noises":
+        return replace(method, objective=replace(method.objective, noises=int(value)))
+    if key == "text-encoder":
+        return replace(method, text_encoder={"yes": True, "no": False}[value])
+    if key == "prior" and not float(value):
+        return replace(method, prior=None)
+    field, kind = {"prior": ("weight", float), "class": ("prompt", str)}[key]
+    return replace(method, prior=replace(method.prior, **{field: kind(value)}))
 
 
 def main(
-    settings: Annotated[list[str], typer.Argument(help="METHOD=RATE[:LIKENESS],...")],
+    settings: Annotated[list[str], typer.Argument(help="METHOD[@STEPS],KEY=VALUE[/VALUE]...,...")],
     people: Annotated[int, typer.Option(help="Tuning portraits.")] = 6,
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("runs/tune-methods"),
 ) -> None:

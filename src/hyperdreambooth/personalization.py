@@ -22,8 +22,8 @@ from hyperdreambooth.identity import Identity
 from hyperdreambooth.lidb import Adapters
 from hyperdreambooth.progress import Progress, Stopwatch, log
 
-Photo: TypeAlias = "str | Path | Image.Image | Tensor"
-"""A picture file, a PIL image, or a tensor (3, H, W), float in [0, 1] or uint8."""
+Photo: TypeAlias = "str | Path | Image.Image | Tensor | FaceCrop"
+"""A picture file, a PIL image, a tensor (3, H, W), float in [0, 1] or uint8; or a face that is cut out already."""
 
 READ, ENCODE, PREDICT, FINETUNE = PHASES = ("read face", "encode", "predict", "fine-tune")
 
@@ -197,7 +197,12 @@ def read_faces(photos: Sequence[Photo], size: int, watch: Stopwatch) -> Generato
 
 
 def read_face(photo: Photo, size: int) -> FaceCrop:
-    """The largest face of a photograph in the training pictures' framing. Raises BadPicture for anything else."""
+    """The largest face of a photograph in the training pictures' framing. Raises BadPicture for anything else.
+
+    A face that is cut out already comes back as it is.
+    """
+    if isinstance(photo, FaceCrop):
+        return photo
     return crop_face(read_picture(photo) if isinstance(photo, str | Path) else to_picture(photo), size)
 
 

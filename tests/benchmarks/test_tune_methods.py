@@ -8,18 +8,28 @@ from hyperdreambooth.baselines.methods import METHODS, LiDB
 from hyperdreambooth.errors import UserError
 
 
-def test_a_rate_reaches_the_fit_of_every_kind_of_method() -> None:
-    found = variants(["dreambooth=1e-4,3e-4:none", "lora-dreambooth=0.5:2", "e4t=1e-3"])
-    assert list(found) == ["dreambooth-1e-4", "dreambooth-3e-4-lnone", "lora-dreambooth-0.5-l2", "e4t-1e-3"]
-    tuned, lora = found["dreambooth-3e-4-lnone"], found["lora-dreambooth-0.5-l2"]
-    assert isinstance(tuned, DreamBooth) and tuned.fit.lr == 3e-4 and tuned.fit.steps == 1200
+def test_settings_reach_every_kind_of_method() -> None:
+    found = variants(["dreambooth@30,lr=1e-4/3e-4,prior=0/0.3", "lora-dreambooth,lr=0.5,likeness=none", "e4t,noises=2"])
+    names = [f"dreambooth@30-lr{rate}-prior{prior}" for rate in ("1e-4", "3e-4") for prior in ("0", "0.3")]
+    assert list(found) == [*names, "lora-dreambooth-lr0.5-likenessnone", "e4t-noises2"]
+    alone, tuned, lora = found[names[0]], found[names[3]], found["lora-dreambooth-lr0.5-likenessnone"]
+    assert isinstance(alone, DreamBooth) and alone.prior is None and alone.fit.steps == 30
+    assert isinstance(tuned, DreamBooth) and tuned.prior is not None
+    assert (tuned.fit.lr, tuned.prior.weight) == (3e-4, 0.3)
     assert isinstance(lora, LiDB) and lora.config.finetune.fit_of(predicted=False).lr == 0.5
-    assert (tuned.drawing.likeness, lora.drawing.likeness) == (None, 2.0)
-    assert found["dreambooth-1e-4"].drawing == METHODS["dreambooth"].drawing
-    assert METHODS["lora-dreambooth"] != lora and lora.config.steps == 1000
+    assert lora.drawing.likeness is None and lora.config.steps == 1000
+    assert METHODS["lora-dreambooth"] != lora
 
 
-@pytest.mark.parametrize("setting", ["dreambooth", "dreambooth=fast", "dreambooth=1e-3:much", "magic=1e-3"])
+def test_the_class_and_the_text_encoder_are_settings_too() -> None:
+    (method,) = variants(["dreambooth,class=a portrait of a face,text-encoder=yes"]).values()
+    assert isinstance(method, DreamBooth) and method.prior is not None
+    assert method.prior.prompt == "a portrait of a face" and method.text_encoder
+
+
+@pytest.mark.parametrize(
+    "setting", ["dreambooth,lr=fast", "e4t,prior=1", "dreambooth,text-encoder=2", "magic,lr=1e-3", "e4t,lr", "e4t,a=1"]
+)
 def test_what_is_wrong_is_said(setting: str) -> None:
     with pytest.raises(UserError, match="expected"):
         variants([setting])

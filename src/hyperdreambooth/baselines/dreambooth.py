@@ -6,6 +6,7 @@ class that the base drew itself (prior preservation).
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -20,6 +21,7 @@ from torch import Tensor
 from hyperdreambooth.base.model import Base
 from hyperdreambooth.baselines.work import Fitting, TunedWork, Tuning, how_made
 from hyperdreambooth.drawing import DrawConfig, draw
+from hyperdreambooth.errors import BadFile, WorkError
 from hyperdreambooth.files import load_tensors, save_tensors
 from hyperdreambooth.fitting.fit import Objective, Pictures, Prior, fit
 from hyperdreambooth.fitting.steps import FitConfig
@@ -82,24 +84,41 @@ class DreamBooth(Tuning):
 
 
 def class_pictures(booth: HyperDreamBooth, config: PriorConfig) -> Generator[Progress, None, Prior]:
-    """The latents of pictures that the base draws of the class; kept in the user's cache, so drawn once per base."""
-    path = cache_folder() / f"class-{booth.fingerprint}-{config.pictures}-{config.drawing.seed}.safetensors"
-    if path.exists():
-        tensors, about = load_tensors(path)
-        if about.get("config") == repr(config):
-            return Prior(tensors["latents"].float(), config.prompt, config.weight)
-    log.warning("drawing %d pictures of the class, once for this base: kept in %s", config.pictures, path)
-    latents, batch = list[Tensor](), config.drawing.batch
-    for first in range(0, config.pictures, batch):
-        yield Progress(PHASE, first, config.pictures)
-        count = min(batch, config.pictures - first)
-        drawing = replace(config.drawing, count=count, seed=config.drawing.seed + first)
-        drawn = draw(booth.base, booth.adapters, [None], [config.prompt], drawing)
-        with torch.no_grad():
-            latents.append(booth.base.encode_pictures(drawn).cpu().half())  # (count, C, h, w)
-    kept = torch.cat(latents)
-    save_tensors(path, {"latents": kept}, {"config": repr(config)})
+    """The latents of pictures that the base draws of the class; kept in the user's cache, so drawn once per base.
+
+    What is kept and damaged is drawn again; where nothing can be kept, they are used all the same.
+    """
+    path = _cached(booth, config)
+    if (kept := _read(path)) is None:
+        log.warning("drawing %d pictures of the class, once for this base: kept in %s", config.pictures, path)
+        latents, batch = list[Tensor](), config.drawing.batch
+        for first in range(0, config.pictures, batch):
+            yield Progress(PHASE, first, config.pictures)
+            count = min(batch, config.pictures - first)
+            drawing = replace(config.drawing, count=count, seed=config.drawing.seed + first)
+            drawn = draw(booth.base, booth.adapters, [None], [config.prompt], drawing)
+            with torch.no_grad():
+                latents.append(booth.base.encode_pictures(drawn).cpu().half())  # (count, C, h, w)
+        kept = torch.cat(latents)
+        try:
+            save_tensors(path, {"latents": kept})
+        except WorkError as error:
+            log.warning("the pictures of the class are not kept: %s", error)
     return Prior(kept.float(), config.prompt, config.weight)
+
+
+def _cached(booth: HyperDreamBooth, config: PriorConfig) -> Path:
+    """The file of these pictures; what they weigh does not change them."""
+    what = repr((booth.fingerprint, config.pictures, config.prompt, config.drawing))
+    return cache_folder() / f"class-{hashlib.sha256(what.encode()).hexdigest()[:16]}.safetensors"
+
+
+def _read(path: Path) -> Tensor | None:
+    """The latents of a file, (N, C, h, w); None where there are none."""
+    try:
+        return load_tensors(path)[0]["latents"]
+    except (BadFile, KeyError):
+        return None
 
 
 def cache_folder() -> Path:

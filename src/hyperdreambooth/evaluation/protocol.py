@@ -15,6 +15,7 @@ from hyperdreambooth.drawing import DrawConfig, Person, draw
 from hyperdreambooth.errors import UserError
 from hyperdreambooth.evaluation.prompts import NOBODY, PLAIN, PROMPTS, EvaluationSet
 from hyperdreambooth.evaluation.records import PICTURES, PersonRecord, PictureRecord, RunFolder, Writer
+from hyperdreambooth.faces import FaceCrop
 from hyperdreambooth.fitting.plan import digest, keep_plan
 from hyperdreambooth.people import People
 from hyperdreambooth.pipeline import HyperDreamBooth
@@ -139,7 +140,8 @@ class Evaluation:
 
     def _make(self, name: str, method: Method, rows: Sequence[int]) -> Iterator[int]:
         """Make people together, where the method can, and keep them; their time is shared evenly among them."""
-        work = method.personalizing(self.booth, [self.people.pictures[row, 0] for row in rows])
+        faces = [FaceCrop.framed(self.people.pictures[row, 0]) for row in rows]  # as they are judged
+        work = method.personalizing(self.booth, faces)
         for _ in work:
             yield 0
         seconds, samples = sum(work.seconds.values()) / len(rows), work.samples // len(rows)

@@ -60,6 +60,11 @@ class FaceCrop:
     note: str | None
     """What a person should know: no face, or several; None: exactly one."""
 
+    @classmethod
+    def framed(cls, picture: Tensor) -> FaceCrop:
+        """A picture (3, S, S) that is a face in this framing already, so that nothing is sought in it."""
+        return cls(picture, None, 1, None)
+
 
 def find_face(picture: Tensor) -> tuple[FaceBox | None, int]:
     """The largest face of a picture, and how many there are.
