@@ -40,9 +40,9 @@ console = Console(stderr=True, width=140)
 def variants(settings: list[str]) -> dict[str, Method]:
     """Methods with other settings, by a name that says which, of "METHOD[@STEPS],KEY=VALUE[/VALUE]...,...".
 
-    Keys: lr; likeness ("none" for no such direction); noises; of identities relax and rank; of DreamBooth prior, the weight of the class's
-    pictures (0 for none), class, their prompt, and text-encoder (yes or no). Values in a row are tried one by one, with
-    every value of the other keys.
+    Keys: lr; likeness ("none" for no such direction); noises; of identities relax and rank; of DreamBooth prior, the
+    weight of the class's pictures (0 for none), class, their prompt, and text-encoder (yes or no). Values in a row are
+    tried one by one, with every value of the other keys.
 
     Raises:
         UserError: another method or key, a key that the method has not, a value that is none.

@@ -50,7 +50,12 @@ class People:
 
 
 def read_people(
-    people: str, size: int, views: int, progress: OnProgress, only: Collection[str] | None = None
+    people: str,
+    size: int,
+    views: int,
+    progress: OnProgress,
+    only: Collection[str] | None = None,
+    most: int | None = None,
 ) -> People:
     """The people that a command names.
 
@@ -60,16 +65,17 @@ def read_people(
         size: side of the pictures in pixels.
         views: V of the synthetic people, the same for everybody; of photographs, all are taken.
         only: names of the photographs' files that are taken, where not all are.
+        most: how many people are taken, the first ones, where not all are.
 
     Raises:
-        UserError: neither, or nobody there.
+        UserError: neither, nobody there, or a name of `only` that is not there.
     """
     if (seeds := seeds_of(people)) is not None:
-        return _portraits(seeds, size, views, progress)
+        return _portraits(seeds[:most], size, views, progress)
     folder = Path(people)
     if not folder.is_dir():
         raise UserError(f"got {people}, expected portraits:FIRST-LAST or a folder of photographs: check the path")
-    return _photographs(folder, size, progress, only)
+    return _photographs(folder, size, progress, only, most)
 
 
 def seeds_of(people: str) -> range | None:
@@ -93,8 +99,26 @@ def _portraits(seeds: range, size: int, views: int, progress: OnProgress) -> Peo
     return People(tuple(f"portrait-{seed}" for seed in seeds), torch.stack(drawn))
 
 
-def _photographs(folder: Path, size: int, progress: OnProgress, only: Collection[str] | None = None) -> People:
+def _photographs(
+    folder: Path, size: int, progress: OnProgress, only: Collection[str] | None = None, most: int | None = None
+) -> People:
     """Whoever has fewer photographs than another shows them again, so that all have V."""
+    files = _chosen_files(folder, only)
+    found: dict[str, list[Tensor]] = {}
+    for done, (name, paths) in enumerate(files.items()):
+        if len(found) == most:
+            break
+        progress(Progress(READ, done, len(files)))
+        if pictures := [face for path in paths if (face := _face(path, size)) is not None]:
+            found[name] = pictures
+    if not found:
+        raise UserError(f"got {folder} without a photograph, expected person/photo.jpg or photo.jpg inside it")
+    views = max(len(pictures) for pictures in found.values())
+    return People(tuple(found), torch.stack([torch.stack([*islice(cycle(own), views)]) for own in found.values()]))
+
+
+def _chosen_files(folder: Path, only: Collection[str] | None) -> dict[str, list[Path]]:
+    """The picture files of each person of a folder, or of those of whom a file is asked for."""
     files: dict[str, list[Path]] = {}
     for name, all_paths in _files_of_people(folder):
         paths = all_paths if only is None else [path for path in all_paths if path.name in only]
@@ -103,15 +127,12 @@ def _photographs(folder: Path, size: int, progress: OnProgress, only: Collection
         if name in files:
             raise UserError(f"got two people of the name {name} in {folder}: rename one, or put both into one folder")
         files[name] = paths
-    found: dict[str, list[Tensor]] = {}
-    for done, (name, paths) in enumerate(files.items()):
-        progress(Progress(READ, done, len(files)))
-        if pictures := [face for path in paths if (face := _face(path, size)) is not None]:
-            found[name] = pictures
-    if not found:
-        raise UserError(f"got {folder} without a photograph, expected person/photo.jpg or photo.jpg inside it")
-    views = max(len(pictures) for pictures in found.values())
-    return People(tuple(found), torch.stack([torch.stack([*islice(cycle(own), views)]) for own in found.values()]))
+    there = {path.name for paths in files.values() for path in paths}
+    if missing := sorted(set(only or ()) - there):
+        raise UserError(
+            f"{folder} has no {missing[0]} ({len(missing)} of {len(only or ())} names are not there): check"
+        )
+    return files
 
 
 def _files_of_people(folder: Path) -> Iterator[tuple[str, list[Path]]]:

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from hyperdreambooth.baselines.dreambooth import DreamBooth
-from hyperdreambooth.baselines.methods import METHODS, TABLES, LiDB, method_of
+from hyperdreambooth.baselines.e4t import E4T
+from hyperdreambooth.baselines.methods import METHODS, OURS, TABLES, LiDB, costly, method_of
 from hyperdreambooth.baselines.textual_inversion import TextualInversion
 from hyperdreambooth.baselines.work import Method
 from hyperdreambooth.errors import UserError
@@ -19,6 +20,8 @@ from hyperdreambooth.evaluation.prompts import NOBODY, PLAIN, PROMPTS, SETS, Eva
 from hyperdreambooth.evaluation.protocol import Evaluation, Share, asked
 from hyperdreambooth.evaluation.records import PersonRecord, PictureRecord, RunFolder, Writer
 from hyperdreambooth.evaluation.scores import load_pictures
+from hyperdreambooth.evaluation.subjects import check_photographs
+from hyperdreambooth.files import save_tensors
 from hyperdreambooth.fitting.steps import FitConfig
 from hyperdreambooth.people import People
 from hyperdreambooth.personalization import PersonalizeConfig
@@ -89,6 +92,9 @@ def test_a_stopped_run_goes_on_and_ends_the_same(
     with stopped.writer.path.open("a") as shard:
         shard.write('{"kind": "pict')  # killed in the middle of a line
     before = {one.person: one for one in stopped.run.people()}
+    with pytest.raises(UserError, match="another process does this share"):
+        Evaluation(booth, people, SMALL, tmp_path / "stopped")
+    stopped.writer.close()  # as the end of a process does
     again = Evaluation(booth, people, SMALL, tmp_path / "stopped")
     assert work(again)[-1] == 3 * (1 + PICTURES)
     assert all(one == before[one.person] for one in again.run.people() if one.person in before)  # fitted once
@@ -104,7 +110,7 @@ def test_shares_together_make_the_run(booth: HyperDreamBooth, people: People, tm
         work(Evaluation(booth, people, SMALL, tmp_path, Share(index, 2)))
     run = RunFolder(tmp_path)
     assert len(run.people()) == 3 and len(run.pictures()) == 3 * PICTURES
-    assert {shard.name for shard in (tmp_path / "records").iterdir()} == {"000.jsonl", "001.jsonl"}
+    assert {shard.name for shard in (tmp_path / "records").glob("*.jsonl")} == {"000.jsonl", "001.jsonl"}
     with pytest.raises(UserError, match="share 2 of 2"):
         Share(2, 2)
 
@@ -141,6 +147,58 @@ def test_another_configuration_is_refused_by_name(booth: HyperDreamBooth, people
         work(evaluation, LiDB(PersonalizeConfig(steps=3), "left out"))
 
 
+def test_whoever_cannot_be_made_is_noted_and_left_out(
+    booth: HyperDreamBooth, people: People, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    wild = replace(QUICK, config=replace(QUICK.config, lr=float("inf")))
+    evaluation = Evaluation(booth, people, SMALL, tmp_path)
+    assert (
+        work(evaluation, wild)[-1] == 3 * (1 + PICTURES)
+        and not evaluation.run.people()
+        and not evaluation.run.pictures()
+    )
+    assert [one.person for one in evaluation.run.failures()] == list(people.names)
+    assert "goes on without" in caplog.text
+    assert work(evaluation, wild) and len(evaluation.run.failures()) == 3  # not tried again
+    work(evaluation, name="sound")
+    assert len(evaluation.run.people()) == 3
+
+
+def test_methods_say_what_they_cannot_do() -> None:
+    for name, said in (("no-hyper@0", "which only fits"), ("only-hyper@40", "hyperdreambooth@40"), ("base@1", "none")):
+        with pytest.raises(UserError, match=said):
+            method_of(name)
+    assert costly("dreambooth@40") and costly("e4t") and not costly("hyperdreambooth@80")
+    assert "lr=0.03" in METHODS[OURS].settings  # the preset's, though nobody named it
+    assert METHODS["k-1"].settings != METHODS[OURS].settings
+
+
+def test_other_weights_of_e4t_are_another_method(tmp_path: Path) -> None:
+    said = []
+    for number in range(2):
+        file = tmp_path / f"{number}.safetensors"
+        save_tensors(file, {"x": torch.full((2,), float(number))})
+        said.append(E4T(network=file).settings)
+        moved = file.rename(tmp_path / f"{number}-moved.safetensors")
+        assert E4T(network=moved).settings == said[-1]
+    assert said[0] != said[1]
+
+
+def test_nobody_is_drawn_as_the_base_draws(booth: HyperDreamBooth, people: People, tmp_path: Path) -> None:
+    evaluation = Evaluation(booth, people, SMALL, tmp_path)
+    work(evaluation, METHODS["base"], name="base")
+    record = next(one for one in evaluation.run.pictures() if one.prompt == PLAIN)
+    bare = booth.draw(None, PLAIN, replace(METHODS["base"].drawing, seed=record.seed, steps=2))
+    assert (load_pictures([tmp_path / record.file]) - bare).abs().max() < 1.5 / 255
+    assert {(one.bytes, one.samples) for one in evaluation.run.people()} == {(0, 0)}
+
+
+def test_photographs_called_as_portraits_are_refused() -> None:
+    check_photographs(["portrait-1", "portrait-x"])
+    with pytest.raises(UserError, match="called as synthetic people"):
+        check_photographs(["portrait-1", "portrait-2"])
+
+
 def test_a_foreign_line_is_named(tmp_path: Path) -> None:
     writer = Writer(RunFolder(tmp_path))
     writer.write(PersonRecord("a", "b", 1, 2, 3.0, 1, 4), PictureRecord("a", "b", "c", 0, "d"))
@@ -149,7 +207,7 @@ def test_a_foreign_line_is_named(tmp_path: Path) -> None:
         shard.write('{"kind": "song"}\n')
     with pytest.raises(UserError, match="line 3, is no record"):
         list(RunFolder(tmp_path).records())
-    with pytest.raises(UserError, match="no run that can be read"):
+    with pytest.raises(UserError, match=r"holds no run, expected plan\.json"):
         _ = RunFolder(tmp_path).plan
 
 

@@ -25,6 +25,7 @@ from hyperdreambooth.embedded import E4T_NETWORK
 from hyperdreambooth.errors import BadFile, UserError, WrongBase
 from hyperdreambooth.files import load_tensors, save_tensors
 from hyperdreambooth.fitting.fit import Objective, Pictures, fit
+from hyperdreambooth.fitting.plan import digest
 from hyperdreambooth.fitting.steps import FitConfig
 from hyperdreambooth.hypernetwork.loss import People, denoising_together
 from hyperdreambooth.hypernetwork.model import HyperNetwork
@@ -136,6 +137,12 @@ class E4T(Tuning):
     objective: Objective = field(default_factory=lambda: Objective(noises=16))
     network: Path = E4T_NETWORK
     at_once: ClassVar[int] = 1  # each has a copy of all weights
+
+    @property
+    def settings(self) -> str:
+        """Every setting, and the numbers of what was trained beforehand in the place of where they lie."""
+        trained = digest(*load_tensors(self.network)[0].values()) if self.network.is_file() else "none"
+        return repr(replace(self, network=Path(trained)))
 
     def check(self, booth: HyperDreamBooth) -> None:
         """Raise UserError where nothing was pre-trained, or the base has no hypernetwork, whose eyes it needs."""

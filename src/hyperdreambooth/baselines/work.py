@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Protocol, Self
 
 import torch
@@ -62,8 +63,15 @@ class Method(Protocol):
     def drawing(self) -> DrawConfig:
         """How its people are drawn best."""
 
+    @property
+    def settings(self) -> str:
+        """All that decides what it makes, in words: the same words, the same people."""
+
     def with_steps(self, steps: int) -> Method:
-        """The same with so many steps."""
+        """The same with so many steps. Raises UserError for a number that it cannot do."""
+
+    def save(self, person: Person, path: Path) -> int:
+        """Write a person's file as this method keeps it; returns its bytes. Raises as the person's own `save`."""
 
     def check(self, booth: HyperDreamBooth) -> None:
         """Raise UserError for a booth that lacks what the method needs."""
@@ -110,6 +118,15 @@ class Tuning:
     def iterations(self) -> int:
         """Steps of the optimiser per person."""
         return self.fit.steps
+
+    @property
+    def settings(self) -> str:
+        """Every setting."""
+        return repr(self)
+
+    def save(self, person: Person, path: Path) -> int:
+        """In half precision."""
+        return person.save(path)
 
     def with_steps(self, steps: int) -> Self:
         """The same with so many steps. Raises UserError for none."""

@@ -48,7 +48,7 @@ def evaluate(
     """
     check_outputs(output / "plan.json")
     with Job(as_json) as job:
-        from hyperdreambooth.baselines.methods import COSTLY, TABLES, method_of
+        from hyperdreambooth.baselines.methods import TABLES, costly, method_of
         from hyperdreambooth.evaluation.prompts import set_of
 
         chosen = {name: method_of(name) for name in (methods.split(",") if methods else TABLES)}
@@ -57,16 +57,22 @@ def evaluate(
         booth = load_booth(job, base, hypernetwork)
         for method in chosen.values():
             method.check(booth)
-        everybody = _people(job, people, booth.base.picture_size, only, size.people)
+        everybody = _people(job, people, booth.base.picture_size, only, max(size.people, count or 0))
         from hyperdreambooth.evaluation.protocol import Evaluation
 
         evaluation = Evaluation(booth, everybody, size, output, part, together)
         for name, method in chosen.items():
-            most = size.costly_people if name in COSTLY else size.people
-            for progress in evaluation.of(name, method, count or most):
+            most = size.costly_people if costly(name) else size.people
+            for progress in evaluation.of(name, method, count or most, job.report):
                 job.report(progress)
-        records = evaluation.run.people(), evaluation.run.pictures()
-        job.finish(run=str(output), people=len(everybody.names), made=len(records[0]), pictures=len(records[1]))
+        run = evaluation.run
+        job.finish(
+            run=str(output),
+            people=len(everybody.names),
+            made=len(run.people()),
+            failed=len(run.failures()),
+            pictures=len(run.pictures()),
+        )
 
 
 def report(
@@ -108,23 +114,26 @@ def report(
 
 def _people(job: Job, people: str, size: int, only: Path | None, most: int) -> People:
     """The people of a run, one picture each."""
-    from hyperdreambooth.evaluation.subjects import portraits_of
+    from hyperdreambooth.evaluation.subjects import check_photographs, portraits_of
     from hyperdreambooth.people import People, read_people, seeds_of
 
-    names = None if only is None else _lines(only)
+    names = None if only is None else _names(only, Path(people).name)
     if (seeds := seeds_of(people)) is not None:
         chosen = portraits_of(seeds[:most], size)
         return People(tuple(f"portrait-{seed}" for seed in seeds[:most]), chosen.references.unsqueeze(1))
     with job.phase(LOAD):
-        everybody = read_people(people, size, 1, job.report, names)
-    return People(everybody.names[:most], everybody.pictures[:most, :1])
+        everybody = read_people(people, size, 1, job.report, names, most)
+    check_photographs(everybody.names)
+    return People(everybody.names, everybody.pictures[:, :1])
 
 
-def _lines(path: Path) -> set[str]:
+def _names(path: Path, folder: str) -> set[str]:
+    """The picture names of a list, one a line: "photo.jpg", or "folder/photo.jpg", which no other folder heeds."""
     try:
-        return set(path.read_text().split())
+        lines = [Path(line.strip()) for line in path.read_text().splitlines() if line.strip()]
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path} ({error}), expected a file of names: check the path") from error
+    return {line.name for line in lines if line.parent.name in ("", folder)}
 
 
 def _share(text: str) -> Share:

@@ -6,23 +6,30 @@ method, person, prompt and seed alone; the same prompt and seed begin with the s
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hyperdreambooth.baselines.work import Method
 from hyperdreambooth.drawing import DrawConfig, Person, draw
-from hyperdreambooth.errors import UserError
+from hyperdreambooth.errors import DiskFull, UserError, WorkError
 from hyperdreambooth.evaluation.prompts import NOBODY, PLAIN, PROMPTS, EvaluationSet
-from hyperdreambooth.evaluation.records import PICTURES, PersonRecord, PictureRecord, RunFolder, Writer
+from hyperdreambooth.evaluation.records import (
+    FORMAT,
+    PICTURES,
+    FailureRecord,
+    PersonRecord,
+    PictureRecord,
+    RunFolder,
+    Writer,
+)
 from hyperdreambooth.faces import FaceCrop
 from hyperdreambooth.fitting.plan import digest, keep_plan
 from hyperdreambooth.people import People
 from hyperdreambooth.pipeline import HyperDreamBooth
-from hyperdreambooth.progress import Progress
+from hyperdreambooth.progress import Progress, log
 from hyperdreambooth.sheet import save_png, to_image
 
-FORMAT = "hyperdreambooth-evaluation-1"
 METHOD_FORMAT = "hyperdreambooth-evaluated-method-1"
 AT_ONCE = 20  # people drawn together
 _SEEDS_PER_PROMPT = 1000
@@ -105,59 +112,99 @@ class Evaluation:
                 save_png(self.run.reference(name), to_image(picture))
         self.writer, self._together = Writer(self.run, share.index), together
 
-    def of(self, name: str, method: Method, people: int) -> Iterator[Progress]:
-        """Make and draw the first so many people by one method.
+    def of(
+        self, name: str, method: Method, people: int, progress: Callable[[Progress], None] = lambda _: None
+    ) -> Iterator[Progress]:
+        """Make and draw the first so many people by one method; whoever cannot be made is noted, and left out.
+
+        Args:
+            progress: also hears how far the drawing of one prompt is, between two reports.
 
         Raises:
             UserError: the folder has the method of that name with other settings.
         """
-        keep_plan(self.run.path / "methods" / name, {"format": METHOD_FORMAT, "method": repr(method)}, {})
+        keep_plan(self.run.path / "methods" / name, {"format": METHOD_FORMAT, "method": method.settings}, {})
         rows = [row for row in range(min(people, len(self.people.names))) if row % self.share.count == self.share.index]
         total = len(rows) * (1 + sum(one.count for one in self.asked))
-        progress = Progress(name, 0, total)
-        for first in range(0, len(rows), AT_ONCE):
-            for done in self._some(name, method, rows[first : first + AT_ONCE]):
-                progress = replace(progress, done=progress.done + done)
-                yield progress
+        whole = Progress(name, 0, total)
+        at_once = 1 if method.at_once == 1 else AT_ONCE  # those with weights of their own are large: one by one
+        for first in range(0, len(rows), at_once):
+            for done in self._some(name, method, rows[first : first + at_once], progress):
+                if isinstance(done, int):
+                    whole = replace(whole, done=whole.done + done)
+                yield whole if isinstance(done, int) else done
 
-    def _some(self, name: str, method: Method, rows: Sequence[int]) -> Iterator[int]:
-        """Yields how much more is done, people and pictures."""
-        made = {one.person for one in self.run.people() if one.method == name}
+    def _some(
+        self, name: str, method: Method, rows: Sequence[int], progress: Callable[[Progress], None]
+    ) -> Iterator[int | Progress]:
+        """Yields how much more is done, people and pictures, and between that what a fit says of itself."""
+        made = {one.person for one in self.run.people() if one.method == name} | self._failed(name)
         missing = [row for row in rows if self.people.names[row] not in made]
         yield len(rows) - len(missing)
         together = min(method.at_once, self._together or method.at_once)
         for first in range(0, len(missing), together):
             yield from self._make(name, method, missing[first : first + together])
-        drawn = {one.file for one in self.run.pictures()}
+        failed, drawn = self._failed(name), {one.file for one in self.run.pictures()}
         people = dict[int, Person]()
         for one in self.asked:
-            left = [row for row in rows if self._files(name, row, one)[-1] not in drawn]
+            left = [
+                row
+                for row in rows
+                if self.people.names[row] not in failed and self._files(name, row, one)[-1] not in drawn
+            ]
             yield one.count * (len(rows) - len(left))
             people |= {row: self.booth.open_person(self._person_file(name, row)) for row in left if row not in people}
             if left:
-                self._draw(name, method, one, left, [people[row] for row in left])
+                self._draw(name, method, one, left, [people[row] for row in left], progress)
                 yield one.count * len(left)
 
-    def _make(self, name: str, method: Method, rows: Sequence[int]) -> Iterator[int]:
-        """Make people together, where the method can, and keep them; their time is shared evenly among them."""
+    def _failed(self, name: str) -> set[str]:
+        return {one.person for one in self.run.failures() if one.method == name}
+
+    def _make(self, name: str, method: Method, rows: Sequence[int]) -> Iterator[int | Progress]:
+        """Make people together, where the method can, and keep them; their time is shared evenly among them.
+
+        One who cannot be made is found by making each alone.
+        """
         faces = [FaceCrop.framed(self.people.pictures[row, 0]) for row in rows]  # as they are judged
         work = method.personalizing(self.booth, faces)
-        for _ in work:
-            yield 0
-        seconds, samples = sum(work.seconds.values()) / len(rows), work.samples // len(rows)
-        records = []
-        for row, person in zip(rows, work.people, strict=True):
-            size = person.save(self._person_file(name, row))
-            who = self.people.names[row]
-            records.append(PersonRecord(name, who, method.iterations, samples, round(seconds, 4), len(rows), size))
-        self.writer.write(*records)
+        sizes = []
+        try:
+            yield from work
+            for row, person in zip(rows, work.people, strict=True):
+                sizes.append(method.save(person, self._person_file(name, row)))
+        except DiskFull:
+            raise
+        except WorkError as error:
+            if len(rows) > 1:
+                for row in rows:
+                    yield from self._make(name, method, [row])
+                return
+            who = self.people.names[rows[0]]
+            log.warning("%s cannot make %s, and goes on without: %s", name, who, error)
+            self.writer.write(FailureRecord(name, who, str(error)))
+            yield 1
+            return
+        seconds, samples = round(sum(work.seconds.values()) / len(rows), 4), work.samples // len(rows)
+        self.writer.write(
+            *(
+                PersonRecord(name, self.people.names[row], method.iterations, samples, seconds, len(rows), size)
+                for row, size in zip(rows, sizes, strict=True)
+            )
+        )
         yield len(rows)
 
-    def _draw(self, name: str, method: Method, one: Asked, rows: Sequence[int], people: Sequence[Person]) -> None:
-        booth, prompts = self.booth, [one.prompt] * len(people)
-        pictures = draw(
-            booth.base, booth.adapters, people, prompts, one.drawing(method.drawing)
-        )  # (rows * count, 3, H, W)
+    def _draw(
+        self,
+        name: str,
+        method: Method,
+        one: Asked,
+        rows: Sequence[int],
+        people: Sequence[Person],
+        progress: Callable[[Progress], None],
+    ) -> None:
+        booth, prompts, drawing = self.booth, [one.prompt] * len(people), one.drawing(method.drawing)
+        pictures = draw(booth.base, booth.adapters, people, prompts, drawing, progress)  # (rows * count, 3, H, W)
         records = []
         for row, own in zip(rows, pictures.split(one.count), strict=True):
             for k, (file, picture) in enumerate(zip(self._files(name, row, one), own, strict=True)):

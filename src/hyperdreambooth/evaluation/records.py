@@ -3,7 +3,7 @@
     RUN/plan.json                   what decides the result: methods, people, prompts, seeds, settings, the base
     RUN/references/PERSON.png       the one picture that everybody is made from
     RUN/pictures/METHOD/PERSON/PROMPT-SEED.png
-    RUN/records/SHARD.jsonl         a line per person who was made and per picture that was drawn
+    RUN/records/SHARD.jsonl         a line per person who was made or could not be, and per picture that was drawn
 
 A line is written when what it tells of lies on the disk, so a run that is killed at any moment knows what it has.
 """
@@ -18,11 +18,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
+from filelock import FileLock, Timeout
+
 from hyperdreambooth.errors import UserError
 from hyperdreambooth.files import append
-from hyperdreambooth.fitting.plan import PLAN_FILE
+from hyperdreambooth.fitting.plan import PLAN_FILE, read_plan
 from hyperdreambooth.progress import log
 
+FORMAT = "hyperdreambooth-evaluation-1"  # of a run's plan
 RECORDS, REFERENCES, PICTURES = "records", "references", "pictures"
 
 
@@ -52,8 +55,18 @@ class PictureRecord:
     file: str  # in the run's folder
 
 
-Record = PersonRecord | PictureRecord
-_KINDS: dict[str, type[Record]] = {kind.kind: kind for kind in (PersonRecord, PictureRecord)}
+@dataclass(frozen=True)
+class FailureRecord:
+    """One person whom one method could not make, and will not make if asked again."""
+
+    kind: ClassVar[str] = "failure"
+    method: str
+    person: str
+    reason: str
+
+
+Record = PersonRecord | PictureRecord | FailureRecord
+_KINDS: dict[str, type[Record]] = {kind.kind: kind for kind in (PersonRecord, PictureRecord, FailureRecord)}
 
 
 @dataclass(frozen=True)
@@ -65,14 +78,9 @@ class RunFolder:
     @cached_property
     def plan(self) -> dict[str, Any]:
         """What `plan.json` says. Raises UserError where there is none, or none of ours."""
-        file = self.path / PLAN_FILE
-        try:
-            plan = json.loads(file.read_text())
-        except (OSError, ValueError) as error:
-            raise UserError(f"{self.path} holds no run that can be read, expected {PLAN_FILE} in it") from error
-        if not isinstance(plan, dict):
-            raise UserError(f"{file} is not a run's, expected a JSON object: choose a folder that hdb evaluate made")
-        return plan
+        if not (self.path / PLAN_FILE).is_file():
+            raise UserError(f"{self.path} holds no run, expected {PLAN_FILE} in it: name a folder of hdb evaluate")
+        return read_plan(self.path, FORMAT)
 
     def reference(self, person: str) -> Path:
         """The picture that a person is made from."""
@@ -94,13 +102,33 @@ class RunFolder:
         """Every picture that was drawn; each once."""
         return list({one.file: one for one in self.records() if isinstance(one, PictureRecord)}.values())
 
+    def failures(self) -> list[FailureRecord]:
+        """Everybody who could not be made."""
+        return [one for one in self.records() if isinstance(one, FailureRecord)]
+
 
 class Writer:
-    """Appends records to one shard of a run; what a kill left half-written is cut off first."""
+    """Appends records to one shard of a run; what a kill left half-written is cut off first.
+
+    Raises:
+        UserError: another process writes this shard.
+    """
 
     def __init__(self, folder: RunFolder, shard: int = 0) -> None:
         self.path = folder.path / RECORDS / f"{shard:03d}.jsonl"
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(self.path.with_suffix(".lock"))  # the system lets go of it when the process ends
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout as error:
+            raise UserError(
+                f"another process does this share of {folder.path}, expected one: wait for it, or choose another share"
+            ) from error
         self._repair()
+
+    def close(self) -> None:
+        """Let another process have the shard."""
+        self._lock.release()
 
     def _repair(self) -> None:
         if not self.path.exists():

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hyperdreambooth.errors import UserError
 from hyperdreambooth.evaluation.judges import Recogniser
 from hyperdreambooth.hypernetwork.jitter import Jitter
 from hyperdreambooth.portraits.captions import Scene
@@ -83,6 +84,15 @@ def portraits_of(seeds: Sequence[int], size: int) -> Subjects:
     random = np.random.RandomState(6_000)
     views = [View.reference(random) for _ in seeds]
     return Subjects("portraits", draw(seeds, views, [Scene("portrait")] * len(seeds), size), tuple(seeds))
+
+
+def check_photographs(names: Sequence[str]) -> None:
+    """Raise UserError for photographs that a run would take for synthetic people, all called "portrait-SEED"."""
+    if names and all(_PORTRAIT.fullmatch(name) for name in names):
+        raise UserError(
+            f"got photographs that are all called as synthetic people are ({names[0]}, ...), expected other names: "
+            "rename one, or ask for portraits:FIRST-LAST"
+        )
 
 
 def subjects_of(names: Sequence[str], references: Tensor) -> Subjects:

@@ -49,7 +49,7 @@ def keep_plan(folder: Path, plan: Mapping[str, object], data: Mapping[str, Tenso
         )
 
 
-def read_plan(folder: Path, form: str) -> dict[str, object]:
+def read_plan(folder: Path, form: str) -> dict[str, Any]:
     """The plan of a folder. Raises UserError where it is damaged, or its format is not `form`."""
     path = folder / PLAN_FILE
     try:
