@@ -117,6 +117,9 @@ def test_people_of_other_methods_are_made_inspected_and_drawn(
         "generate", file, "--prompt", "a [V] face", "-o", tmp_path / "out", "--base", hdb.base, "--steps", 2
     )
     assert drawn["count"] == 1
+    if method != "lora-dreambooth":
+        exported = ("export", file, "--format", "kohya", "-o", tmp_path / "b.safetensors", "--base", hdb.base)
+        assert "in weights of their own" in hdb(*exported, status=2)[1]
     if method == "dreambooth":  # the class's pictures are drawn once for a base
         again = hdb.json("personalize", portrait_file, "-o", file, *chosen)
         assert not any("pictures of the class" in note for note in again["notes"])
@@ -146,10 +149,13 @@ def test_evaluate_takes_the_photographs_that_are_named(
     folder.mkdir()
     for name in ("ann.png", "bob.png", "cas.png"):
         (folder / name).write_bytes(portrait_file.read_bytes())
-    (tmp_path / "list.txt").write_text("bob.png cas.png")
+    (tmp_path / "list.txt").write_text("bob.png\nphotos/cas.png\nelsewhere/dan.png\n")
     command = ("evaluate", folder, "-o", tmp_path / "run", "--base", hdb.base, "--methods", "no-hyper@1")
     got = hdb.json(*command, "--only", tmp_path / "list.txt")
     assert got["people"] == 2 and (tmp_path / "run" / "references" / "bob.png").is_file()
+    (tmp_path / "list.txt").write_text("bob.png\nno body.png\n")
+    _, said = hdb(*command, "--only", tmp_path / "list.txt", "-o", tmp_path / "other", status=2)
+    assert "has no no body.png (1 of 2 names" in said
 
 
 def test_generate_every_one_with_every_one(hdb: Hdb, tmp_path: Path, identities: tuple[Path, Path]) -> None:

@@ -13,7 +13,7 @@ from hyperdreambooth.base.loading import load_base
 from hyperdreambooth.base.model import Base
 from hyperdreambooth.drawing import DrawConfig, Person, Subject, check_person, draw, note_faults, pair
 from hyperdreambooth.embedded import HYPERNETWORK
-from hyperdreambooth.errors import WrongBase, WrongSpace
+from hyperdreambooth.errors import BadIdentityFile, WrongBase, WrongSpace
 from hyperdreambooth.fitting.finetune import Relax
 from hyperdreambooth.hypernetwork.model import HyperNetwork
 from hyperdreambooth.hypernetwork.training import RESULT_FILE
@@ -110,6 +110,11 @@ class HyperDreamBooth:
 
     def open(self, path: str | Path) -> Identity:
         """Read an identity file that was made for this base. Raises BadIdentityFile, WrongBase or WrongSpace."""
+        if is_tuned(path):
+            raise BadIdentityFile(
+                f"{path} holds a person in weights of their own, expected an identity, a few numbers beside the base: "
+                "only hdb generate and hdb inspect take both"
+            )
         return Identity.open(path, space=self.space, base=self.fingerprint, base_name=self.base.name)
 
     def open_person(self, path: str | Path) -> Person:

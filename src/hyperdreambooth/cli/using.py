@@ -76,13 +76,15 @@ def personalize(
     """One photograph to an identity file: predict, relax, fine-tune.
 
     Other methods, to compare with: no-hyper, only-hyper, k-1, fixed-rank,
-    relaxed-2, relaxed-8, relaxed-full; dreambooth, dreambooth-agg-1,
-    dreambooth-agg-2, lora-dreambooth, lidb-dreambooth, textual-inversion.
+    relaxed-2, relaxed-8, relaxed-full, int8; dreambooth, dreambooth-agg-1,
+    dreambooth-agg-2, lora-dreambooth, lidb-dreambooth, textual-inversion,
+    e4t.
     They know --steps; --noises, --relax and --rank are hyperdreambooth's.
     """
     check_outputs(output, sheet, inputs=[photo, Path(hypernetwork)])
     with Job(as_json) as job:
         chosen = _method(method, steps, {"noises": noises, "relax": relax, "rank": rank})
+        _check_dtype(method, chosen, dtype)
         picture = _read(job, photo)
         booth = load_booth(job, base, hypernetwork)
         _make_person(job, booth, picture, chosen, seed, output, sheet, dtype)
@@ -99,6 +101,14 @@ def _method(name: str, steps: int | None, ours: Mapping[str, Any]) -> Method:
             raise UserError(f"got {options} for --method {name}, expected them for {OURS} alone: leave them out")
         method = replace(method, config=replace(method.config, **given))
     return method if steps is None else method.with_steps(steps)
+
+
+def _check_dtype(name: str, method: Method, dtype: Dtype) -> None:
+    """Raise UserError, before any work, for whole weights in eight bits."""
+    from hyperdreambooth.baselines.work import Tuning
+
+    if isinstance(method, Tuning) and dtype == "int8":
+        raise UserError(f"got --dtype int8 for --method {name}, whose people are whole weights, expected fp16 or fp32")
 
 
 def demo(
