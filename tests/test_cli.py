@@ -139,7 +139,7 @@ def test_evaluate_and_report(hdb: Hdb, tmp_path: Path, quick_sampling: None) -> 
     for words in ("3 portraits, 8 prompts, 3 methods, 78 pictures", "chance 33.3%", "*0.655*", "no-hyper@3", "5,000"):
         assert (words in text) == (words != "5,000")
     assert 'src="data:image/png' in page and '.png"' not in page and "<table>" in page
-    assert {path.name for path in (run / "report").iterdir()} >= {"time.png", "bytes.png", "portrait-15000.jpg"}
+    assert {path.name for path in (run / "report").iterdir()} >= {"time.png", "bytes.png", "sheet-1.jpg"}
 
 
 def test_evaluate_takes_the_photographs_that_are_named(

@@ -8,7 +8,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hyperdreambooth.evaluation.metrics import Mean, bootstrap, diversity, likeness, per_person, prompt_text
+from hyperdreambooth.evaluation.metrics import (
+    Mean,
+    bootstrap,
+    diversity,
+    likeness,
+    over_prompts,
+    per_cell,
+    per_person,
+    prompt_text,
+    ranked_first,
+)
 
 
 def test_likeness_is_the_cosine_row_by_row() -> None:
@@ -46,3 +56,40 @@ def test_the_bootstrap_finds_the_interval_of_a_mean() -> None:
 
 def test_a_prompt_names_nobody_for_clip() -> None:
     assert prompt_text("a watercolor of a [V] face at the beach") == "a watercolor of a face at the beach"
+
+
+def test_prompts_weigh_alike_however_many_pictures_there_are() -> None:
+    generator = torch.Generator().manual_seed(0)
+    values = torch.rand(60, generator=generator)
+    people, prompts = torch.randint(4, (60,), generator=generator), torch.randint(3, (60,), generator=generator)
+    here = ~((people == 1) & (prompts == 2)) & (people != 3)  # one has nothing in one prompt, one nothing at all
+    values, people, prompts = values[here], people[here], prompts[here]
+    cells = per_cell(values, people, prompts, (4, 3))
+    for person in range(4):
+        means = []
+        for prompt in range(3):
+            own = [
+                value
+                for value, whose, asked in zip(values.tolist(), people.tolist(), prompts.tolist(), strict=True)
+                if (whose, asked) == (person, prompt)
+            ]
+            if own:
+                means.append(sum(own) / len(own))
+                assert float(cells[person, prompt]) == pytest.approx(means[-1])
+            else:
+                assert math.isnan(cells[person, prompt])
+        mean = float(over_prompts(cells)[person])
+        assert mean == pytest.approx(sum(means) / len(means)) if means else math.isnan(mean)
+    many = per_cell(torch.tensor([1.0, 1.0, 1.0, 0.0]), torch.zeros(4).long(), torch.tensor([0, 0, 0, 1]), (1, 2))
+    assert over_prompts(many).tolist() == [0.5]
+
+
+def test_a_picture_is_ranked_first_where_no_text_is_nearer_than_its_own() -> None:
+    generator = torch.Generator().manual_seed(0)
+    pictures, texts = (F.normalize(torch.randn(n, 5, generator=generator), dim=1) for n in (40, 6))
+    own = torch.randint(6, (40,), generator=generator)
+    found = ranked_first(pictures, texts, own)
+    for picture, row, first in zip(pictures, own.tolist(), found.tolist(), strict=True):
+        cosines = [float(F.cosine_similarity(picture, text, dim=0)) for text in texts]
+        assert first == (max(cosines) == cosines[row])
+    assert 0 < found.sum() < 40

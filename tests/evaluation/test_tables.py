@@ -7,16 +7,26 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor
 
+from hyperdreambooth.baselines.methods import OURS
 from hyperdreambooth.evaluation import tables
-from hyperdreambooth.evaluation.scores import MEASURES, TRUE, Scores
-from hyperdreambooth.evaluation.tables import PAPER, at_equal_likeness, paired, reached
+from hyperdreambooth.evaluation.scores import BASE_METHOD, CELLS, TRUE, Scores
+from hyperdreambooth.evaluation.tables import PAPER, at_equal_likeness, costs, paired, reached
 
 
-def scores(name: str, value: float, people: int = 4, seconds: float = 2.0) -> Scores:
-    """Everything about `value`, of people who differ a little."""
+def scores(name: str, value: float, people: int = 4, seconds: float = 2.0, together: float = 1) -> Scores:
+    """Everything about `value`, of people who differ a little, in two prompts that differ more."""
     values = value + torch.linspace(-0.01, 0.01, people, dtype=torch.float64)
-    return Scores(name, torch.arange(people), dict.fromkeys(MEASURES, values), 0.9, 40, 80, seconds, 1, 1000)
+    cells = torch.stack([values - 0.1, values + 0.1], dim=1)  # (P, Q)
+    once = {"diversity": values, "drift": values}
+    costs = (0.9, 40, 80, seconds, together, 1000)
+    return Scores(name, torch.arange(people), dict.fromkeys(CELLS, cells), once, *costs)
+
+
+def with_face(one: Scores, people: list[int], cells: Tensor) -> Scores:
+    """The same, of these people, whose Face Rec. is (P, Q)."""
+    return replace(one, people=torch.tensor(people), cells=one.cells | {"face": cells.double()})
 
 
 def test_a_curve_meets_a_target_between_two_points() -> None:
@@ -26,35 +36,74 @@ def test_a_curve_meets_a_target_between_two_points() -> None:
     assert reached(curve, 0.1) == 1.0 and reached(curve, 0.61) is None
 
 
+def run_of(*several: Scores) -> dict[str, Scores]:
+    return {one.method: one for one in several}
+
+
 def test_speed_at_equal_likeness_is_said_of_methods_with_a_curve() -> None:
-    ours = scores("hyperdreambooth", 0.4)
-    run = {
-        one.method: one
-        for one in (
-            scores(TRUE, 0.9),
-            ours,
-            scores("lora@10", 0.2, seconds=1),
-            scores("lora@99", 0.6, seconds=100),
-            scores("k-1", 0.3),
-        )
-    }
-    text = "\n".join(at_equal_likeness(run))
-    assert "to 0.400 Face Rec. (2.00 s of ours)" in text and "| lora | 10.0 s | 5.0 x |" in text and "k-1" not in text
-    slow = run | {"lora@99": replace(run["lora@99"], measures=ours.measures | {"face": torch.tensor([0.3])})}
-    assert "| lora | not in 100.0 s (at best 0.300) |" in "\n".join(at_equal_likeness(slow))
-    assert list(at_equal_likeness({"hyperdreambooth": ours})) == []
-
-
-def test_differences_are_of_people_whom_both_made() -> None:
-    ours, other = scores("hyperdreambooth", 0.5, 4), scores("dreambooth", 0.5, 4)
-    few = replace(
-        other, people=torch.tensor([3, 1]), measures={"face": torch.tensor([0.10, 0.20], dtype=torch.float64)}
+    ours = scores(OURS, 0.4)
+    run = run_of(
+        scores(TRUE, 0.9),
+        ours,
+        scores("lora@10", 0.2, seconds=1),
+        scores("lora@99", 0.6, seconds=100),
+        scores("k-1", 0.3),
     )
+    text = "\n".join(at_equal_likeness(run))
+    assert "ours: 2.00 s)" in text and "| lora | 4 | 0.400 | 10.0 s | 5.0 x |" in text and "k-1" not in text
+    slow = run | run_of(with_face(run["lora@99"], [0, 1, 2, 3], torch.full((4, 2), 0.3)))
+    assert "| lora | 4 | 0.400 | not in 100.0 s (at best 0.300) |" in "\n".join(at_equal_likeness(slow))
+    at_once = run | run_of(scores("lora@10", 0.5, seconds=1))
+    assert "| lora | 4 | 0.400 | at most 1.0 s | at most 0.5 x |" in "\n".join(at_equal_likeness(at_once))
+    assert list(at_equal_likeness({OURS: ours})) == []
+
+
+def test_the_target_is_ours_on_the_people_and_prompts_of_the_curve() -> None:
+    ours = with_face(scores(OURS, 0), [0, 1, 2], torch.tensor([[0.9, 0.9], [0.3, 0.7], [0.5, 0.9]]))
+    nan = float("nan")
+    short = with_face(scores("lora@10", 0, seconds=1), [2, 1], torch.tensor([[0.1, 0.1], [0.1, 0.9]]))
+    long = with_face(scores("lora@99", 0, seconds=100), [1, 2], torch.tensor([[0.7, nan], [0.7, 0.9]]))
+    # Person 1 in the first prompt, person 2 in both: ours 0.3 and 0.7, the curve 0.1 and 0.1, then 0.7 and 0.8.
+    text = "\n".join(at_equal_likeness(run_of(ours, short, long)))
+    seconds = 100 ** ((0.5 - 0.1) / (0.75 - 0.1))
+    assert f"| lora | 2 | 0.500 | {seconds:.1f} s | {seconds / 2:.1f} x |" in text
+
+
+def test_seconds_that_were_shared_otherwise_are_not_compared() -> None:
+    batch, alone = scores("k-1", 0.5, seconds=3, together=20), scores("dreambooth", 0.5, seconds=8)
+    text = "\n".join(costs(run_of(scores(OURS, 0.5), batch, alone)))
+    assert "| k-1 | 40 (1.0 x) | 80 (1.0 x) | 3.00, 20 at once (-) | 1,000 (1.0 x) |" in text
+    assert "| dreambooth | 40 (1.0 x) | 80 (1.0 x) | 8.00 (4.0 x) |" in text
+    ours = scores(OURS, 0.5, together=20)
+    text = "\n".join(costs(run_of(ours, batch, alone)))
+    assert "3.00, 20 at once (1.5 x)" in text and "8.00 (-)" in text
+    curve = [scores("lora@10", 0.2, seconds=1), scores("lora@99", 0.8, seconds=100)]
+    text = "\n".join(at_equal_likeness(run_of(ours, *curve)))
+    assert "ours: 2.00 s, 20 at once" in text and "| 10.0 s | - |" in text
+    mixed = [curve[0], replace(curve[1], together=2)]
+    assert "not comparable" in "\n".join(at_equal_likeness(run_of(ours, *mixed)))
+
+
+def test_differences_are_of_the_people_and_prompts_that_both_have() -> None:
+    ours, other = scores(OURS, 0.5), scores("dreambooth", 0.5)
+    few = with_face(other, [3, 1, 2], torch.tensor([[0.10, float("nan")], [0.20, 0.40], [torch.nan, torch.nan]]))
     gap = paired(ours, few, "face")
-    mine = ours.measures["face"]
-    expected = ((mine[3] - 0.10) + (mine[1] - 0.20)) / 2
+    mine = ours.cells["face"]
+    expected = ((mine[3, 0] - 0.10) + ((mine[1, 0] - 0.20) + (mine[1, 1] - 0.40)) / 2) / 2
     assert gap.value == pytest.approx(float(expected))
+    assert gap.low == pytest.approx(min(float(mine[3, 0] - 0.10), float(mine[1].mean() - 0.30)))
     assert paired(ours, other, "face").value == 0
+    nobody = with_face(other, [7], torch.ones(1, 2))
+    assert math.isnan(paired(ours, nobody, "face").value)
+    assert "nan" not in "\n".join(tables.differences(run_of(ours, nobody)))
+
+
+def test_the_bare_base_is_no_method_to_compare_with() -> None:
+    run = run_of(scores(OURS, 0.5), scores("k-1", 0.4), scores(BASE_METHOD, 0.1), scores(TRUE, 0.9))
+    for table in (tables.paper_tables, tables.differences, costs, at_equal_likeness):
+        assert BASE_METHOD not in "\n".join(table(run))
+    lines = list(tables.beyond(run))
+    assert any(line.startswith("| nobody worn | 0.100<br>") for line in lines) and len(lines) == 2 + 4
 
 
 def test_the_tables_hold_the_papers_rows_and_whatever_else_there_is() -> None:

@@ -84,6 +84,10 @@ def report(
         Path | None,
         typer.Option(help="Folder of facenet.safetensors, dino/ and clip/: for photographs at full size."),
     ] = None,
+    times: Annotated[
+        Path | None,
+        typer.Option(help="A run made with --together 1, of few people: its seconds stand for those of RUN."),
+    ] = None,
     title: Annotated[str, typer.Option(help="Above everything.")] = "Results",
     as_json: JsonOption = False,
 ) -> None:
@@ -91,21 +95,23 @@ def report(
     folder = run / "report" if output is None else output
     check_outputs(folder / "results.md", folder / "results.html")
     with Job(as_json) as job:
+        from hyperdreambooth.evaluation.drawn import alone_seconds
         from hyperdreambooth.evaluation.encoders import Panel
         from hyperdreambooth.evaluation.records import RunFolder
-        from hyperdreambooth.evaluation.report import write_report
+        from hyperdreambooth.evaluation.report import check_report, write_report
         from hyperdreambooth.evaluation.scores import Scoring
 
         with job.phase(LOAD):
             folder_of_run = RunFolder(run)
-            _ = folder_of_run.plan  # before anything slow
+            check_report(folder_of_run)  # before anything slow
+            alone = {} if times is None else alone_seconds(RunFolder(times), folder_of_run)
             panel = Panel.load()
             if encoders is not None:
                 from hyperdreambooth.evaluation.pretrained import load_pretrained
 
                 panel = replace(panel, encoders=load_pretrained(encoders))
         with job.phase("judge"):
-            scoring = Scoring(folder_of_run, panel)
+            scoring = Scoring(folder_of_run, panel, alone)
             scores = list(scoring.all(job.report))
         with job.phase("write"):
             bytes_written = write_report(scoring, scores, folder, title)

@@ -46,7 +46,6 @@ class Panel:
     """All who judge pictures of the embedded base; nothing that they judge has learnt from any of them."""
 
     encoders: Encoders
-    recogniser: Recogniser
     scenes: SceneClassifier
     attributes: AttributeReader
 
@@ -58,7 +57,6 @@ class Panel:
         clip = ImageText.load(folder / "image-text-model.safetensors")
         return cls(
             Encoders(recogniser, dino, clip),
-            recogniser,
             SceneClassifier.load(folder / "scene-classifier.safetensors"),
             AttributeReader.load(folder / "attribute-reader.safetensors"),
         )

@@ -1,4 +1,4 @@
-"""Scores of features: pure functions, a number per picture or per person."""
+"""Scores of features: pure functions, a number per picture, per person and prompt, or per person."""
 
 from __future__ import annotations
 
@@ -18,6 +18,35 @@ def per_person(values: Tensor, people: Tensor, count: int) -> Tensor:
     sums = torch.zeros(count, dtype=torch.float64).index_add_(0, people, values.double())
     trials = torch.zeros(count, dtype=torch.float64).index_add_(0, people, torch.ones(len(people), dtype=torch.float64))
     return sums / trials
+
+
+def per_cell(values: Tensor, people: Tensor, prompts: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Each person's mean in each prompt, (P, Q) = `shape`, of values (N,); NaN where there are none.
+
+    Args:
+        values: (N,), of one picture each; a NaN among them makes its cell NaN.
+        people, prompts: (N,) int64, 0 to P - 1 and 0 to Q - 1.
+        shape: P and Q.
+    """
+    return per_person(values, people * shape[1] + prompts, shape[0] * shape[1]).view(shape)
+
+
+def over_prompts(cells: Tensor) -> Tensor:
+    """Each person's mean (..., P) over the prompts that they have, of cells (..., P, Q); NaN for whoever has none.
+
+    After `per_cell`, prompts weigh alike, however many pictures there are for each.
+    """
+    return cells.nanmean(dim=-1)
+
+
+def ranked_first(pictures: Tensor, texts: Tensor, own: Tensor) -> Tensor:
+    """(N,) 1 where a picture's own text is nearer to it than all others, else 0: unit features (N, E) and (Q, E).
+
+    Args:
+        pictures, texts: features in one space.
+        own: (N,) int64, the row of each picture's text.
+    """
+    return ((pictures @ texts.T).argmax(dim=1) == own).float()  # (N, Q) -> (N,)
 
 
 def diversity(features: Tensor, people: Tensor, count: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -20,16 +20,19 @@ _PAPER, _INK = "#faf9f6", "#26262a"
 def plot_costs(path: Path, scores: Mapping[str, Scores], cost: str, label: str) -> int:
     """Write a PNG of the measures in `SHOWN` against a cost (an attribute of `Scores`); returns its bytes.
 
+    Seconds that several people shared are marked in the legend.
+
     Raises:
         UserError: matplotlib, an extra, is not installed.
     """
     figure = _figure()(figsize=(11, 4.4), dpi=110, facecolor=_PAPER, layout="constrained")
     for axes, measure in zip(figure.subplots(1, len(SHOWN)), SHOWN, strict=True):
         for number, (name, several) in enumerate(families(scores).items()):
-            points = sorted((getattr(one, cost), float(one.measures[measure].nanmean())) for one in several)
+            there = [one for one in several if getattr(one, cost)]  # the axis is logarithmic
+            points = sorted((getattr(one, cost), float(one.measures[measure].nanmean())) for one in there)
             colour = _OURS if name == OURS else _OTHERS[number % len(_OTHERS)]
-            costs, values = zip(*points, strict=True)
-            axes.plot(costs, values, marker="o", color=colour, label=name, linewidth=1.2, markersize=6)
+            said = name + (_shared(there) if cost == "seconds" else "")
+            axes.plot(*zip(*points, strict=True), marker="o", color=colour, label=said, linewidth=1.2, markersize=6)
         if TRUE in scores:
             axes.axhline(float(scores[TRUE].measures[measure].nanmean()), color=_INK, linestyle=":", linewidth=1)
         axes.set(xscale="log", xlabel=label, ylabel=MEASURES[measure], facecolor=_PAPER)
@@ -40,6 +43,12 @@ def plot_costs(path: Path, scores: Mapping[str, Scores], cost: str, label: str) 
     data = BytesIO()
     figure.savefig(data, format="png")
     return write_bytes(path, data.getvalue())
+
+
+def _shared(several: Sequence[Scores]) -> str:
+    """How many people shared the seconds, where any did."""
+    numbers = sorted({one.together for one in several if one.together is not None})
+    return "" if numbers in ([], [1]) else f" ({', '.join(f'{number:.3g}' for number in numbers)} at once)"
 
 
 def _figure() -> Any:

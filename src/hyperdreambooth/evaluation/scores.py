@@ -1,21 +1,24 @@
-"""A run folder's pictures to what each method is worth: per person, so that methods are compared person by person."""
+"""A run folder's pictures to what each method is worth, per person and prompt: methods are compared cell by cell."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from hyperdreambooth.errors import UserError
+from hyperdreambooth.baselines.nobody import BASE
+from hyperdreambooth.errors import BadPicture, UserError
+from hyperdreambooth.evaluation import metrics
 from hyperdreambooth.evaluation.attributes import attribute_error
+from hyperdreambooth.evaluation.drawn import Drawn
 from hyperdreambooth.evaluation.encoders import Panel
 from hyperdreambooth.evaluation.identification import identified, scene_recognised
-from hyperdreambooth.evaluation.metrics import diversity, likeness, per_person, prompt_text
-from hyperdreambooth.evaluation.prompts import NOBODY, PLAIN
+from hyperdreambooth.evaluation.prompts import PLAIN
 from hyperdreambooth.evaluation.records import PictureRecord, RunFolder
 from hyperdreambooth.evaluation.subjects import Subjects, subjects_of
 from hyperdreambooth.faces import read_picture
@@ -23,34 +26,42 @@ from hyperdreambooth.portraits.captions import Scene, parse
 from hyperdreambooth.progress import Progress
 
 TRUE, JUDGE = "true pictures", "judge"
-# What is measured of every person, and how a table calls it.
-MEASURES = {
+BASE_METHOD = BASE  # people who are nobody: the floor, no method to compare with
+# What is measured of every person in every prompt, and how a table calls it; then what is measured of a person.
+CELLS: Mapping[str, str] = {
     "face": "Face Rec.",
     "dino": "DINO",
     "clip_i": "CLIP-I",
     "clip_t": "CLIP-T",
     "identified": "identified",
     "scene": "prompt recognised",
-    "diversity": "diversity",
-    "drift": "face of nobody",
+    "prompt_first": "prompt ranked first",
 }
+MEASURES: Mapping[str, str] = {**CELLS, "diversity": "diversity", "drift": "face of nobody"}
+_BATCH = 32  # pictures in memory: about half a second of judging on one core
+_Batch = tuple[Tensor, Tensor, Tensor]  # pictures (B, 3, S, S), people (B,), prompts (B,)
+_Seen = Callable[[int], None]  # hears of so many pictures more
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What one method is worth, person by person.
+    """What one method is worth.
 
     Attributes:
         method: its name.
-        people: (P,) int64, the run's numbers of those whom it made.
-        measures: (P,) float64 by name, as in `MEASURES`; NaN where nothing was drawn for it.
-        attributes: error of the attributes read back in the plain prompt; None for photographs.
-        iterations, samples, seconds, together, bytes: per person, means; None for true pictures.
+        people: (P,) int64, the run's numbers of those whom it drew.
+        cells: (P, Q) float64 by name, as in `CELLS`, of each person in each of the run's prompts that name somebody;
+            NaN where a picture is missing, or nothing measures it.
+        own: (P,) float64 by name: what of `MEASURES` is no mean over prompts.
+        attributes: error of the attributes read back in the plain prompt; None for photographs, and of one person.
+        iterations, samples, bytes: per person, means; None for true pictures.
+        seconds, together: the same, of people who were made so many at once and shared the seconds evenly.
     """
 
     method: str
     people: Tensor
-    measures: dict[str, Tensor]
+    cells: Mapping[str, Tensor]
+    own: Mapping[str, Tensor]
     attributes: float | None = None
     iterations: float | None = None
     samples: float | None = None
@@ -58,82 +69,125 @@ class Scores:
     together: float | None = None
     bytes: float | None = None
 
+    @cached_property
+    def measures(self) -> dict[str, Tensor]:
+        """(P,) float64 by name, as in `MEASURES`; every prompt weighs alike."""
+        return {**{name: metrics.over_prompts(cells) for name, cells in self.cells.items()}, **self.own}
+
 
 def families(scores: Mapping[str, Scores]) -> dict[str, list[Scores]]:
-    """Methods by their names, each with all its numbers of steps ("dreambooth", "dreambooth@40"); no true pictures."""
+    """Methods by their names, each with all its numbers of steps: "dreambooth", "dreambooth@40".
+
+    True pictures and the bare base are no methods.
+    """
     found: dict[str, list[Scores]] = {}
     for name, one in scores.items():
-        if name != TRUE:
+        if name not in (TRUE, BASE_METHOD):
             found.setdefault(name.partition("@")[0], []).append(one)
     return found
 
 
-@dataclass(frozen=True)
-class _Drawn:
-    """Pictures to be judged: (M, 3, S, S) in [0, 1], the prompt of each, whose each is (M,)."""
+class _Looks(NamedTuple):
+    """What the judges see in M pictures."""
 
-    pictures: Tensor
-    prompts: list[str]
-    people: Tensor
-
-    def of(self, keep: Sequence[bool]) -> _Drawn:
-        rows = [row for row, kept in enumerate(keep) if kept]
-        return _Drawn(self.pictures[rows], [self.prompts[row] for row in rows], self.people[rows])
+    people: Tensor  # (M,)
+    prompts: Tensor  # (M,)
+    face: Tensor  # (M, E), as the others, each with a width of its own
+    dino: Tensor
+    clip: Tensor
+    scene: Tensor  # (M,) 1 where everything that was prompted is read, NaN where nothing measures it
+    attributes: Tensor  # (M, T) in the plain prompt, NaN in others; T = 0 for photographs
 
 
 class Scoring:
-    """Judges a run: `methods` are the names that it holds, `of` scores one."""
+    """Judges a run: `methods` are the names that it holds, `of` scores one.
 
-    def __init__(self, run: RunFolder, panel: Panel) -> None:
-        self.run, self.panel = run, panel
-        self.names: list[str] = list(run.plan["people"])
+    Args:
+        run: the run's folder.
+        panel: the judges.
+        alone: by method, seconds of one person made alone, in the place of those of the run.
+
+    Raises:
+        UserError: as `Drawn`. BadPicture: a reference cannot be read.
+    """
+
+    def __init__(self, run: RunFolder, panel: Panel, alone: Mapping[str, float] | None = None) -> None:
+        self.run, self.panel, self.drawn = run, panel, Drawn(run)
+        self.names, self.methods = self.drawn.names, self.drawn.methods
+        self.prompts = [prompt for prompt in self.drawn.counts if "[V]" in prompt]
         self.subjects: Subjects = subjects_of(self.names, load_pictures([run.reference(name) for name in self.names]))
+        self._alone, self._truth = dict(alone or {}), self.subjects.truth
+        self._scenes = [parse(prompt) for prompt in self.prompts]
+        self._row = {prompt: row for row, prompt in enumerate(self.prompts)}
+        self._person = {name: row for row, name in enumerate(self.names)}
         self._galleries: dict[Scene, Tensor] = {}
 
-    @cached_property
-    def _records(self) -> dict[str, list[PictureRecord]]:
-        found: dict[str, list[PictureRecord]] = {}
-        for record in self.run.pictures():
-            found.setdefault(record.method, []).append(record)
-        return found
-
-    @property
-    def methods(self) -> list[str]:
-        """Those that have drawn anything."""
-        return list(self._records)
-
     def all(self, progress: Callable[[Progress], None] = lambda _: None) -> Iterator[Scores]:
-        """True pictures, then every method, in the order in which they were drawn."""
-        total = 1 + len(self.methods)
-        progress(Progress(JUDGE, 0, total))
-        yield self.true()
-        for done, method in enumerate(self.methods, start=1):
-            progress(Progress(JUDGE, done, total))
-            yield self.of(method)
+        """True pictures, then every method, in the order in which they were drawn; `progress` counts pictures."""
+        total = len(self.names) * sum(map(self._has_truth, self._scenes))
+        now = Progress(JUDGE, 0, total + sum(len(self.drawn.whole(method)) for method in self.methods))
+        progress(now)
 
-    def of(self, method: str) -> Scores:
-        """One method's scores. Raises UserError for a method that drew nothing."""
-        records = self._records.get(method)
-        if not records:
-            raise UserError(f"{self.run.path} holds no pictures of {method}, expected one of {', '.join(self.methods)}")
-        pictures = load_pictures([self.run.path / record.file for record in records])
-        people = torch.tensor([self.names.index(record.person) for record in records])
-        drawn = _Drawn(pictures, [record.prompt for record in records], people)
-        made = [one for one in self.run.people() if one.method == method]
+        def seen(more: int) -> None:
+            nonlocal now
+            now = Progress(JUDGE, now.done + more, now.total)
+            progress(now)
 
-        def mean(name: str) -> float:
-            return float(sum(getattr(one, name) for one in made)) / len(made)
+        yield self.true(seen)
+        for method in self.methods:
+            yield self.of(method, seen)
 
-        costs = {name: mean(name) for name in ("iterations", "samples", "seconds", "together", "bytes")}
-        return Scores(method, people.unique(), self._measures(drawn), self._attributes(drawn), **costs)
+    def of(self, method: str, seen: _Seen = lambda _: None) -> Scores:
+        """One method's scores. Raises UserError for a method that has no whole person and prompt.
 
-    def true(self) -> Scores:
-        """True pictures of everybody in every prompt, in place of drawn ones: what a perfect method would get."""
-        prompts = [prompt for prompt, _, _ in self.run.plan["prompts"] if prompt != NOBODY]
-        pictures = torch.cat([self._another(parse(prompt)) for prompt in prompts])
-        texts = [prompt for prompt in prompts for _ in self.names]
-        drawn = _Drawn(pictures, texts, self.subjects.labels.repeat(len(prompts)))
-        return Scores(TRUE, self.subjects.labels, self._measures(drawn), self._attributes(drawn))
+        Args:
+            method: its name.
+            seen: hears of so many pictures more.
+        """
+        if method not in self.methods:
+            raise UserError(
+                f"{self.run.path} holds no whole set of pictures of {method}, expected one of "
+                f"{', '.join(self.methods)}: go on with the run, or choose one of these"
+            )
+        records = self.drawn.whole(method)
+        somebody = [one for one in records if "[V]" in one.prompt]
+        nobody = [one for one in records if "[V]" not in one.prompt]
+        people = torch.tensor(sorted({self._person[one.person] for one in records}))
+        looks = self._look(self._batches(somebody), seen)
+        return self._scores(method, people, looks, self._drift(nobody, seen), seen, **self._costs(method))
+
+    def true(self, seen: _Seen = lambda _: None) -> Scores:
+        """True pictures of everybody in every prompt, in place of drawn ones: what a perfect method would get.
+
+        Of photographs there are none but in styles: all else is NaN.
+        """
+        nothing = torch.full((len(self.names),), torch.nan, dtype=torch.float64)
+        return self._scores(TRUE, self.subjects.labels, self._look(self._true_batches(), seen), nothing, seen)
+
+    def _costs(self, method: str) -> dict[str, float]:
+        """Means over the people whom a method made."""
+        made = self.drawn.made.get(method)
+        if not made:
+            return {}
+        names = ("iterations", "samples", "seconds", "together", "bytes")
+        means = {name: float(sum(getattr(one, name) for one in made)) / len(made) for name in names}
+        return means | ({"seconds": self._alone[method], "together": 1.0} if method in self._alone else {})
+
+    def _batches(self, records: Sequence[PictureRecord]) -> Iterator[_Batch]:
+        """Drawn pictures, a few at a time; the prompt that names nobody is in no row."""
+        for first in range(0, len(records), _BATCH):
+            some = records[first : first + _BATCH]
+            people = torch.tensor([self._person[one.person] for one in some])
+            prompts = torch.tensor([self._row.get(one.prompt, -1) for one in some])
+            yield load_pictures([self.run.path / one.file for one in some]), people, prompts
+
+    def _true_batches(self) -> Iterator[_Batch]:
+        """True pictures of everybody, scene by scene, a few at a time."""
+        for row, scene in enumerate(self._scenes):
+            if self._has_truth(scene):
+                pictures = self._another(scene)
+                for some in self.subjects.labels.split(_BATCH):
+                    yield pictures[some], some, torch.full_like(some, row)
 
     def _another(self, scene: Scene) -> Tensor:
         """A true picture of everybody in a scene that is not in the gallery, (N, 3, S, S)."""
@@ -141,61 +195,109 @@ class Scoring:
             return self.subjects.another_picture(scene.style)
         return self.subjects.true_views(scene, count=4)[-1]
 
-    def _measures(self, drawn: _Drawn) -> dict[str, Tensor]:
-        """(P,) of each measure, of those people who are in the pictures."""
-        somebody = drawn.of(["[V]" in prompt for prompt in drawn.prompts])
-        nobody = drawn.of(["[V]" not in prompt for prompt in drawn.prompts])
-        count, encoders = len(self.names), self.panel.encoders
-        whose, references = somebody.people, self.subjects.references
-        faces, dino, clip = (one.embed(somebody.pictures) for one in (encoders.face, encoders.dino, encoders.clip))
-        own = {name: getattr(encoders, name).embed(references) for name in ("face", "dino", "clip")}
-        texts = encoders.clip.embed_text([prompt_text(prompt) for prompt in somebody.prompts])
-        plain = [prompt == PLAIN for prompt in somebody.prompts]
-        values = {
-            "face": likeness(faces, own["face"][whose]),
-            "dino": likeness(dino, own["dino"][whose]),
-            "clip_i": likeness(clip, own["clip"][whose]),
-            "clip_t": likeness(clip, texts),
-            "identified": self._identified(somebody, faces),
-            "scene": self._recognised(somebody),
-        }
-        measures = {name: per_person(value, whose, count) for name, value in values.items()}
-        measures["diversity"] = diversity(dino[plain], whose[plain], count)
-        drift = likeness(encoders.face.embed(nobody.pictures), own["face"][nobody.people]) if nobody.prompts else None
-        measures["drift"] = (
-            torch.full((count,), torch.nan) if drift is None else per_person(drift, nobody.people, count)
-        )
-        return {name: value[drawn.people.unique()] for name, value in measures.items()}
+    def _has_truth(self, scene: Scene) -> bool:
+        """Whether there are true pictures in a scene: of photographs, in styles alone."""
+        return self.subjects.seeds is not None or not _changes_more_than_style(scene)
 
-    def _identified(self, drawn: _Drawn, faces: Tensor) -> Tensor:
+    def _look(self, batches: Iterable[_Batch], seen: _Seen) -> _Looks:
+        """All that is kept of pictures."""
+        encoders, found = self.panel.encoders, list[_Looks]()
+        for pictures, people, prompts in batches:
+            face, dino, clip = (one.embed(pictures) for one in (encoders.face, encoders.dino, encoders.clip))
+            scene, attributes = self._recognised(pictures, prompts), self._attributes_read(pictures, prompts)
+            found.append(_Looks(people, prompts, face, dino, clip, scene, attributes))
+            seen(len(pictures))
+        return _Looks(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+
+    @cached_property
+    def _references(self) -> dict[str, Tensor]:
+        """(N, E) of each encoder."""
+        encoders = {name: getattr(self.panel.encoders, name) for name in ("face", "dino", "clip")}
+        some = self.subjects.references.split(_BATCH)
+        return {name: torch.cat([one.embed(few) for few in some]) for name, one in encoders.items()}
+
+    def _scores(self, method: str, people: Tensor, looks: _Looks, drift: Tensor, seen: _Seen, **costs: float) -> Scores:
+        """Scores of those people; drift (N,) is of everybody in the run."""
+        whose, own, count = looks.people, self._references, len(self.names)
+        texts = self.panel.encoders.clip.embed_text([metrics.prompt_text(prompt) for prompt in self.prompts])  # (Q, E)
+        values = {
+            "face": metrics.likeness(looks.face, own["face"][whose]),
+            "dino": metrics.likeness(looks.dino, own["dino"][whose]),
+            "clip_i": metrics.likeness(looks.clip, own["clip"][whose]),
+            "clip_t": metrics.likeness(looks.clip, texts[looks.prompts]),
+            "identified": self._identified(looks, seen),
+            "scene": looks.scene,
+            "prompt_first": metrics.ranked_first(looks.clip, texts, looks.prompts),
+        }
+        shape = (count, len(self.prompts))
+        cells = {name: metrics.per_cell(value, whose, looks.prompts, shape)[people] for name, value in values.items()}
+        plain = looks.prompts == self._row.get(PLAIN)
+        once = {"diversity": metrics.diversity(looks.dino[plain], whose[plain], count)[people], "drift": drift[people]}
+        error = None
+        if self._truth is not None and len(whose[plain].unique()) > 1:  # of one person, nobody can guess worse
+            error = attribute_error(looks.attributes[plain], self._truth[whose[plain]])
+        return Scores(method, people, cells, once, error, **costs)
+
+    def _drift(self, nobody: Sequence[PictureRecord], seen: _Seen) -> Tensor:
+        """(N,) how much of each person is in pictures for the prompt that names nobody."""
+        likenesses, people = [torch.empty(0)], [torch.empty(0, dtype=torch.int64)]
+        for pictures, whose, _ in self._batches(nobody):
+            faces = self.panel.encoders.face.embed(pictures)
+            likenesses.append(metrics.likeness(faces, self._references["face"][whose]))
+            people.append(whose)
+            seen(len(pictures))
+        return metrics.per_person(torch.cat(likenesses), torch.cat(people), len(self.names))
+
+    def _identified(self, looks: _Looks, seen: _Seen) -> Tensor:
         """(M,) 1 where the nearest of all people of the run, as they truly look in that scene, is the right one."""
-        hits = torch.zeros(len(faces))
-        for prompt in dict.fromkeys(drawn.prompts):
-            rows = torch.tensor([text == prompt for text in drawn.prompts])
-            hits[rows] = identified(self._gallery(parse(prompt)), faces[rows], drawn.people[rows]).float()
+        hits = torch.zeros(len(looks.people))
+        for row, scene in enumerate(self._scenes):
+            rows = looks.prompts == row
+            if rows.any():
+                hits[rows] = identified(self._gallery(scene), looks.face[rows], looks.people[rows]).float()
+                seen(0)
         return hits
 
     def _gallery(self, scene: Scene) -> Tensor:
+        """(N, E), seen by the same network as the drawn faces."""
         if scene not in self._galleries:
-            self._galleries[scene] = self.subjects.gallery(self.panel.recogniser, scene)
+            self._galleries[scene] = self.subjects.gallery(self.panel.encoders.face, scene)
         return self._galleries[scene]
 
-    def _recognised(self, drawn: _Drawn) -> Tensor:
-        """(M,) 1 where everything that was prompted is read; of photographs, only the style is meant."""
-        read = self.panel.scenes.read(drawn.pictures)
-        asked = [parse(prompt) for prompt in drawn.prompts]
-        if self.subjects.seeds is None:
-            asked = [Scene(style=scene.style) for scene in asked]
-        return torch.tensor([scene_recognised([one], [scene]).share for one, scene in zip(read, asked, strict=True)])
+    def _recognised(self, pictures: Tensor, prompts: Tensor) -> Tensor:
+        """(B,) 1 where everything that was prompted is read.
 
-    def _attributes(self, drawn: _Drawn) -> float | None:
-        """Of portraits in the plain prompt."""
-        plain = drawn.of([prompt == PLAIN for prompt in drawn.prompts])
-        if self.subjects.truth is None or not plain.prompts:
-            return None
-        return attribute_error(self.panel.attributes.read(plain.pictures), self.subjects.truth[plain.people])
+        Of photographs, only the style is meant, and nothing measures a prompt that asks for something else alone.
+        """
+        asked = [self._scenes[row] for row in prompts.tolist()]
+        free = torch.zeros(len(asked), dtype=torch.bool)
+        if self.subjects.seeds is None:
+            free = torch.tensor([one.style == "plain" and _changes_more_than_style(one) for one in asked])
+            asked = [Scene(style=scene.style) for scene in asked]
+        read = self.panel.scenes.read(pictures)
+        values = torch.tensor([scene_recognised([one], [scene]).share for one, scene in zip(read, asked, strict=True)])
+        return values.masked_fill(free, torch.nan)
+
+    def _attributes_read(self, pictures: Tensor, prompts: Tensor) -> Tensor:
+        """(B, T) of portraits in the plain prompt, NaN for others; (B, 0) of photographs."""
+        if self._truth is None:
+            return torch.empty(len(pictures), 0)
+        read = torch.full((len(pictures), self._truth.shape[1]), torch.nan)
+        plain = prompts == self._row.get(PLAIN)
+        if plain.any():
+            read[plain] = self.panel.attributes.read(pictures[plain])
+        return read
 
 
 def load_pictures(files: Sequence[Path]) -> Tensor:
     """Picture files of one size as (N, 3, H, W) float32 in [0, 1]. Raises BadPicture for one that cannot be read."""
-    return torch.stack([read_picture(file) for file in files])
+    pictures = [read_picture(file) for file in files]
+    for file, picture in zip(files, pictures, strict=True):
+        if picture.shape != pictures[0].shape:
+            got, expected = (f"{one.shape[2]} x {one.shape[1]}" for one in (picture, pictures[0]))
+            raise BadPicture(f"{file} is {got} pixels, expected {expected} as {files[0]}: draw it again")
+    return torch.stack(pictures)
+
+
+def _changes_more_than_style(scene: Scene) -> bool:
+    return bool(scene.domain or scene.context or scene.edit)

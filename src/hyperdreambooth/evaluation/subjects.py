@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hyperdreambooth.errors import UserError
-from hyperdreambooth.evaluation.judges import Recogniser
+from hyperdreambooth.evaluation.encoders import ImageEncoder
 from hyperdreambooth.hypernetwork.jitter import Jitter
 from hyperdreambooth.portraits.captions import Scene
 from hyperdreambooth.portraits.person import truth_matrix
@@ -74,7 +74,7 @@ class Subjects:
             [draw(self.seeds, [View.sample(random) for _ in self.seeds], scenes, size) for _ in range(count)]
         )
 
-    def gallery(self, recogniser: Recogniser, scene: Scene) -> Tensor:
+    def gallery(self, recogniser: ImageEncoder, scene: Scene) -> Tensor:
         """What each person is recognised by in a scene, (N, E): the mean of the true views."""
         return torch.stack([recogniser.embed(view) for view in self.true_views(scene)]).mean(dim=0)
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from hyperdreambooth.baselines.methods import OURS
-from hyperdreambooth.evaluation.metrics import Mean, bootstrap
-from hyperdreambooth.evaluation.scores import MEASURES, TRUE, Scores, families
+from hyperdreambooth.evaluation.metrics import Mean, bootstrap, over_prompts
+from hyperdreambooth.evaluation.scores import BASE_METHOD, CELLS, MEASURES, TRUE, Scores, families
 
 # The paper's rows: Face Rec., DINO, CLIP-I, CLIP-T. Second-hand (from a transcription), and on other data.
 PAPER: Mapping[str, tuple[float, float, float, float]] = {
@@ -30,7 +30,8 @@ TABLES: Mapping[str, tuple[str, ...]] = {
     "Table 2: DreamBooth in a hurry": (OURS, "dreambooth-agg-1", "dreambooth-agg-2"),
     "Table 3: without the one or the other": (OURS, "no-hyper", "only-hyper", "k-1"),
 }
-SHOWN = ("face", "dino", "clip_i", "clip_t", "identified", "scene")
+SHOWN = tuple(CELLS)
+SHARES = ("identified", "scene", "prompt_first")  # of pictures: in per cent
 BEYOND = ("diversity", "drift")
 
 
@@ -42,8 +43,8 @@ def rows(header: Sequence[str], body: Sequence[Sequence[str]]) -> Iterator[str]:
 
 
 def paper_tables(scores: Mapping[str, Scores]) -> Iterator[str]:
-    """Tables 1, 2 and 3 as far as the run has their methods; what else it has in a fourth."""
-    listed = {name for names in TABLES.values() for name in names} | {TRUE}
+    """Tables 1, 2 and 3 as far as the run has their methods; what else it has, but the bare base, in a fourth."""
+    listed = {name for names in TABLES.values() for name in names} | {TRUE, BASE_METHOD}
     tables = {**TABLES, "What the paper has not": (OURS, *(name for name in scores if name not in listed), TRUE)}
     for title, names in tables.items():
         there = [name for name in names if name in scores]
@@ -57,7 +58,7 @@ def paper_tables(scores: Mapping[str, Scores]) -> Iterator[str]:
 
 def _rows_of(scores: Scores) -> Iterator[list[str]]:
     steps = "" if scores.iterations is None else f"{scores.iterations:,.0f}"
-    means = [_said(scores.measures[name], share=name in ("identified", "scene")) for name in SHOWN]
+    means = [_said(scores.measures[name], share=name in SHARES) for name in SHOWN]
     name = f"**{scores.method}**" if scores.method == OURS else scores.method
     yield [name, str(len(scores.people)), steps, *means]
     if scores.method in PAPER:
@@ -66,31 +67,42 @@ def _rows_of(scores: Scores) -> Iterator[list[str]]:
 
 
 def differences(scores: Mapping[str, Scores]) -> Iterator[str]:
-    """Ours less each other method, paired over the people whom both made."""
+    """Ours less each other method, paired over the people and prompts that both have."""
     ours = scores[OURS]
     body = []
     for name, other in scores.items():
-        if name in (OURS, TRUE):
+        if name in (OURS, TRUE, BASE_METHOD):
             continue
         gaps = {measure: paired(ours, other, measure) for measure in SHOWN}
-        body.append([name, *(_signed(gap, measure in ("identified", "scene")) for measure, gap in gaps.items())])
+        body.append([name, *(_signed(gap, measure in SHARES) for measure, gap in gaps.items())])
     yield from rows([f"{OURS} less", *(MEASURES[name] for name in SHOWN)], body)
 
 
 def paired(ours: Scores, other: Scores, measure: str) -> Mean:
-    """The mean difference over the people whom both made, and its interval."""
-    both = [person for person in ours.people.tolist() if person in set(other.people.tolist())]
-    mine, theirs = (
-        dict(zip(one.people.tolist(), one.measures[measure].tolist(), strict=True)) for one in (ours, other)
-    )
-    return bootstrap(torch.tensor([mine[person] - theirs[person] for person in both], dtype=torch.float64))
+    """The mean difference over the people and prompts that both have, and its interval over people."""
+    mine, theirs = on_common([ours, other], measure)
+    return bootstrap(mine - theirs)
+
+
+def on_common(several: Sequence[Scores], measure: str) -> Tensor:
+    """(S, P): each method's value of each person whom all have drawn, over those prompts that all have of that person.
+
+    NaN for a person without any such prompt.
+    """
+    people = sorted(set.intersection(*(set(one.people.tolist()) for one in several)))
+    cells = []
+    for one in several:
+        row = {person: number for number, person in enumerate(one.people.tolist())}
+        cells.append(one.cells[measure][[row[person] for person in people]])  # (P, Q)
+    both = torch.stack(cells)  # (S, P, Q)
+    return over_prompts(both.masked_fill(both.isnan().any(dim=0), torch.nan))
 
 
 def beyond(scores: Mapping[str, Scores]) -> Iterator[str]:
     """Diversity of the pictures of one person, how much of them "a face" becomes, attributes read back."""
     body = [
         [
-            name,
+            "nobody worn" if name == BASE_METHOD else name,
             *(_said(one.measures[measure]) for measure in BEYOND),
             "" if one.attributes is None else f"{one.attributes:.2f}",
         ]
@@ -100,46 +112,57 @@ def beyond(scores: Mapping[str, Scores]) -> Iterator[str]:
 
 
 def costs(scores: Mapping[str, Scores]) -> Iterator[str]:
-    """Iterations, U-Net samples, seconds and bytes of one person, and how many times ours each takes."""
+    """Iterations, U-Net samples, seconds and bytes of one person, and how many times ours each takes.
+
+    Nothing is said of seconds that were shared by another number of people than ours were.
+    """
     ours, body = scores[OURS], []
     for name, one in scores.items():
-        if one.seconds is None or ours.seconds is None:
+        if name == BASE_METHOD or one.seconds is None:
             continue
-        times = [
-            _times(getattr(one, what), getattr(ours, what)) for what in ("iterations", "samples", "seconds", "bytes")
-        ]
-        body.append(
-            [
-                name,
-                f"{one.iterations:,.0f} ({times[0]})",
-                f"{one.samples:,.0f} ({times[1]})",
-                f"{one.seconds:,.2f} ({times[2]})",
-                f"{one.together:.0f}",
-                f"{one.bytes:,.0f} ({times[3]})",
-            ]
+        seconds = (
+            f"{one.seconds:,.2f}{_shared(one)} ({_times(one.seconds, ours.seconds) if _alike(one, ours) else '-'})"
         )
-    header = ["per person (times ours)", "iterations", "U-Net samples", "seconds", "people at once", "bytes"]
-    yield from rows(header, body)
+        counts = {what: (getattr(one, what), getattr(ours, what)) for what in ("iterations", "samples", "bytes")}
+        said = {what: f"{value:,.0f} ({_times(value, our)})" for what, (value, our) in counts.items()}
+        body.append([name, said["iterations"], said["samples"], seconds, said["bytes"]])
+    yield from rows(["per person (times ours)", "iterations", "U-Net samples", "seconds", "bytes"], body)
 
 
 def at_equal_likeness(scores: Mapping[str, Scores], measure: str = "face") -> Iterator[str]:
     """The seconds in which each method, run with several numbers of steps, reaches what ours measures at the end.
 
-    Between two runs, likeness grows evenly with the logarithm of the time; nothing is said of methods with one run.
+    Ours is measured on the people and prompts that all points of the method's curve have, as the curve is. Between two
+    runs, likeness grows evenly with the logarithm of the time; nothing is said of methods with one run.
     """
     ours, body = scores[OURS], []
-    target = float(ours.measures[measure].nanmean())
     for name, several in families(scores).items():
-        if name != OURS and len(several) > 1 and ours.seconds:
-            points = sorted((float(one.seconds or 0), float(one.measures[measure].nanmean())) for one in several)
-            seconds = reached(points, target)
-            if seconds is None:
-                best = max(value for _, value in points)
-                body.append([name, f"not in {points[-1][0]:,.1f} s (at best {best:.3f})", ""])
-            else:
-                body.append([name, f"{seconds:,.1f} s", _times(seconds, ours.seconds)])
+        curve = sorted((one for one in several if one.seconds), key=lambda one: one.seconds or 0.0)
+        if name == OURS or len(curve) < 2 or not ours.seconds:
+            continue
+        values = on_common([ours, *curve], measure)  # (1 + S, P)
+        target, *means = values.nanmean(dim=1).tolist()
+        if not math.isnan(target):
+            people = str(int((~values[0].isnan()).sum()))
+            body.append([name, people, f"{target:.3f}", *_reaches(curve, means, target, ours)])
     if body:
-        yield from rows([f"to {target:.3f} {MEASURES[measure]} ({ours.seconds:,.2f} s of ours)", "takes", ""], body)
+        own = f"ours: {ours.seconds:,.2f} s{_shared(ours)}"
+        yield from rows(["", "people", f"{MEASURES[measure]} of ours", f"reached in ({own})", "times ours"], body)
+
+
+def _reaches(curve: Sequence[Scores], means: Sequence[float], target: float, ours: Scores) -> tuple[str, str]:
+    """When a curve meets a target, in words, and in times of ours where the seconds can be compared."""
+    if not all(_alike(one, curve[0]) for one in curve):
+        return "not comparable: not all points are of as many people at once", "-"
+    points = [(float(one.seconds or 0), mean) for one, mean in zip(curve, means, strict=True)]
+    seconds, shared = reached(points, target), _shared(curve[0])
+    if seconds is None:
+        return f"not in {points[-1][0]:,.1f} s{shared} (at best {max(means):.3f})", ""
+    most = "at most " if means[0] >= target else ""
+    return (
+        f"{most}{seconds:,.1f} s{shared}",
+        f"{most}{_times(seconds, ours.seconds)}" if _alike(curve[0], ours) else "-",
+    )
 
 
 def reached(points: Sequence[tuple[float, float]], target: float) -> float | None:
@@ -157,7 +180,17 @@ def reached(points: Sequence[tuple[float, float]], target: float) -> float | Non
     return None
 
 
-def _times(value: float, ours: float) -> str:
+def _alike(one: Scores, other: Scores) -> bool:
+    """Whether the seconds of both were shared by as many people."""
+    return one.together is not None and other.together is not None and math.isclose(one.together, other.together)
+
+
+def _shared(one: Scores) -> str:
+    """What is to be said beside the seconds of people who were not made alone."""
+    return "" if one.together in (None, 1) else f", {one.together:.3g} at once"
+
+
+def _times(value: float, ours: float | None) -> str:
     return f"{value / ours:,.1f} x" if ours else "-"
 
 
@@ -172,6 +205,8 @@ def _said(values: Tensor, share: bool = False) -> str:
 
 def _signed(mean: Mean, share: bool) -> str:
     scale, digits = (100, 1) if share else (1, 3)
+    if math.isnan(mean.value):
+        return ""
     value, low, high = (scale * number for number in (mean.value, mean.low, mean.high))
     sure = "**" if low > 0 or high < 0 else ""
     return f"{sure}{value:+.{digits}f}{sure}<br>*{low:+.{digits}f} to {high:+.{digits}f}*"
