@@ -114,7 +114,7 @@ def _by_cascades(picture: Tensor) -> list[FaceBox]:
             _count(candidates, _scaled(seen, size, weight))
         if faces := _faces(candidates, picture):
             return faces
-    return _faces(candidates, picture, last=True)
+    return []
 
 
 def _copy(picture: Tensor, scale: float) -> np.ndarray:
@@ -140,14 +140,9 @@ def _count(candidates: list[_Candidate], boxes: list[tuple[FaceBox, float]]) -> 
             candidates.append(_Candidate(box, votes, votes))
 
 
-def _faces(candidates: list[_Candidate], picture: Tensor, last: bool = False) -> list[FaceBox]:
-    """The candidates that are faces, by what is seen of their eyes and how many votes they have.
-
-    A face without eyes is believed at last, when nothing else is left to look at, unless it is clear.
-    """
+def _faces(candidates: list[_Candidate], picture: Tensor) -> list[FaceBox]:
+    """The candidates that are faces, by what is seen of their eyes and how many votes they have."""
     faces = [one for one in candidates if one.votes >= _CLEAR or one.votes >= _needs(one, picture)]
-    if not last and all(one.needs == _VOTES["nothing"] and one.votes < _CLEAR for one in faces):
-        return []
     best = max((one.votes for one in faces), default=0)
     boxes = [one.box for one in faces if one.votes >= _AGAINST_BEST * best]
     return by_choice(boxes, picture.shape[2], picture.shape[1])
