@@ -40,6 +40,7 @@ _CLEAR = 60  # votes by which nobody needs to look for eyes
 _AGAINST_BEST = 0.3  # of the votes of the best face, another one needs
 _EYE_BAND = (0.25, 0.55)  # of a face's box, from its top
 
+_CROPPED = 128  # a square picture of so few pixels a side is a crop already: it is not sought through
 _MARGIN, _WIDE_MARGIN = 0.3, 0.7  # around faces that fill the picture, as shares of its longer side
 _SMALL = 180  # longer side, in pixels, of the copy that is turned
 _TURNS = (0.0, -15.0, 15.0)  # degrees
@@ -106,7 +107,8 @@ def _by_cascades(picture: Tensor) -> list[FaceBox]:
         _count(candidates, _scaled(seen, scale, weight))
         if not is_square(width, height) and (faces := _faces(candidates, picture)):
             return faces
-    if faces := _faces(candidates, picture):
+    faces = _faces(candidates, picture)
+    if faces or (is_square(width, height) and width <= _CROPPED):
         return faces
     small = _SMALL / max(height, width)
     for size, margin, turns in ((scale, _MARGIN, (0.0,)), (small, _WIDE_MARGIN, _TURNS)):
