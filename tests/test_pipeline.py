@@ -103,6 +103,32 @@ def test_people_of_one_batch_are_strangers(predicting: HyperDreamBooth, portrait
     assert not torch.allclose(together.identities[0].weights, alone.identities[0].weights, atol=1e-3)
 
 
+def test_several_photographs_of_one_person_are_one_person(predicting: HyperDreamBooth, portrait_file: Path) -> None:
+    """The mean of the predictions in dW, fitted to all of them, in one batch with somebody of one photograph."""
+    booth, base = predicting, predicting.base
+    one, other = read_picture(portrait_file), 1 - read_picture(portrait_file)
+    work = booth.personalizing([[one, other], one], PersonalizeConfig(steps=3, noises=2, rank=2, seed=5))
+    list(work)
+    alice, bob = work.identities
+    assert work.views.shape[:2] == (2, 2) and torch.equal(work.faces, work.views[:, 0])
+    assert booth.hypernetwork is not None and work.predicted is not None
+    each = booth.hypernetwork.predict(torch.stack([work.views[0, 0], work.views[0, 1]]))
+    mean = sum(booth.space.delta(person, 0) for person in each) / 2
+    averaged = booth.space.delta(work.predicted[0].weights, 0)
+    u, s, vt = torch.linalg.svd(mean.double())
+    assert torch.allclose(averaged.double(), s[0] * u[:, :1] @ vt[:1], atol=1e-5)  # the nearest of one rank
+    latents = base.encode_pictures(work.views[0]).unsqueeze(0)
+    config = PersonalizeConfig(steps=3, noises=2, rank=2, seed=5).finetune
+    tuning = finetune(base, booth.adapters, latents, work.predicted[0].weights[None], config, masks=face_masks(latents))
+    list(tuning)
+    assert torch.allclose(alice.weights, tuning.weights[0], atol=1e-4)
+    assert alice.how["photographs"] == 2 and "photographs" not in bob.how
+    alone = booth.hypernetwork.predict(work.faces[1:])[0]
+    assert torch.allclose(work.predicted[1].weights, alone, atol=1e-6)  # nothing is averaged
+    with pytest.raises(UserError, match="no photographs"):
+        booth.personalize([])
+
+
 def test_a_photo_in_any_form_is_the_same_person(booth: HyperDreamBooth, portrait_file: Path) -> None:
     with Image.open(portrait_file) as image:
         forms = [portrait_file, str(portrait_file), image, read_picture(portrait_file)]

@@ -1,10 +1,11 @@
-"""From photographs to identities: read the face, predict, relax, fine-tune; N people in one batch, phase by phase."""
+"""From photographs to identities: read the faces, predict, relax, fine-tune; N people in one batch, phase by phase."""
 
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import cycle, islice
 from pathlib import Path
 from typing import TypeAlias, get_args
 
@@ -15,15 +16,18 @@ from torch import Tensor
 from hyperdreambooth.base.model import Base
 from hyperdreambooth.drawing import note_faults
 from hyperdreambooth.errors import UserError
-from hyperdreambooth.faces import FaceCrop, crop_face, face_masks, read_picture, to_picture
+from hyperdreambooth.faces import FaceCrop, LocatedFace, crop_face, face_masks, read_picture, to_picture
 from hyperdreambooth.fitting.finetune import PRESETS, FinetuneConfig, Relax, finetune
 from hyperdreambooth.hypernetwork.model import HyperNetwork
 from hyperdreambooth.identity import Identity
-from hyperdreambooth.lidb import Adapters
+from hyperdreambooth.lidb import Adapters, LiDBSpace
 from hyperdreambooth.progress import Progress, Stopwatch, log
 
-Photo: TypeAlias = "str | Path | Image.Image | Tensor | FaceCrop"
-"""A picture file, a PIL image, a tensor (3, H, W), float in [0, 1] or uint8; or a face that is cut out already."""
+Photo: TypeAlias = "str | Path | Image.Image | Tensor | FaceCrop | LocatedFace"
+"""A picture file, a PIL image, a tensor (3, H, W), float in [0, 1] or uint8; or a face that is found or cut already."""
+
+Photos: TypeAlias = "Photo | Sequence[Photo]"
+"""One photograph of a person, or several of the same person."""
 
 READ, ENCODE, PREDICT, FINETUNE = PHASES = ("read face", "encode", "predict", "fine-tune")
 
@@ -63,9 +67,10 @@ class PersonalizeConfig:
 
 
 class Personalization:
-    """N people being made from one photograph each: iterate to do the work, then read the results.
+    """N people being made from their photographs: iterate to do the work, then read the results.
 
     Args:
+        photos: one of each person, or several; those with fewer than others are seen as often.
         fingerprint: of the base; None computes it.
 
     Raises:
@@ -73,8 +78,9 @@ class Personalization:
 
     Attributes:
         config: what was asked for.
-        faces: (N, 3, size, size), the photographs as the base sees them.
-        predicted: what the hypernetwork alone says; None without one.
+        faces: (N, 3, size, size), the photographs as the base sees them, the first of each person.
+        views: (N, V, 3, size, size), all of them; the photographs of who has fewer than V come again.
+        predicted: what the hypernetwork alone says, of several photographs the mean in dW; None without one.
         identities: the people, when the work is done.
         samples: samples that went through the U-Net.
     """
@@ -84,24 +90,23 @@ class Personalization:
         base: Base,
         adapters: Adapters,
         hypernetwork: HyperNetwork | None,
-        photos: Sequence[Photo],
+        photos: Sequence[Photos],
         config: PersonalizeConfig,
         fingerprint: str | None = None,
     ) -> None:
         adapters.check_bare()
-        if not photos:
-            raise UserError("got no photographs, expected one of each person")
+        self._photos = photos_of(photos)
         if config.steps == 0 and hypernetwork is None:
             raise UserError(
                 f'got 0 steps and no hypernetwork for the base "{base.name}", expected one or the other: '
                 "ask for some steps, or train a hypernetwork"
             )
         self._base, self._adapters, self._hypernetwork = base, adapters, hypernetwork
-        self._photos, self.config = list(photos), config
+        self.config = config
         self._fingerprint = base.fingerprint if fingerprint is None else fingerprint
         space = adapters.space  # the numbers do not matter: too long a description is found before the work
         self._people(torch.zeros(1, len(space.sites), 1, space.width), None, config.steps)[0].check_description()
-        self.faces = torch.empty(0)
+        self.faces = self.views = torch.empty(0)
         self.predicted: list[Identity] | None = None
         self.identities: list[Identity] = []
         self._watch = stopwatch(base.device)
@@ -120,9 +125,10 @@ class Personalization:
     def __iter__(self) -> Iterator[Progress]:
         self._adapters.check_bare()
         note_faults(self._base, self.config.prompt)
-        self.faces = yield from read_faces(self._photos, self._base.picture_size, self._watch)
+        self.views = yield from read_views(self._photos, self._base.picture_size, self._watch)
+        self.faces = self.views[:, 0]
         yield Progress(ENCODE, 0, 1)
-        latents = self._watch.timed(ENCODE, self._encode)  # (N, C, h, w)
+        latents = self._watch.timed(ENCODE, partial(encode_views, self._base, self.views))  # (N, V, C, h, w)
         yield Progress(PREDICT, 0, 1)
         prediction = self._watch.timed(PREDICT, self._predict)  # (N, S, 1, a + b) or None
         if prediction is not None:
@@ -131,16 +137,15 @@ class Personalization:
         if self.config.steps:
             yield from self._finetune(latents, prediction)
 
-    @torch.no_grad()
-    def _encode(self) -> Tensor:
-        return self._base.encode_pictures(self.faces)
-
     def _predict(self) -> Tensor | None:
         if self._hypernetwork is None:
             name = self._base.name
             log.warning('there is no hypernetwork for the base "%s": fine-tuning alone, from the common start', name)
             return None
-        return self._hypernetwork.predict(self.faces, self.config.rounds)
+        counts = [len(of_one) for of_one in self._photos]
+        faces = torch.cat([views[:count] for views, count in zip(self.views, counts, strict=True)])
+        each = self._hypernetwork.predict(faces, self.config.rounds).split(counts)  # N of (photographs, S, 1, a + b)
+        return torch.stack([mean_prediction(of_one, self._adapters.space) for of_one in each])
 
     def _finetune(self, latents: Tensor, prediction: Tensor | None) -> Iterator[Progress]:
         yield Progress(FINETUNE, 0, self.config.steps)
@@ -166,7 +171,7 @@ class Personalization:
                 prompt=self.config.prompt,
                 rare_token=base.rare_token,
                 class_noun=base.class_noun,
-                how=how,
+                how=how | counted(self._photos[n]),
                 lora=None if lora is None else lora[n].float().cpu(),
             )
             for n in range(len(weights))
@@ -184,25 +189,57 @@ class Personalization:
         return how
 
 
-def read_faces(photos: Sequence[Photo], size: int, watch: Stopwatch) -> Generator[Progress, None, Tensor]:
-    """The faces of N photographs, (N, 3, size, size), with a report before each; what is odd about one is logged."""
-    faces: list[Tensor] = []
-    for photo in photos:
-        yield Progress(READ, len(faces), len(photos))
-        crop = watch.timed(READ, partial(read_face, photo, size))
-        if crop.note is not None:
-            log.warning("%s%s", f"{photo}: " if isinstance(photo, str | Path) else "", crop.note)
-        faces.append(crop.picture)
-    return torch.stack(faces)
+def photos_of(photos: Sequence[Photos]) -> list[list[Photo]]:
+    """The photographs of N people, a list for each. Raises UserError where there are none."""
+    people = [list(of_one) if isinstance(of_one, list | tuple) else [of_one] for of_one in photos]
+    if not people or not all(people):
+        raise UserError("got no photographs, expected one of each person")
+    return people
+
+
+def counted(of_one: Sequence[Photo]) -> dict[str, int]:
+    """What a person's file says of how many photographs they were made from: nothing where it was one."""
+    return {"photographs": len(of_one)} if len(of_one) > 1 else {}
+
+
+def mean_prediction(predictions: Tensor, space: LiDBSpace) -> Tensor:
+    """What was predicted from several photographs of one person, (P, S, R, a + b), as one: their mean in dW."""
+    return predictions[0] if len(predictions) == 1 else space.average(list(predictions))
+
+
+def read_views(people: Sequence[Sequence[Photo]], size: int, watch: Stopwatch) -> Generator[Progress, None, Tensor]:
+    """The faces of N people's photographs, (N, V, 3, size, size), with a report before each photograph.
+
+    V is the most that anybody has; who has fewer is seen again from the first one on. What is odd is logged.
+    """
+    faces: list[list[Tensor]] = []
+    total, most = sum(map(len, people)), max(map(len, people))
+    for of_one in people:
+        faces.append([])
+        for photo in of_one:
+            yield Progress(READ, sum(map(len, faces)), total)
+            crop = watch.timed(READ, partial(read_face, photo, size))
+            if crop.note is not None:
+                log.warning("%s%s", f"{photo}: " if isinstance(photo, str | Path) else "", crop.note)
+            faces[-1].append(crop.picture)
+    return torch.stack([torch.stack([*islice(cycle(of_one), most)]) for of_one in faces])
+
+
+@torch.no_grad()
+def encode_views(base: Base, views: Tensor) -> Tensor:
+    """Latents (N, V, C, h, w) of pictures (N, V, 3, size, size)."""
+    return base.encode_pictures(views.flatten(0, 1)).unflatten(0, views.shape[:2])
 
 
 def read_face(photo: Photo, size: int) -> FaceCrop:
-    """The largest face of a photograph in the training pictures' framing. Raises BadPicture for anything else.
+    """The chosen face of a photograph in the training pictures' framing. Raises BadPicture for anything else.
 
     A face that is cut out already comes back as it is.
     """
     if isinstance(photo, FaceCrop):
         return photo
+    if isinstance(photo, LocatedFace):
+        return photo.crop(size)
     return crop_face(read_picture(photo) if isinstance(photo, str | Path) else to_picture(photo), size)
 
 

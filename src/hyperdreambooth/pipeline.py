@@ -19,7 +19,7 @@ from hyperdreambooth.hypernetwork.model import HyperNetwork
 from hyperdreambooth.hypernetwork.training import RESULT_FILE
 from hyperdreambooth.identity import Identity
 from hyperdreambooth.lidb import LiDBSpace, find_sites, inject
-from hyperdreambooth.personalization import Personalization, PersonalizeConfig, Photo
+from hyperdreambooth.personalization import Personalization, PersonalizeConfig, Photos
 from hyperdreambooth.progress import Progress
 from hyperdreambooth.sheet import to_image
 from hyperdreambooth.tuned import Tuned, is_tuned
@@ -71,7 +71,7 @@ class HyperDreamBooth:
 
     def personalize(
         self,
-        photo: Photo,
+        photo: Photos,
         *,
         steps: int = 40,
         noises: int = 2,
@@ -81,10 +81,11 @@ class HyperDreamBooth:
         seed: int = 0,
         progress: OnProgress | None = None,
     ) -> Identity:
-        """The identity of the person in one photograph: predict, relax, fine-tune.
+        """The identity of the person in one photograph or several: predict, relax, fine-tune.
 
         Args:
-            photo: a picture file, a PIL image, or a tensor (3, H, W), float in [0, 1] or uint8.
+            photo: a picture file, a PIL image, or a tensor (3, H, W), float in [0, 1] or uint8; a list of them is
+                several photographs of one person: the predictions are averaged, the fit is to all.
             steps: of fine-tuning; 0 is the hypernetwork alone.
             noises: samples through the U-Net per step.
             relax: where the fresh factors of fine-tuning live: "lidb", "lora" (full space), "none" (no fresh ones).
@@ -102,8 +103,11 @@ class HyperDreamBooth:
                 progress(report)
         return work.identities[0]
 
-    def personalizing(self, photos: Sequence[Photo], config: PersonalizeConfig | None = None) -> Personalization:
-        """N photographs of different people in one batch: an iterable of Progress that holds the results."""
+    def personalizing(self, photos: Sequence[Photos], config: PersonalizeConfig | None = None) -> Personalization:
+        """N different people in one batch, by one photograph or a list of several of each.
+
+        Returns an iterable of Progress that holds the results.
+        """
         return Personalization(
             self.base, self.adapters, self.hypernetwork, photos, config or PersonalizeConfig(), self.fingerprint
         )

@@ -25,7 +25,7 @@ from hyperdreambooth.errors import BadFile, WorkError
 from hyperdreambooth.files import load_tensors, save_tensors
 from hyperdreambooth.fitting.fit import Objective, Pictures, Prior, fit
 from hyperdreambooth.fitting.steps import FitConfig
-from hyperdreambooth.personalization import Photo
+from hyperdreambooth.personalization import Photos
 from hyperdreambooth.pipeline import HyperDreamBooth
 from hyperdreambooth.progress import Progress, log
 
@@ -53,7 +53,7 @@ class DreamBooth(Tuning):
     prior: PriorConfig | None = PriorConfig()
     at_once: ClassVar[int] = 1  # each has a copy of all weights
 
-    def personalizing(self, booth: HyperDreamBooth, photos: Sequence[Photo], seed: int = 0) -> TunedWork:
+    def personalizing(self, booth: HyperDreamBooth, photos: Sequence[Photos], seed: int = 0) -> TunedWork:
         """N photographs, one person after the other; the class's pictures are drawn first, once per base."""
         objective, prior = replace(self.objective, seed=seed), list[Prior]()
 

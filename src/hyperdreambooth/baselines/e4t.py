@@ -30,7 +30,7 @@ from hyperdreambooth.fitting.steps import FitConfig
 from hyperdreambooth.hypernetwork.loss import People, denoising_together
 from hyperdreambooth.hypernetwork.model import HyperNetwork
 from hyperdreambooth.lidb import Adapters
-from hyperdreambooth.personalization import Photo
+from hyperdreambooth.personalization import Photos
 from hyperdreambooth.pipeline import HyperDreamBooth
 from hyperdreambooth.tuned import WORD
 
@@ -152,7 +152,7 @@ class E4T(Tuning):
                 f"{self.name} needs the file {self.network}, which is not there: make it by the recipe's stage e4t"
             )
 
-    def personalizing(self, booth: HyperDreamBooth, photos: Sequence[Photo], seed: int = 0) -> TunedWork:
+    def personalizing(self, booth: HyperDreamBooth, photos: Sequence[Photos], seed: int = 0) -> TunedWork:
         """N photographs, one person after the other. Raises as `check` and `E4TNetwork.load`."""
         self.check(booth)
         objective = replace(self.objective, seed=seed)

@@ -16,7 +16,7 @@ from hyperdreambooth.drawing import DrawConfig, Person
 from hyperdreambooth.errors import UserError
 from hyperdreambooth.fitting.steps import FitConfig
 from hyperdreambooth.identity import Dtype
-from hyperdreambooth.personalization import Personalization, PersonalizeConfig, Photo
+from hyperdreambooth.personalization import Personalization, PersonalizeConfig, Photos
 from hyperdreambooth.pipeline import HyperDreamBooth
 
 
@@ -60,7 +60,7 @@ class LiDB:
                 "train one, or choose another method"
             )
 
-    def personalizing(self, booth: HyperDreamBooth, photos: Sequence[Photo], seed: int = 0) -> Personalization:
+    def personalizing(self, booth: HyperDreamBooth, photos: Sequence[Photos], seed: int = 0) -> Personalization:
         """N photographs in one batch. Raises as `check`."""
         self.check(booth)
         network = None if self.hypernetwork == "left out" else booth.hypernetwork

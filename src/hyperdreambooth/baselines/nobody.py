@@ -11,7 +11,7 @@ import torch
 from hyperdreambooth.drawing import DrawConfig, Person
 from hyperdreambooth.errors import UserError
 from hyperdreambooth.identity import Identity
-from hyperdreambooth.personalization import Photo, read_faces, stopwatch
+from hyperdreambooth.personalization import Photos, photos_of, read_views, stopwatch
 from hyperdreambooth.pipeline import HyperDreamBooth
 from hyperdreambooth.progress import Progress
 
@@ -38,7 +38,7 @@ class Nobody:
     def check(self, booth: HyperDreamBooth) -> None:
         """Any base will do."""
 
-    def personalizing(self, booth: HyperDreamBooth, photos: Sequence[Photo], seed: int = 0) -> _NobodyWork:
+    def personalizing(self, booth: HyperDreamBooth, photos: Sequence[Photos], seed: int = 0) -> _NobodyWork:
         """N times nobody, at once."""
         return _NobodyWork(booth, photos)
 
@@ -54,8 +54,8 @@ class _NobodyWork:
     predicted = None
     samples = 0
 
-    def __init__(self, booth: HyperDreamBooth, photos: Sequence[Photo]) -> None:
-        self._booth, self._photos, self._watch = booth, list(photos), stopwatch(booth.base.device)
+    def __init__(self, booth: HyperDreamBooth, photos: Sequence[Photos]) -> None:
+        self._booth, self._photos, self._watch = booth, photos_of(photos), stopwatch(booth.base.device)
         self.faces, self.people = torch.empty(0), list[Identity]()
 
     @property
@@ -64,6 +64,6 @@ class _NobodyWork:
 
     def __iter__(self) -> Iterator[Progress]:
         base, space = self._booth.base, self._booth.space
-        self.faces = yield from read_faces(self._photos, base.picture_size, self._watch)
+        self.faces = (yield from read_views(self._photos, base.picture_size, self._watch))[:, 0]
         nobody = Identity(space.start(), space.info, self._booth.fingerprint, base.name, how={"method": BASE})
         self.people = [nobody] * len(self._photos)

@@ -14,7 +14,7 @@ from hyperdreambooth.base.model import Base
 from hyperdreambooth.baselines.work import Fitting, TunedWork, Tuning, how_made, noun_embedding
 from hyperdreambooth.fitting.fit import Objective, Pictures, fit
 from hyperdreambooth.fitting.steps import FitConfig
-from hyperdreambooth.personalization import Photo
+from hyperdreambooth.personalization import Photos
 from hyperdreambooth.pipeline import HyperDreamBooth
 from hyperdreambooth.tuned import WORD, rare_token_id, word_embeddings
 
@@ -28,7 +28,7 @@ class TextualInversion(Tuning):
     objective: Objective = field(default_factory=lambda: Objective(noises=1))
     at_once: int = 16  # people in a batch
 
-    def personalizing(self, booth: HyperDreamBooth, photos: Sequence[Photo], seed: int = 0) -> TunedWork:
+    def personalizing(self, booth: HyperDreamBooth, photos: Sequence[Photos], seed: int = 0) -> TunedWork:
         """N photographs, some at once."""
         objective = replace(self.objective, seed=seed)
 

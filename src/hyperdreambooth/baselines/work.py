@@ -16,14 +16,24 @@ from hyperdreambooth.errors import UserError
 from hyperdreambooth.faces import face_masks
 from hyperdreambooth.fitting.fit import Objective, Pictures
 from hyperdreambooth.fitting.steps import FitConfig, Run
-from hyperdreambooth.personalization import ENCODE, FINETUNE, Photo, read_faces, stopwatch
+from hyperdreambooth.personalization import (
+    ENCODE,
+    FINETUNE,
+    Photo,
+    Photos,
+    counted,
+    encode_views,
+    photos_of,
+    read_views,
+    stopwatch,
+)
 from hyperdreambooth.pipeline import HyperDreamBooth
 from hyperdreambooth.progress import Progress
 from hyperdreambooth.tuned import Tuned, word_embeddings
 
 
 class Work(Protocol):
-    """N people being made from one photograph each: iterate to do it, then read the results."""
+    """N people being made from their photographs: iterate to do it, then read the results."""
 
     def __iter__(self) -> Iterator[Progress]: ...
 
@@ -37,7 +47,7 @@ class Work(Protocol):
 
     @property
     def faces(self) -> Tensor:
-        """(N, 3, size, size), the photographs as the base sees them."""
+        """(N, 3, size, size), the photographs as the base sees them, the first of each person."""
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -76,8 +86,8 @@ class Method(Protocol):
     def check(self, booth: HyperDreamBooth) -> None:
         """Raise UserError for a booth that lacks what the method needs."""
 
-    def personalizing(self, booth: HyperDreamBooth, photos: Sequence[Photo], seed: int = 0) -> Work:
-        """N photographs of different people. Raises as `check`."""
+    def personalizing(self, booth: HyperDreamBooth, photos: Sequence[Photos], seed: int = 0) -> Work:
+        """N different people, by one photograph or several of each. Raises as `check`."""
 
 
 @dataclass(frozen=True)
@@ -143,8 +153,8 @@ class TunedWork:
 
     Args:
         booth: whose base they are for; it stays as it is.
-        photos: one of each.
-        begin: starts the fit of n of them, of the base, their pictures, and their faces (n, 3, size, size).
+        photos: one of each, or several.
+        begin: starts the fit of n of them, of the base, their pictures, and their first faces (n, 3, size, size).
         how: for their files.
         prompt: that they are fitted to.
         at_once: how many are fitted together.
@@ -154,7 +164,7 @@ class TunedWork:
     def __init__(
         self,
         booth: HyperDreamBooth,
-        photos: Sequence[Photo],
+        photos: Sequence[Photos],
         begin: Callable[[Base, Pictures, Tensor], Fitting],
         how: Mapping[str, str | int | float],
         prompt: str,
@@ -162,9 +172,7 @@ class TunedWork:
         prepare: Callable[[], Iterator[Progress]] = lambda: iter(()),
     ) -> None:
         booth.adapters.check_bare()
-        if not photos:
-            raise UserError("got no photographs, expected one of each person")
-        self._base, self._photos, self._begin = booth.base, list(photos), begin
+        self._base, self._photos, self._begin = booth.base, photos_of(photos), begin
         self._how, self._prompt, self._at_once, self._prepare = dict(how), prompt, at_once, prepare
         self._watch = stopwatch(booth.base.device)
         self.faces = torch.empty(0)
@@ -180,12 +188,12 @@ class TunedWork:
     def __iter__(self) -> Iterator[Progress]:
         note_faults(self._base, self._prompt)
         yield from self._prepare()
-        self.faces = yield from read_faces(self._photos, self._base.picture_size, self._watch)
+        views = yield from read_views(self._photos, self._base.picture_size, self._watch)
+        self.faces = views[:, 0]
         yield Progress(ENCODE, 0, 1)
-        with torch.no_grad():
-            latents = self._watch.timed(ENCODE, lambda: self._base.encode_pictures(self.faces))  # (N, C, h, w)
+        latents = self._watch.timed(ENCODE, lambda: encode_views(self._base, views))  # (N, V, C, h, w)
         for some, shown in zip(latents.split(self._at_once), self.faces.split(self._at_once), strict=True):
-            yield from self._fit(Pictures(some.unsqueeze(1), face_masks(some).unsqueeze(1)), shown)
+            yield from self._fit(Pictures(some, face_masks(some)), shown)
 
     def _fit(self, pictures: Pictures, faces: Tensor) -> Iterator[Progress]:
         before, people = self.samples, len(pictures.latents)
@@ -195,9 +203,10 @@ class TunedWork:
             self.samples = before + report.samples
             done = report.progress * people + len(self.people)
             yield Progress(FINETUNE, round(1000 * done), 1000 * len(self._photos), report.loss)
-        self.people += [self._person(tensors) for tensors in fitting.tensors()]
+        photos = self._photos[len(self.people) :]
+        self.people += [self._person(*one) for one in zip(fitting.tensors(), photos, strict=False)]
 
-    def _person(self, tensors: Mapping[str, Tensor]) -> Tuned:
+    def _person(self, tensors: Mapping[str, Tensor], photos: Sequence[Photo]) -> Tuned:
         base = self._base
         return Tuned(
             tensors=tensors,
@@ -206,5 +215,5 @@ class TunedWork:
             prompt=self._prompt,
             rare_token=base.rare_token,
             class_noun=base.class_noun,
-            how=self._how,
+            how=self._how | counted(photos),
         )

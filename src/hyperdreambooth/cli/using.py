@@ -24,6 +24,7 @@ from hyperdreambooth.cli.options import (
     check_outputs,
     load_booth,
 )
+from hyperdreambooth.cli.photos import read_photos, sheets_beside
 from hyperdreambooth.embedded import DEMO_PHOTO
 from hyperdreambooth.errors import UserError
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
     from hyperdreambooth.baselines.work import Method, Work
     from hyperdreambooth.drawing import DrawConfig
+    from hyperdreambooth.faces import LocatedFace
     from hyperdreambooth.identity import Dtype
     from hyperdreambooth.pipeline import HyperDreamBooth
 
@@ -51,7 +53,9 @@ class SavedPicture(TypedDict):
 
 
 def personalize(
-    photo: Annotated[Path, typer.Argument(metavar="PHOTO", help="A picture of a face.", show_default=False)],
+    photos: Annotated[
+        list[Path], typer.Argument(metavar="PHOTO...", help="Pictures of one person's face.", show_default=False)
+    ],
     output: IdentityOutput,
     base: BaseOption = "embedded",
     hypernetwork: Annotated[str, typer.Option(help='"embedded", a file, or "none": fine-tuning alone.')] = "embedded",
@@ -71,9 +75,19 @@ def personalize(
     seed: SeedOption = 0,
     dtype: DTypeOption = "fp16",
     sheet: Annotated[Path | None, typer.Option(help="A PNG of the person in eight prompts, to write too.")] = None,
+    face: Annotated[
+        list[int] | None, typer.Option(min=1, help="Which face, once for each photograph.", show_default="the largest")
+    ] = None,
+    box: Annotated[
+        list[str] | None,
+        typer.Option(metavar="LEFT,TOP,SIDE", help="The face by hand, brows to chin, in pixels.", show_default="found"),
+    ] = None,
+    detector: Annotated[
+        Path | None, typer.Option(help="A YuNet model (.onnx) to find faces.", show_default="OpenCV's cascades")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """One photograph to an identity file: predict, relax, fine-tune.
+    """One photograph or several of a person to an identity file: predict, relax, fine-tune.
 
     Other methods, to compare with: no-hyper, only-hyper, k-1, fixed-rank,
     relaxed-2, relaxed-8, relaxed-full, int8; dreambooth, dreambooth-agg-1,
@@ -81,13 +95,15 @@ def personalize(
     e4t.
     They know --steps; --noises, --relax and --rank are hyperdreambooth's.
     """
-    check_outputs(output, sheet, inputs=[photo, Path(hypernetwork)])
+    numbered = sheets_beside(output, len(photos))
+    read = [*photos, Path(hypernetwork), *([] if detector is None else [detector])]
+    check_outputs(output, sheet, *numbered, inputs=read)
     with Job(as_json) as job:
         chosen = _method(method, steps, {"noises": noises, "relax": relax, "rank": rank})
         _check_dtype(method, chosen, dtype)
-        picture = _read(job, photo)
+        faces = read_photos(job, photos, numbered, face or (), box or (), detector)
         booth = load_booth(job, base, hypernetwork)
-        _make_person(job, booth, picture, chosen, seed, output, sheet, dtype)
+        _make_person(job, booth, faces, chosen, seed, output, sheet, dtype)
 
 
 def _method(name: str, steps: int | None, ours: Mapping[str, Any]) -> Method:
@@ -119,9 +135,9 @@ def demo(
     identity, sheet = output / "alice.safetensors", output / "alice.png"
     check_outputs(identity, sheet)
     with Job(as_json) as job:
-        picture = _read(job, DEMO_PHOTO)
+        faces = read_photos(job, [DEMO_PHOTO], sheets_beside(identity, 1))
         booth = load_booth(job, "embedded", "embedded")
-        _make_person(job, booth, picture, _method(DEFAULT_METHOD, None, {}), 0, identity, sheet)
+        _make_person(job, booth, faces, _method(DEFAULT_METHOD, None, {}), 0, identity, sheet)
 
 
 def generate(
@@ -273,18 +289,10 @@ def mix(
         )
 
 
-def _read(job: Job, photo: Path) -> Tensor:
-    """The photograph, before anything slow: a bad one is found at once."""
-    with job.phase("read face"):
-        from hyperdreambooth.faces import read_picture
-
-        return read_picture(photo)
-
-
 def _make_person(
     job: Job,
     booth: HyperDreamBooth,
-    picture: Tensor,
+    faces: Sequence[LocatedFace],
     method: Method,
     seed: int,
     output: Path,
@@ -292,14 +300,14 @@ def _make_person(
     dtype: Dtype = "fp16",
 ) -> None:
     """Personalise, save, draw the sheet if there is to be one, and say what was done."""
-    work = method.personalizing(booth, [picture], seed)
+    work = method.personalizing(booth, [faces], seed)
     for report in work:
         job.report(report)
     job.add_seconds(work.seconds)
     (person,) = work.people
     with job.phase(SAVE):
         size = person.save(output, dtype)
-    sheet_bytes, samples = (0, 0) if sheet is None else _draw_sheet(job, booth, work, seed, picture, sheet, size)
+    sheet_bytes, samples = (0, 0) if sheet is None else _draw_sheet(job, booth, work, seed, faces[0], sheet, size)
     job.finish(
         identity=str(output),
         bytes=size,
@@ -317,7 +325,7 @@ def _make_person(
 
 
 def _draw_sheet(
-    job: Job, booth: HyperDreamBooth, work: Work, seed: int, picture: Tensor, sheet: Path, size: int
+    job: Job, booth: HyperDreamBooth, work: Work, seed: int, face: LocatedFace, sheet: Path, size: int
 ) -> tuple[int, int]:
     """Draw and write the sheet: its bytes, and the samples that went through the U-Net."""
     from hyperdreambooth.drawing import DrawConfig
@@ -328,7 +336,7 @@ def _draw_sheet(
     made = f"{how['steps']} steps of {how.get('noises', 0)} noises" if how["steps"] else "no steps"
     captions = [f"{made}, seed {seed}", f"{sum(work.seconds.values()):.1f} s, {size:,} bytes"]
     with job.phase(DRAW):
-        image, pictures = showcase(booth, work, picture, config, captions=captions, progress=job.report)
+        image, pictures = showcase(booth, work, face, config, captions=captions, progress=job.report)
         written = save_png(sheet, image)
     return written, config.samples(pictures, booth.base)
 

@@ -1,15 +1,27 @@
 """Photo to face: read any picture, find the face, frame it as the training pictures are, mask it softly."""
 
-from hyperdreambooth.faces.finding import FaceBox, FaceCrop, crop_face, find_face
+from hyperdreambooth.faces.boxes import Eyes, FaceBox
+from hyperdreambooth.faces.eyes import find_eyes
+from hyperdreambooth.faces.finding import Detector, find_face, find_faces
+from hyperdreambooth.faces.framing import FaceCrop, LocatedFace, crop_face, locate_face
 from hyperdreambooth.faces.mask import face_masks, soft_face_mask
-from hyperdreambooth.faces.reading import read_picture, to_picture
+from hyperdreambooth.faces.numbering import number_faces
+from hyperdreambooth.faces.reading import picture_size, read_picture, to_picture
 
 __all__ = [
+    "Detector",
+    "Eyes",
     "FaceBox",
     "FaceCrop",
+    "LocatedFace",
     "crop_face",
     "face_masks",
+    "find_eyes",
     "find_face",
+    "find_faces",
+    "locate_face",
+    "number_faces",
+    "picture_size",
     "read_picture",
     "soft_face_mask",
     "to_picture",

@@ -29,6 +29,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "JPEG2000", "AVIF
 """What is opened at all: still pictures that Pillow decodes by itself, without starting another program."""
 
 _EXPECTED = "expected a photograph as JPEG, PNG, WebP, BMP or TIFF"
+_ORIENTATION = 0x0112  # EXIF's tag; 5 to 8 lie on their side
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 
 
@@ -53,6 +54,20 @@ def read_picture(path: str | Path) -> Tensor:
         _check_size(path, *image.size)
         image.draft("RGB", (LARGEST_SIDE, LARGEST_SIDE))  # lets a large JPEG be decoded at 1/2, 1/4 or 1/8
         return _decoded(image)
+
+
+def picture_size(path: str | Path) -> tuple[int, int]:
+    """Width and height of an upright picture file in pixels, of which `read_picture` may give fewer.
+
+    Raises:
+        BadPicture: as `read_picture`, where the header shows it.
+    """
+    path = Path(path)
+    _check_is_file(path)
+    with _refusing_damage(path), _bytes(path) as file, _open(path, file) as image:
+        width, height = image.size
+        lying = image.getexif().get(_ORIENTATION) in (5, 6, 7, 8)
+        return (height, width) if lying else (width, height)
 
 
 def to_picture(image: Image.Image | Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Rank-relaxed fast fine-tuning: sharpen predicted people on one photograph each, in some forty steps.
+"""Rank-relaxed fast fine-tuning: sharpen predicted people on their photographs, in some forty steps.
 
 The prediction stays frozen and fresh factors of higher rank are trained beside it: in the same bases ("lidb"), where
 the result stays a small LiDB person, or in full space ("lora", the paper's). "none" trains the prediction itself.
@@ -90,13 +90,13 @@ def finetune(
     *,
     masks: Tensor | None = None,
 ) -> Finetuning:
-    """Fine-tune N people in one batch on one photograph each: an iterable of StepReports that holds the result.
+    """Fine-tune N people in one batch on their photographs: an iterable of StepReports that holds the result.
 
     Args:
-        latents: (N, C, h, w), the encoded photographs.
+        latents: (N, C, h, w), one encoded photograph of each, or (N, V, C, h, w), several.
         prediction: (N, S, R, a + b) from the hypernetwork; None starts from nobody, with 1 + rank fresh ranks where
             relax is "lidb", so that both come out at the same size.
-        masks: (N, 1, h, w), how much each place in the photograph counts.
+        masks: (N, 1, h, w) or (N, V, 1, h, w), how much each place in a photograph counts.
     """
     if prediction is not None and (prediction.dim() != 4 or len(prediction) != len(latents)):
         shape = tuple(prediction.shape)
@@ -109,7 +109,9 @@ def finetune(
         weights, lora = _compose(config.relax, frozen, fresh)
         return adapters.use(weights, lora)
 
-    pictures = Pictures(latents.unsqueeze(1), None if masks is None else masks.unsqueeze(1))  # V = 1
+    if latents.dim() == 4:
+        latents, masks = latents.unsqueeze(1), None if masks is None else masks.unsqueeze(1)  # V = 1
+    pictures = Pictures(latents, masks)
     run = fit(base, {"fresh": fresh}, wear, pictures, config.objective, config.fit_of(prediction is not None))
     return Finetuning(run, config.relax, frozen)
 
