@@ -105,6 +105,7 @@ def drawing(
     yield pipeline, more
 
 
+@pytest.mark.filterwarnings("ignore:Already found a .peft_config. attribute:UserWarning")  # which is what we want
 def test_a_person_and_a_style_add_up(
     drawing: tuple[StableDiffusionPipeline, dict[str, object]], world: World, tmp_path: Path
 ) -> None:

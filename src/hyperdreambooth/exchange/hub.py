@@ -42,8 +42,8 @@ def push(path: str | Path, repository: str, public: bool = False) -> tuple[str, 
         private = bool(api.model_info(made.repo_id).private)
         if not (private or public):
             raise UserError(
-                f"{made.repo_id} can be seen by everybody, expected a private one for a person's face: make it private, "
-                "or give --public"
+                f"{made.repo_id} can be seen by everybody, expected a private one for a person's face: make it "
+                "private, or give --public"
             )
         card = model_card(person, person.base_name, made.repo_id.rpartition("/")[2], "hyperdreambooth")
         files = [
@@ -103,12 +103,29 @@ def _one_line_errors(endpoint: str, repository: str) -> Iterator[None]:
         ),
     ]
     try:
-        yield
+        with _quiet():
+            yield
     except Exception as error:
         for kind, say in words:
             if isinstance(error, kind):
                 raise say(error) from None  # the client's own error holds the request, and the request the token
         raise
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the client's bars and its words about further attempts off the terminal."""
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars, logging
+
+    verbosity, silent = logging.get_verbosity(), are_progress_bars_disabled()
+    logging.set_verbosity_error()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if not silent:
+            enable_progress_bars()
 
 
 def _refused(endpoint: str, repository: str, status: str) -> Exception:
