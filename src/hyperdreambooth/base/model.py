@@ -289,7 +289,7 @@ class Base:
         self,
         folder: str | Path,
         dtype: torch.dtype = torch.float16,
-        largest_file: str = _LARGEST_FILE,
+        largest_file: str | None = None,
         texts: Mapping[str, str] | None = None,
     ) -> None:
         """Write a diffusers folder that plain `StableDiffusionPipeline.from_pretrained` opens, and the card in it.
@@ -297,7 +297,7 @@ class Base:
         Args:
             folder: made, or filled: its own files under other names stay.
             dtype: of the numbers.
-            largest_file: beyond which a network is written in several, such as "14MB".
+            largest_file: size beyond which a network is written in several files, such as "5GB"; None is 14 MB.
             texts: further files by name, in UTF-8.
         """
         from diffusers import StableDiffusionPipeline  # needed here alone, and slow to import
@@ -318,7 +318,7 @@ class Base:
 
         def write(part: Path) -> None:
             with quiet():
-                pipeline.save_pretrained(part, safe_serialization=True, max_shard_size=largest_file)
+                pipeline.save_pretrained(part, safe_serialization=True, max_shard_size=largest_file or _LARGEST_FILE)
             written.update(path.relative_to(part) for path in part.rglob(_WEIGHTS))
             # transformers opens a model in the precision that its config names, diffusers in float32: plain
             # from_pretrained would mix the two.
