@@ -90,6 +90,16 @@ def test_a_projection_is_the_nearest_person(ranks: int | None, booth: HyperDream
         assert worse > lost
 
 
+def test_every_rank_points_to_the_common_start(booth: HyperDreamBooth, tmp_path: Path) -> None:
+    """An SVD knows no sign, and people are compared number by number."""
+    random_lora(booth, tmp_path / "a.safetensors")
+    got, start = (
+        booth.space.split(one)[0]
+        for one in (import_lora(booth, tmp_path / "a.safetensors", project=True).identity.weights, booth.space.start(2))
+    )
+    assert ((got * start).sum(dim=-1) >= 0).all()
+
+
 def test_more_ranks_lose_less(booth: HyperDreamBooth, tmp_path: Path) -> None:
     random_lora(booth, tmp_path / "a.safetensors", rank=4)
     lost = [

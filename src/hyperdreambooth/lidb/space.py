@@ -162,7 +162,8 @@ class LiDBSpace:
     def project(self, factors: Sequence[Factors], ranks: int) -> Tensor:
         """(S, R, a + b) float32: the person of at most R ranks whose dW is nearest to full-space changes of the layers.
 
-        The bases are orthonormal, so the nearest core is B_aux dW A_aux / scale, cut to R ranks by its SVD.
+        The bases are orthonormal, so the nearest core is B_aux dW A_aux / scale, cut to R ranks by its SVD. Of the two
+        signs of each rank, that which is nearer to the common start: so people from elsewhere can be compared.
 
         Args:
             factors: each site's down (r, n) and up (m, r), dW = up @ down.
@@ -172,7 +173,10 @@ class LiDBSpace:
         for index, (down, up) in enumerate(factors):
             a_aux, b_aux = (side.double() for side in self.bases(index))  # (n, a), (b, m)
             cores.append((b_aux @ up.double()) @ (down.double() @ a_aux) / self.scale)  # (b, a)
-        return self._of_cores(torch.stack(cores), ranks).float()
+        nearest = self._of_cores(torch.stack(cores), ranks)
+        down, _ = self.split(nearest)
+        begin, _ = self.split(self.start(down.shape[-2]).double())
+        return torch.where((down * begin).sum(dim=-1, keepdim=True) < 0, -nearest, nearest).float()
 
     def _of_cores(self, cores: Tensor, ranks: int) -> Tensor:
         """(..., at most R, a + b): the person nearest to cores (..., b, a)."""
