@@ -55,7 +55,7 @@ def test_a_lora_in_the_bases_loses_nothing(hdb: Hdb, booth: HyperDreamBooth, tmp
     save_kohya(tmp_path / "a.safetensors", booth.space, alice.weights)
     got = hdb("import", tmp_path / "a.safetensors", "-o", tmp_path / "b.safetensors", "--project", "--dtype", "fp32")
     back = booth.open(tmp_path / "b.safetensors")
-    assert got["lost"] < 1e-6 and back.lora is None and back.ranks == 3
+    assert got["lost"] < 1e-6 and got["notes"] == [] and back.lora is None and back.ranks == 3
     assert booth.space.distance(back.weights, alice.weights) < 1e-4 * booth.space.distance(
         alice.weights, 0 * alice.weights
     )
@@ -106,6 +106,13 @@ def test_more_ranks_lose_less(booth: HyperDreamBooth, tmp_path: Path) -> None:
         import_lora(booth, tmp_path / "a.safetensors", project=True, ranks=ranks).lost_in_all for ranks in (1, 2, 4, 6)
     ]
     assert lost[0] > lost[1] > lost[2] == pytest.approx(lost[3])
+
+
+def test_a_projection_that_loses_the_person_says_so(hdb: Hdb, booth: HyperDreamBooth, tmp_path: Path) -> None:
+    random_lora(booth, tmp_path / "a.safetensors")
+    got = hdb("import", tmp_path / "a.safetensors", "-o", tmp_path / "b.safetensors", "--project", "--rank", 1)
+    assert got["lost"] > 0.5 and ["projection loses" in note for note in got["notes"]] == [True]
+    assert [row["site"] for row in got["lost_by_site"]] == [site.name for site in booth.space.sites]
 
 
 def test_an_imported_person_draws_as_the_exported_one(

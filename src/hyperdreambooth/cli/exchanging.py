@@ -27,6 +27,8 @@ _FOLDERS = {  # what is written into one, to be found impossible before work sta
     "model": ("model_index.json", "unet/config.json", "text_encoder/config.json", "vae/config.json"),
 }
 
+_MUCH = 0.5  # of a change lost by a projection; LoRAs that know nothing of the bases lose 0.95
+
 RepositoryArgument = Annotated[
     str, typer.Argument(metavar="REPO", help="OWNER/NAME on the Hugging Face hub.", show_default=False)
 ]
@@ -90,9 +92,7 @@ def import_(
     lora: Annotated[Path, typer.Argument(metavar="LORA", help="A file; a folder of diffusers or PEFT.")],
     output: IdentityOutput,
     base: BaseOption = "embedded",
-    project: Annotated[
-        bool, typer.Option("--project", help="Into the LiDB bases: small, and to some extent somebody else.")
-    ] = False,
+    project: Annotated[bool, typer.Option("--project", help="Into the LiDB bases: for one made in them.")] = False,
     ranks: Annotated[
         int | None, typer.Option("--rank", min=1, help="Of the projection.", show_default="the LoRA's")
     ] = None,
@@ -109,7 +109,8 @@ def import_(
 
     Layouts of kohya, diffusers and PEFT, for the same base. Full-space
     factors stay as they are; --project finds the nearest person in the LiDB
-    bases and says what share of the change is lost.
+    bases and says what share of the change is lost: nothing where the LoRA
+    was made in them, nearly all where it was not.
     """
     check_outputs(output, inputs=[lora])
     with Job(as_json) as job:
@@ -122,6 +123,8 @@ def import_(
         if read.left_out:
             share = 100 * sum(read.left_out.values())
             job.note(f"{len(read.left_out)} layers were left out, {share:.1f} % of the LoRA's change")
+        if got.lost_in_all > _MUCH:
+            job.note(f"the projection loses {100 * got.lost_in_all:.0f} % of the change, and so the person: see --help")
         with job.phase(SAVE):
             size = person.save(output, dtype)
         job.finish(
