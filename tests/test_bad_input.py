@@ -16,6 +16,7 @@ from PIL import Image
 
 from hyperdreambooth.cli import run
 from hyperdreambooth.identity import Identity
+from hyperdreambooth.lidb import save_kohya
 from hyperdreambooth.pipeline import HyperDreamBooth
 
 Capture = pytest.CaptureFixture[str]
@@ -125,6 +126,9 @@ def test_outputs_that_cannot_be_written_are_found_first(tmp_path: Path, capsys: 
         ("personalize", "nobody.jpg", "-o", tmp_path / "alice.safetensors", "--sheet", below),
         ("generate", "nobody.safetensors", "--prompt", "a [V] face", "-o", tmp_path / "file"),
         ("export", "nobody.safetensors", "--format", "peft", "-o", tmp_path / "file"),
+        ("export", "nobody.safetensors", "--format", "model", "-o", tmp_path / "file"),
+        ("import", "nobody.safetensors", "-o", below),
+        ("pull", "nobody/here", "-o", below),
         ("mix", "a", "b", "-o", below),
         ("portraits", "-o", tmp_path / "file"),
         ("preoptimize", "portraits:0-1", "-o", tmp_path / "file"),
@@ -154,6 +158,10 @@ def test_outputs_that_cannot_be_written_are_found_first(tmp_path: Path, capsys: 
         (("personalize", "a.jpg", "-o", "x", "--sheet", "./x"), "two outputs"),
         (("mix", "a", "b", "-o", "b"), "as input and as output"),
         (("export", "a", "--format", "kohya", "-o", "a"), "as input and as output"),
+        (("import", "a", "-o", "a"), "as input and as output"),
+        (("import", "a", "-o", "b", "--rank", "0"), "--rank"),
+        (("import", "nobody.safetensors", "-o", "b"), "check the path"),
+        (("push", "nobody.safetensors", "ann/alice"), "check the path"),
         (("personalize", "a.jpg", "-o", "a", "--seed", str(2**63)), "--seed"),
         (("convert", "a.pt", "-o", "a.pt"), "as input and as output"),
         (("convert", "a.pt"), "--output"),
@@ -205,6 +213,14 @@ def test_an_unknown_word_is_named_and_the_work_goes_on(
     assert len(list((tmp_path / "out").iterdir())) == 1
 
 
+@pytest.fixture(scope="module")
+def lora_file(sound: Identity, base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A person's LoRA in kohya's layout."""
+    path = tmp_path_factory.mktemp("loras") / "alice.safetensors"
+    save_kohya(path, HyperDreamBooth.load(base_folder).space, sound.weights)
+    return path
+
+
 # What writes in ways of its own, and its words.
 WRITERS = {
     "personalize": "personalize {photo} -o {out} --base {base} --steps 1 --noises 1",
@@ -212,16 +228,18 @@ WRITERS = {
     "generate": "generate {alice} --prompt [V] -o {out} --base {base} --steps 1",
     "kohya": "export {alice} --format kohya -o {out} --base {base}",
     "peft": "export {alice} --format peft -o {out} --base {base}",
+    "model": "export {alice} --format model -o {out} --base {base}",
+    "import": "import {lora} -o {out} --base {base}",
     "portraits": "portraits -o {out} --count 1",
     "preoptimize": "preoptimize portraits:0-0 -o {out} --base {base} --steps 1",
     "evaluate": "evaluate portraits:0-0 -o {out} --base {base} --methods no-hyper@1",
 }
-FOLDERS = ("generate", "peft", "portraits", "preoptimize", "evaluate")  # whose output is a folder
+FOLDERS = ("generate", "peft", "model", "portraits", "preoptimize", "evaluate")  # whose output is a folder
 
 
 @pytest.mark.parametrize("writer", WRITERS)
 def test_a_full_disk_fails_the_work_and_loses_nothing(
-    writer: str, sound: Identity, base_folder: Path, portrait_file: Path, tmp_path: Path
+    writer: str, sound: Identity, base_folder: Path, portrait_file: Path, lora_file: Path, tmp_path: Path
 ) -> None:
     """In a process that may not write large files: the former file stays, and no part of a new one.
 
@@ -237,9 +255,8 @@ def test_a_full_disk_fails_the_work_and_loses_nothing(
         f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, resource.RLIM_INFINITY)); "
         "from hyperdreambooth.cli import main; main()"
     )
-    command = (
-        WRITERS[writer].format(photo=portrait_file, alice=alice, out=output, beside=beside, base=base_folder).split()
-    )
+    names = {"photo": portrait_file, "alice": alice, "out": output, "beside": beside, "base": base_folder}
+    command = WRITERS[writer].format(**names, lora=lora_file).split()
     done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True)
     assert done.returncode == 1 and done.stdout == ""
     (line,) = [line for line in done.stderr.splitlines() if not line.startswith("note:")]

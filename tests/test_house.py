@@ -28,7 +28,7 @@ LAYERS = (
     ("hypernetwork", "drawing"),
     ("people", "personalization"),
     ("pipeline",),
-    ("baselines",),
+    ("baselines", "exchange"),
     ("evaluation",),
     ("serving", "showcase"),
     ("cli",),

@@ -68,6 +68,11 @@ def write_bytes(path: str | Path, data: bytes) -> int:
     return len(data)
 
 
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file whole, in UTF-8, by `write_atomically`."""
+    write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
+
+
 def append(path: str | Path, data: bytes) -> None:
     """Put bytes at the end of a file, all of them on the disk when this returns, or none. Raises as the others do."""
     file = Path(path)

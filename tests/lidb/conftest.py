@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from hyperdreambooth.lidb import Adapters, LiDBSpace, find_sites, inject
@@ -27,12 +27,20 @@ def tiny_unet() -> UNet2DConditionModel:
     )
 
 
-def tiny_text_encoder() -> CLIPTextModel:
+def narrow_unet() -> UNet2DConditionModel:
+    """Every block of Stable Diffusion 1.5, 40 times as narrow."""
+    return UNet2DConditionModel(
+        sample_size=8, block_out_channels=(8, 16, 32, 32), attention_head_dim=2, norm_num_groups=4,
+        cross_attention_dim=WIDTH,
+    )  # fmt: skip
+
+
+def tiny_text_encoder(layers: int = 2) -> CLIPTextModel:
     config = CLIPTextConfig(
         vocab_size=40,
         hidden_size=WIDTH,
         intermediate_size=2 * WIDTH,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=2,
         max_position_embeddings=12,
         bos_token_id=0,
@@ -82,3 +90,43 @@ def world() -> World:
     torch.manual_seed(0)
     unet, text_encoder = tiny_unet().eval(), tiny_text_encoder().eval()
     return World(unet, text_encoder, LiDBSpace(find_sites(unet, text_encoder), a=6, b=5, seed=3, scale=0.8))
+
+
+@pytest.fixture(scope="module")
+def narrow_world() -> World:
+    """192 sites, as in Stable Diffusion 1.5."""
+    torch.manual_seed(0)
+    unet, text_encoder = narrow_unet().eval(), tiny_text_encoder(12).eval()
+    return World(unet, text_encoder, LiDBSpace(find_sites(unet, text_encoder), a=6, b=5, seed=3, scale=0.8))
+
+
+def pipeline_of(world: World) -> StableDiffusionPipeline:
+    """A pipeline of diffusers around a world's models, which stay its own."""
+    vae = AutoencoderKL(
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        norm_num_groups=4,
+    )
+    scheduler = DDIMScheduler(clip_sample=False, steps_offset=1)
+    parts = {"vae": vae, "text_encoder": world.text_encoder, "unet": world.unet, "scheduler": scheduler}
+    absent = dict.fromkeys(("tokenizer", "safety_checker", "feature_extractor"))
+    made = StableDiffusionPipeline(**parts, **absent, requires_safety_checker=False)
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+@torch.no_grad()
+def picture(pipeline: StableDiffusionPipeline, world: World, **more: object) -> torch.Tensor:
+    """(1, 16, 16, 3) in [0, 1], guided, of fixed tokens and latents."""
+    latents, _, tokens = world.inputs(rows=2)
+    states = pipeline.text_encoder(tokens).last_hidden_state  # (2, L, D): unconditional, conditional
+    drawn = pipeline(
+        prompt_embeds=states[1:],
+        negative_prompt_embeds=states[:1],
+        latents=latents[:1],
+        num_inference_steps=3,
+        output_type="np",
+        **more,
+    )
+    return torch.from_numpy(drawn.images)

@@ -5,18 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline
 from peft import PeftModel
 from safetensors.torch import load_file
 
 from hyperdreambooth.lidb import LoRALayout, save_diffusers, save_kohya, save_peft, to_lora
-
-if TYPE_CHECKING:
-    from tests.lidb.conftest import World
+from tests.lidb.conftest import World, picture, pipeline_of
 
 TOLERANCE = 1 / 255
 
@@ -26,33 +23,7 @@ Save = Callable[..., None]
 
 @pytest.fixture
 def pipeline(world: World) -> StableDiffusionPipeline:
-    vae = AutoencoderKL(
-        block_out_channels=(8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        norm_num_groups=4,
-    )
-    scheduler = DDIMScheduler(clip_sample=False, steps_offset=1)
-    parts = {"vae": vae, "text_encoder": world.text_encoder, "unet": world.unet, "scheduler": scheduler}
-    absent = dict.fromkeys(("tokenizer", "safety_checker", "feature_extractor"))
-    made = StableDiffusionPipeline(**parts, **absent, requires_safety_checker=False)
-    made.set_progress_bar_config(disable=True)
-    return made
-
-
-@torch.no_grad()
-def picture(pipeline: StableDiffusionPipeline, world: World) -> torch.Tensor:
-    """(1, 16, 16, 3) in [0, 1], guided, of fixed tokens and latents."""
-    latents, _, tokens = world.inputs(rows=2)
-    states = pipeline.text_encoder(tokens).last_hidden_state  # (2, L, D): unconditional, conditional
-    drawn = pipeline(
-        prompt_embeds=states[1:],
-        negative_prompt_embeds=states[:1],
-        latents=latents[:1],
-        num_inference_steps=3,
-        output_type="np",
-    )
-    return torch.from_numpy(drawn.images)
+    return pipeline_of(world)
 
 
 def person(world: World, with_lora: bool) -> tuple[torch.Tensor, torch.Tensor | None]:

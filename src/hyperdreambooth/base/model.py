@@ -11,7 +11,7 @@ import hashlib
 import inspect
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import cached_property
@@ -285,8 +285,21 @@ class Base:
                 progress(done, len(scheduler.timesteps))
         return latents
 
-    def save(self, folder: str | Path, dtype: torch.dtype = torch.float16) -> None:
-        """Write a diffusers folder that plain `StableDiffusionPipeline.from_pretrained` opens, and the card in it."""
+    def save(
+        self,
+        folder: str | Path,
+        dtype: torch.dtype = torch.float16,
+        largest_file: str | None = None,
+        texts: Mapping[str, str] | None = None,
+    ) -> None:
+        """Write a diffusers folder that plain `StableDiffusionPipeline.from_pretrained` opens, and the card in it.
+
+        Args:
+            folder: made, or filled: its own files under other names stay.
+            dtype: of the numbers.
+            largest_file: size beyond which a network is written in several files, such as "5GB"; None is 14 MB.
+            texts: further files by name, in UTF-8.
+        """
         from diffusers import StableDiffusionPipeline  # needed here alone, and slow to import
 
         vae, text_encoder, unet = (nn.Module.to(deepcopy(network), "cpu", dtype) for network in self._networks)
@@ -305,13 +318,15 @@ class Base:
 
         def write(part: Path) -> None:
             with quiet():
-                pipeline.save_pretrained(part, safe_serialization=True, max_shard_size=_LARGEST_FILE)
+                pipeline.save_pretrained(part, safe_serialization=True, max_shard_size=largest_file or _LARGEST_FILE)
             written.update(path.relative_to(part) for path in part.rglob(_WEIGHTS))
             # transformers opens a model in the precision that its config names, diffusers in float32: plain
             # from_pretrained would mix the two.
             config = part / "text_encoder" / "config.json"
             _write_json(config, json.loads(config.read_text()) | {"dtype": "float32"})
             _write_json(part / CARD_FILE, dataclasses.asdict(self.card))
+            for name, text in (texts or {}).items():
+                (part / name).write_text(text, encoding="utf-8")
 
         write_folder(folder, write)
         for network in {path.parent for path in written}:

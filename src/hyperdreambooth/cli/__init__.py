@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 import typer
 
-from hyperdreambooth.cli import evaluating, measuring, studying, training, using
+from hyperdreambooth.cli import evaluating, exchanging, measuring, studying, training, using
 from hyperdreambooth.cli.console import print_error
 from hyperdreambooth.errors import HyperDreamBoothError, UserError
 
@@ -23,13 +23,14 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
-    "People and pictures": (using.personalize, using.generate, using.inspect, using.export, using.mix, using.demo),
+    "People and pictures": (using.personalize, using.generate, using.inspect, using.mix, using.demo),
+    "Other programs": (exchanging.export, exchanging.import_, exchanging.push, exchanging.pull),
     "Training": (training.portraits, training.preoptimize, training.train),
     "Comparing": (evaluating.evaluate, evaluating.report, measuring.convert),
 }
 for panel, commands in COMMANDS.items():
     for command in commands:
-        app.command(rich_help_panel=panel)(command)
+        app.command(command.__name__.rstrip("_"), rich_help_panel=panel)(command)
 app.add_typer(studying.study_app, name="study", rich_help_panel="Comparing")
 
 

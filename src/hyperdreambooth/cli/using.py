@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
 DRAW = "draw"
 DEFAULT_METHOD = "hyperdreambooth"
-PEFT_MODELS = ("unet", "text_encoder")  # which may have sites
 
 
 class SavedPicture(TypedDict):
@@ -224,41 +223,6 @@ def inspect(identity: IdentityArgument, as_json: JsonOption = False) -> None:
             **facts,
             how=dict(person.how),
         )
-
-
-def export(
-    identity: IdentityArgument,
-    layout: Annotated[
-        Literal["kohya", "diffusers", "peft"], typer.Option("--format", help="For whom.", show_default=False)
-    ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="A file; a folder for peft.", show_default=False)],
-    base: BaseOption = "embedded",
-    as_json: JsonOption = False,
-) -> None:
-    """An identity to a LoRA that other programs read."""
-    check_outputs(*(_peft_files(output, PEFT_MODELS) if layout == "peft" else [output]), inputs=[identity])
-    with Job(as_json) as job:
-        booth = load_booth(job, base)
-        person = booth.open(identity)
-        from hyperdreambooth import lidb
-        from hyperdreambooth.lidb.sites import by_model
-
-        save = {"kohya": lidb.save_kohya, "diffusers": lidb.save_diffusers, "peft": lidb.save_peft}[layout]
-        with job.phase(SAVE):
-            save(output, booth.space, person.weights, person.lora)
-        files = _peft_files(output, by_model(booth.space.sites)) if layout == "peft" else [output]
-        job.finish(
-            output=str(output),
-            format=layout,
-            bytes=sum(file.stat().st_size for file in files),
-            base=booth.base.name,
-            sites=person.sites,
-        )
-
-
-def _peft_files(folder: Path, models: Iterable[str]) -> list[Path]:
-    """What PEFT keeps in a folder, two files for each model."""
-    return [folder / model / name for model in models for name in ("adapter_model.safetensors", "adapter_config.json")]
 
 
 def mix(

@@ -5,16 +5,42 @@ alpha is K so that every program scales it by 1.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from hyperdreambooth.files import save_tensors, write_atomically, write_folder
+from hyperdreambooth.errors import WorkError
+from hyperdreambooth.files import save_tensors, write_folder, write_text
 from hyperdreambooth.lidb.lora import Factors, LoRALayout
+from hyperdreambooth.lidb.names import kohya_name
+from hyperdreambooth.lidb.reading import PEFT_CONFIG, PEFT_WEIGHTS
 from hyperdreambooth.lidb.sites import Site, by_model, total_width
 from hyperdreambooth.lidb.space import LiDBSpace
+
+CARD = "README.md"
+
+
+@dataclass(frozen=True)
+class About:
+    """What an exported file says of itself beside its numbers.
+
+    Attributes:
+        metadata: text in the header of every file.
+        base: the name of the base, for PEFT's settings.
+        card: a model card, for folders; "" for none.
+        dtype: of the numbers.
+    """
+
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    base: str | None = None
+    card: str = ""
+    dtype: torch.dtype = torch.float32
+
+
+_NOTHING = About()
 
 
 def to_lora(space: LiDBSpace, weights: Tensor, lora: Tensor | None = None) -> list[Factors]:
@@ -28,52 +54,60 @@ def to_lora(space: LiDBSpace, weights: Tensor, lora: Tensor | None = None) -> li
     factors = [_compose(space, weights, index) for index in range(len(space.sites))]
     if lora is None:
         return factors
-    layout = LoRALayout(space.sites, lora.shape[-1] // total_width(space.sites))
+    full = LoRALayout(space.sites, lora.shape[-1] // total_width(space.sites)).split(lora)
+    if not space.split(weights)[1].any():
+        return full  # LiDB ranks that change nothing are not handed on
     return [
         (torch.cat([down, more_down.to(down)]), torch.cat([up, more_up.to(up)], dim=1))
-        for (down, up), (more_down, more_up) in zip(factors, layout.split(lora), strict=True)
+        for (down, up), (more_down, more_up) in zip(factors, full, strict=True)
     ]
 
 
-def save_kohya(path: str | Path, space: LiDBSpace, weights: Tensor, lora: Tensor | None = None) -> None:
+def save_kohya(
+    path: str | Path, space: LiDBSpace, weights: Tensor, lora: Tensor | None = None, about: About = _NOTHING
+) -> None:
     """Write one file in kohya's layout, for A1111, ComfyUI and diffusers: lora_unet_ and lora_te_ keys, alpha per site.
 
     Raises:
-        WorkError: the file cannot be written whole.
+        WorkError: the file cannot be written whole, or a number is not finite in its dtype.
     """
     tensors, rank = {}, 0
-    for site, (down, up) in _named(space, weights, lora):
+    for site, (down, up) in _named(space, weights, lora, about):
         rank = len(down)
-        key = _kohya_key(site)
+        key = kohya_name(site)
         tensors[f"{key}.lora_down.weight"] = down
         tensors[f"{key}.lora_up.weight"] = up
-        tensors[f"{key}.alpha"] = torch.tensor(float(rank))
-    metadata = {"ss_network_module": "networks.lora", "ss_network_dim": str(rank), "ss_network_alpha": str(rank)}
-    save_tensors(path, tensors, {"format": "pt", **metadata})
+        tensors[f"{key}.alpha"] = torch.tensor(float(rank), dtype=about.dtype)
+    network = {"ss_network_module": "networks.lora", "ss_network_dim": str(rank), "ss_network_alpha": str(rank)}
+    save_tensors(path, tensors, {"format": "pt", **network, **about.metadata})
 
 
-def save_diffusers(path: str | Path, space: LiDBSpace, weights: Tensor, lora: Tensor | None = None) -> None:
+def save_diffusers(
+    path: str | Path, space: LiDBSpace, weights: Tensor, lora: Tensor | None = None, about: About = _NOTHING
+) -> None:
     """Write one file for StableDiffusionPipeline.load_lora_weights, under Stable Diffusion's own names.
 
     Raises:
-        WorkError: the file cannot be written whole.
+        WorkError: the file cannot be written whole, or a number is not finite in its dtype.
     """
     tensors = {}
-    for site, (down, up) in _named(space, weights, lora):
+    for site, (down, up) in _named(space, weights, lora, about):
         tensors[f"{site.name}.lora_A.weight"] = down
         tensors[f"{site.name}.lora_B.weight"] = up
-    save_tensors(path, tensors, {"format": "pt"})
+    save_tensors(path, tensors, {"format": "pt", **about.metadata})
 
 
-def save_peft(folder: str | Path, space: LiDBSpace, weights: Tensor, lora: Tensor | None = None) -> None:
+def save_peft(
+    folder: str | Path, space: LiDBSpace, weights: Tensor, lora: Tensor | None = None, about: About = _NOTHING
+) -> None:
     """Write a folder with one PEFT adapter per model: unet/ and text_encoder/, each for PeftModel.from_pretrained.
 
     PEFT knows layers by their module path alone, so the paths are those of the library versions installed here.
 
     Raises:
-        WorkError: a file cannot be written whole; the folder is as it was then.
+        WorkError: a file cannot be written whole, or a number is not finite in its dtype; the folder is as it was then.
     """
-    factors = to_lora(space, weights, lora)
+    factors = [factors for _, factors in _named(space, weights, lora, about)]
 
     def write(part: Path) -> None:
         for model, placed in by_model(space.sites).items():
@@ -83,9 +117,11 @@ def save_peft(folder: str | Path, space: LiDBSpace, weights: Tensor, lora: Tenso
                 rank = len(down)
                 tensors[f"base_model.model.{site.path}.lora_A.weight"] = down
                 tensors[f"base_model.model.{site.path}.lora_B.weight"] = up
-            config = _peft_config(rank, [site.path for _, site in placed])
-            save_tensors(part / model / "adapter_model.safetensors", tensors, {"format": "pt"})
-            _write_text(part / model / "adapter_config.json", json.dumps(config, indent=2))
+            config = _peft_config(rank, [site.path for _, site in placed], about.base)
+            save_tensors(part / model / PEFT_WEIGHTS, tensors, {"format": "pt", **about.metadata})
+            write_text(part / model / PEFT_CONFIG, json.dumps(config, indent=2) + "\n")
+        if about.card:
+            write_text(part / CARD, about.card)
 
     write_folder(folder, write)
 
@@ -97,21 +133,19 @@ def _compose(space: LiDBSpace, weights: Tensor, index: int) -> Factors:
     return a_train @ a_aux.T, space.scale * b_aux.T @ b_train.T
 
 
-def _named(space: LiDBSpace, weights: Tensor, lora: Tensor | None) -> Iterator[tuple[Site, Factors]]:
-    return zip(space.sites, to_lora(space, weights, lora), strict=True)
+def _named(space: LiDBSpace, weights: Tensor, lora: Tensor | None, about: About) -> Iterator[tuple[Site, Factors]]:
+    for site, (down, up) in zip(space.sites, to_lora(space, weights, lora), strict=True):
+        down, up = down.to(about.dtype), up.to(about.dtype)
+        if not (down.isfinite().all() and up.isfinite().all()):
+            raise WorkError(f"the factors of {site.name} are not all finite in {about.dtype}: export in float32")
+        yield site, (down, up)
 
 
-def _kohya_key(site: Site) -> str:
-    prefix = {"unet": "lora_unet", "text_encoder": "lora_te"}[site.model]
-    path = site.name.removeprefix(f"{site.model}.")
-    return f"{prefix}_{path.replace('.', '_')}"
-
-
-def _peft_config(rank: int, paths: list[str]) -> dict[str, object]:
+def _peft_config(rank: int, paths: list[str], base: str | None) -> dict[str, object]:
     return {
         "peft_type": "LORA",
         "task_type": None,
-        "base_model_name_or_path": None,
+        "base_model_name_or_path": base,
         "inference_mode": True,
         "r": rank,
         "lora_alpha": rank,
@@ -119,7 +153,3 @@ def _peft_config(rank: int, paths: list[str]) -> dict[str, object]:
         "bias": "none",
         "target_modules": paths,
     }
-
-
-def _write_text(path: Path, text: str) -> None:
-    write_atomically(path, lambda part: part.write_text(text + "\n", encoding="utf-8"))

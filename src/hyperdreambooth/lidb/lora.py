@@ -72,3 +72,16 @@ def stack_lora(sites: tuple[Site, ...], flats: Sequence[Tensor], amounts: Sequen
         up = torch.cat([amount * up for amount, (_, up) in zip(amounts, factors, strict=True)], dim=-1)
         stacked.append((down, up))
     return LoRALayout(sites, len(stacked[0][0])).pack(stacked)
+
+
+def squared_norm(down: Tensor, up: Tensor) -> Tensor:
+    """||up @ down||^2 in float64, without making the product: down (..., r, n), up (..., m, r) -> (...)."""
+    down, up = down.double(), up.double()
+    inner: Tensor = ((down @ down.mT) * (up.mT @ up)).sum(dim=(-2, -1))  # (..., r, r) twice
+    return inner.clamp(min=0)
+
+
+def squared_distance(first: Factors, second: Factors) -> Tensor:
+    """||dW_1 - dW_2||^2 in float64, of the factors of one layer, of any ranks."""
+    down = torch.cat([first[0].double(), second[0].double()], dim=-2)
+    return squared_norm(down, torch.cat([first[1].double(), -second[1].double()], dim=-1))

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from hyperdreambooth.errors import SiteTooNarrow
 from hyperdreambooth.lidb.basis import BASIS_VERSION, basis, check_value, random_state
+from hyperdreambooth.lidb.lora import Factors
 from hyperdreambooth.lidb.sites import Site
 
 
@@ -156,11 +157,31 @@ class LiDBSpace:
         """
         if weights.shape[-2] <= ranks:
             return weights
-        cores = self.cores(weights.double())
+        return self._of_cores(self.cores(weights.double()), ranks).to(weights.dtype)
+
+    def project(self, factors: Sequence[Factors], ranks: int) -> Tensor:
+        """(S, R, a + b) float32: the person of at most R ranks whose dW is nearest to full-space changes of the layers.
+
+        The bases are orthonormal, so the nearest core is B_aux dW A_aux / scale, cut to R ranks by its SVD. Of the two
+        signs of each rank, that which is nearer to the common start: so people from elsewhere can be compared.
+
+        Args:
+            factors: each site's down (r, n) and up (m, r), dW = up @ down.
+            ranks: R.
+        """
+        cores = []
+        for index, (down, up) in enumerate(factors):
+            a_aux, b_aux = (side.double() for side in self.bases(index))  # (n, a), (b, m)
+            cores.append((b_aux @ up.double()) @ (down.double() @ a_aux) / self.scale)  # (b, a)
+        nearest = self._of_cores(torch.stack(cores), ranks)
+        down, _ = self.split(nearest)
+        begin, _ = self.split(self.start(down.shape[-2]).double())
+        return torch.where((down * begin).sum(dim=-1, keepdim=True) < 0, -nearest, nearest).float()
+
+    def _of_cores(self, cores: Tensor, ranks: int) -> Tensor:
+        """(..., at most R, a + b): the person nearest to cores (..., b, a)."""
         u, s, vt = torch.linalg.svd(cores, full_matrices=False)  # (..., b, k), (..., k), (..., k, a)
-        down = vt[..., :ranks, :]
-        up = (u * s.unsqueeze(-2))[..., :ranks].mT
-        return self.pack(down, up).to(weights.dtype)
+        return self.pack(vt[..., :ranks, :], (u * s.unsqueeze(-2))[..., :ranks].mT)
 
     def combine(self, persons: Sequence[Tensor], amounts: Sequence[float], ranks: int | None = None) -> Tensor:
         """(S, R, a + b): the person of R ranks (default: the most of any) nearest in dW to sum of amounts[i] * dW_i."""

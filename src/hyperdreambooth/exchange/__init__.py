@@ -1,0 +1,1 @@
+"""People to and from other programs: LoRA files, whole models, the hub."""

@@ -1,0 +1,97 @@
+"""The names that A1111 and ComfyUI expect of a LoRA for Stable Diffusion 1.5, key by key, none missing, none more."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from safetensors.torch import load_file
+
+from hyperdreambooth.lidb import LoRALayout, find_sites, save_kohya
+from hyperdreambooth.lidb.names import architecture_of, flatten, kohya_name, parse
+from tests.lidb.conftest import World, tiny_text_encoder
+
+# From Stable Diffusion 1.5's config: CrossAttnDownBlock2D three times with two attentions each, then DownBlock2D; up,
+# UpBlock2D, then CrossAttnUpBlock2D three times with three each; one in the middle; twelve layers of CLIP.
+BLOCKS = (
+    *(f"down_blocks_{block}_attentions_{number}" for block in (0, 1, 2) for number in (0, 1)),
+    "mid_block_attentions_0",
+    *(f"up_blocks_{block}_attentions_{number}" for block in (1, 2, 3) for number in (0, 1, 2)),
+)
+LAYERS = (
+    *(f"{attention}_{layer}" for attention in ("attn1", "attn2") for layer in ("to_q", "to_k", "to_v", "to_out_0")),
+    "ff_net_0_proj",
+)
+NAMES = {f"lora_unet_{block}_transformer_blocks_0_{layer}" for block in BLOCKS for layer in LAYERS} | {
+    f"lora_te_text_model_encoder_layers_{number}_self_attn_{side}_proj"
+    for number in range(12)
+    for side in ("q", "k", "v", "out")
+}
+
+
+def test_the_table_is_of_192_layers() -> None:
+    assert len(NAMES) == 192
+    assert "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q" in NAMES
+    assert "lora_te_text_model_encoder_layers_0_self_attn_q_proj" in NAMES
+
+
+def test_stable_diffusions_sites_have_these_names() -> None:
+    with torch.device("meta"):
+        sites = find_sites(UNet2DConditionModel(cross_attention_dim=768), tiny_text_encoder(12))
+    assert [kohya_name(site) for site in sites] == list(dict.fromkeys(map(kohya_name, sites)))
+    assert {kohya_name(site) for site in sites} == NAMES
+
+
+@pytest.mark.parametrize("relaxed", ["predicted", "lidb", "lora"])
+def test_exported_keys_are_exactly_these(relaxed: str, narrow_world: World, tmp_path: Path) -> None:
+    space = narrow_world.space
+    lora = torch.ones(LoRALayout(space.sites, 4).size) if relaxed == "lora" else None
+    save_kohya(tmp_path / "a.safetensors", space, narrow_world.persons(1, ranks=4 if relaxed == "lidb" else 1)[0], lora)
+    tensors = load_file(tmp_path / "a.safetensors")
+    assert set(tensors) == {
+        f"{name}.{part}" for name in NAMES for part in ("lora_down.weight", "lora_up.weight", "alpha")
+    }
+    rank = {"predicted": 1, "lidb": 4, "lora": 5}[relaxed]
+    assert {tensors[f"{name}.alpha"].item() for name in NAMES} == {rank}
+    assert {len(tensors[f"{name}.lora_down.weight"]) for name in NAMES} == {rank}
+
+
+BLOCK = "down_blocks.0.attentions.0.transformer_blocks.0"
+FLAT = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_out_0"
+TEXT = "lora_te_text_model_encoder_layers_3_self_attn_q_proj"
+
+
+@pytest.mark.parametrize(
+    ("key", "kind", "flat"),
+    [
+        (f"{FLAT}.lora_down.weight", "down", FLAT),
+        (f"{FLAT}.alpha", "alpha", FLAT),
+        (f"unet.{BLOCK}.attn1.to_out.0.lora_B.weight", "up", FLAT),
+        (f"unet.{BLOCK}.attn1.to_out.0.lora.up.weight", "up", FLAT),
+        (f"unet.{BLOCK}.attn1.processor.to_out_lora.down.weight", "down", FLAT),
+        (f"{BLOCK}.attn1.processor.to_out_lora.down.weight", "down", FLAT),
+        (f"base_model.model.{BLOCK}.attn1.to_out.0.lora_A.weight", "down", FLAT),
+        (f"base_model.model.{BLOCK}.attn1.to_out.0.lora_A.default.weight", "down", FLAT),
+        ("text_encoder.text_model.encoder.layers.3.self_attn.q_proj.lora_linear_layer.up.weight", "up", TEXT),
+        ("text_encoder.encoder.layers.3.self_attn.q_proj.lora_A.weight", "down", TEXT),
+        ("base_model.model.encoder.layers.3.self_attn.q_proj.lora_A.weight", "down", TEXT),
+        ("base_model.model.text_model.encoder.layers.3.self_attn.q_proj.lora_A.weight", "down", TEXT),
+    ],
+)
+def test_every_layout_names_the_same_layer(key: str, kind: str, flat: str) -> None:
+    part = parse(key)
+    assert part is not None and (part.kind, flatten(part.layer)) == (kind, flat)
+
+
+def test_what_is_no_part_of_a_lora() -> None:
+    for key in ("lidb", f"{FLAT}.hada_w1_a", f"{FLAT}.dora_scale", "unet.conv_in.weight", f"{FLAT}.lora_mid.weight"):
+        assert parse(key) is None
+
+
+def test_other_architectures_are_named() -> None:
+    assert architecture_of(["lora_unet_input_blocks_4_1_proj_in"]) == "Stable Diffusion XL"
+    assert architecture_of(["lora_te2_text_model_encoder_layers_0_self_attn_q_proj"]) == "Stable Diffusion XL"
+    assert architecture_of(["transformer.single_transformer_blocks.0.attn.to_q"]) == "Flux"
+    assert architecture_of(sorted(NAMES)) == ""
