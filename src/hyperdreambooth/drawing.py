@@ -192,14 +192,15 @@ def stack(people: Sequence[Identity | None], space: LiDBSpace) -> tuple[Tensor, 
 
     Missing ranks and factors are zero, and so is what they add to dW.
     """
-    weights = [space.start() if person is None else person.weights for person in people]
+    weights = [space.spoken.start() if person is None else person.weights for person in people]
+    own = space if any(len(one) > len(space.spoken.sites) for one in weights) else space.spoken
     ranks = max(one.shape[1] for one in weights)
-    packed = torch.stack([functional.pad(one, (0, 0, 0, ranks - one.shape[1])) for one in weights])
+    packed = torch.stack([own.fill(one, ranks) for one in weights])
     loras = [None if person is None else person.lora for person in people]
-    rank = max(0 if lora is None else lora.numel() for lora in loras) // total_width(space.sites)
+    rank = max(0 if lora is None else lora.numel() for lora in loras) // total_width(space.spoken.sites)
     if rank == 0:
         return packed, None
-    return packed, torch.stack([_padded(lora, LoRALayout(space.sites, rank)) for lora in loras])
+    return packed, torch.stack([_padded(lora, LoRALayout(space.spoken.sites, rank)) for lora in loras])
 
 
 def pair(people: Subject | Sequence[Subject], prompts: str | Sequence[str]) -> tuple[list[Subject], list[str]]:
@@ -218,7 +219,7 @@ def check_person(person: Subject, base: Base, fingerprint: str, space: LiDBSpace
         return
     if person.base != fingerprint:
         raise WrongBase.of("the person", person.base, person.base_name, fingerprint, base.name)
-    if isinstance(person, Identity) and person.space != space.info:
+    if isinstance(person, Identity) and person.space not in (space.info, space.spoken.info):
         raise WrongSpace("got a person of another LiDB space: use the base and settings that it was made with")
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from hyperdreambooth.errors import BadFile, BadIdentityFile, NewerFormat, UserError, WorkError, WrongBase, WrongSpace
@@ -22,6 +23,7 @@ Dtype = Literal["fp16", "fp32", "int8"]
 How = Mapping[str, str | int | float]
 
 _FLOATS = {"fp16": torch.float16, "fp32": torch.float32}
+_SCALES = {"lidb": "scales", "blocks": "block_scales"}  # tensors beside those of int8
 _METADATA_LIMIT = 1400  # bytes; keeps R = 4 in int8 on Stable Diffusion 1.5 within 120,000 bytes
 
 
@@ -30,7 +32,8 @@ class Identity:
     """One person in a LiDB space.
 
     Attributes:
-        weights: packed LiDB numbers (S, R, a + b), float32.
+        weights: packed LiDB numbers (S, R, a + b), float32; where the residual blocks' layers are fine-tuned too, those
+            sites come last.
         space: the space that the numbers live in.
         base: fingerprint of the base model that they were fitted on.
         base_name: that base's name, for people.
@@ -39,6 +42,7 @@ class Identity:
         class_noun: what the person is called beside it.
         how: how they were made: method, steps, seed and the like; short.
         lora: flat full-space LoRA factors (size,) after relaxation "lora", float32, or None.
+        blocks: how many of the S sites are the residual blocks'.
     """
 
     weights: Tensor
@@ -50,6 +54,7 @@ class Identity:
     class_noun: str = "face"
     how: How = field(default_factory=dict)
     lora: Tensor | None = None
+    blocks: int = 0
 
     @property
     def sites(self) -> int:
@@ -63,8 +68,18 @@ class Identity:
 
     @property
     def numbers(self) -> int:
-        """All numbers of the person: S * R * (a + b), and the full-space factors' if there are any."""
-        return sum(int(tensor.numel()) for tensor in (self.weights, self.lora) if tensor is not None)
+        """All numbers of the person that change anything, the full-space factors' too if there are any."""
+        return sum(int(tensor.numel()) for tensor in (*self._parts().values(), self.lora) if tensor is not None)
+
+    def _parts(self) -> dict[str, Tensor]:
+        """The numbers as a file holds them: of the sites that are spoken of, and of the blocks, each in its own ranks.
+
+        Those that were fine-tuned in the blocks have one rank elsewhere, the prediction, and several there.
+        """
+        if not self.blocks:
+            return {"lidb": self.weights}
+        first, last = self.weights.split([self.sites - self.blocks, self.blocks])
+        return {"lidb": _trimmed(first, self.space.a), "blocks": _trimmed(last, self.space.a)}
 
     def save(self, path: str | Path, dtype: Dtype = "fp16") -> int:
         """Write the identity file, atomically, and return its size in bytes.
@@ -80,14 +95,14 @@ class Identity:
         """
         if dtype not in get_args(Dtype):
             raise UserError(f"got dtype {dtype!r}, expected one of {', '.join(get_args(Dtype))}")
-        tensors = (
-            _quantise(self.weights, self.space.a) if dtype == "int8" else {"lidb": self.weights.to(_FLOATS[dtype])}
-        )
+        tensors = dict[str, Tensor]()
+        for name, part in self._parts().items():
+            tensors |= _quantise(part, self.space.a, name) if dtype == "int8" else {name: part.to(_FLOATS[dtype])}
         if self.lora is not None:
             tensors["lora"] = self.lora.to(_FLOATS.get(dtype, torch.float16))
-        if (name := _not_finite(tensors)) is not None:
+        if (wrong := _not_finite(tensors)) is not None:
             raise WorkError(
-                f"cannot write {path}: the numbers of {name} are not all finite in {dtype}, expected finite ones: "
+                f"cannot write {path}: the numbers of {wrong} are not all finite in {dtype}, expected finite ones: "
                 "fit the person anew with fewer steps, or choose fp32"
             )
         save_tensors(path, tensors, self._metadata())
@@ -174,10 +189,13 @@ def combine(
         _check_space("a person", other.space, space)
     relaxed = [(one.lora, amount) for one, amount in zip(identities, amounts, strict=True) if one.lora is not None]
     how: How = {"method": "combine", "amounts": " ".join(f"{amount:.4g}" for amount in amounts[:16])}
+    own = space if any(one.blocks for one in identities) else space.spoken
     return replace(
         first,
-        weights=space.combine([one.weights for one in identities], amounts, ranks),
-        lora=stack_lora(space.sites, *zip(*relaxed, strict=True)) if relaxed else None,
+        weights=space.combine([own.fill(one.weights) for one in identities], amounts, ranks),
+        space=own.info,
+        lora=stack_lora(space.spoken.sites, *zip(*relaxed, strict=True)) if relaxed else None,
+        blocks=own.blocks,
         how=how,
     )
 
@@ -202,12 +220,16 @@ def _parse(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
     _check_format(path, metadata)
     try:
         space = SpaceInfo(**json.loads(metadata["space"]))
-        weights = _dequantise(tensors, space.a)
-        if weights.shape[1:] != (int(metadata["ranks"]), space.a + space.b):
-            raise ValueError(f"numbers of shape {tuple(weights.shape)}")
+        parts = [_dequantise(tensors, space.a, name) for name in ("lidb", "blocks") if name in tensors]
+        ranks, blocks = int(metadata["ranks"]), sum(map(len, parts[1:]))
+        if any(part.dim() != 3 or part.shape[-1] != space.a + space.b or part.shape[1] > ranks for part in parts):
+            raise ValueError(f"numbers of shape {', '.join(str(tuple(part.shape)) for part in parts)}")
+        if not blocks and parts[0].shape[1] != ranks:
+            raise ValueError(f"numbers of shape {tuple(parts[0].shape)}")
+        weights = torch.cat([F.pad(part, (0, 0, 0, ranks - part.shape[1])) for part in parts])
         lora = tensors["lora"].float() if "lora" in tensors else None
         text = {key: metadata[key] for key in ("base", "base_name", "prompt", "rare_token", "class_noun")}
-        identity = Identity(weights, space, how=json.loads(metadata["how"]), lora=lora, **text)
+        identity = Identity(weights, space, how=json.loads(metadata["how"]), lora=lora, blocks=blocks, **text)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:80]
         raise BadIdentityFile(
@@ -237,40 +259,49 @@ def _not_finite(tensors: Mapping[str, Tensor]) -> str | None:
 
 def _check_space(what: str | Path, got: SpaceInfo, space: LiDBSpace) -> None:
     remedy = "use the base and settings it was made with"
-    WrongSpace.check(f"{what} lives in", asdict(got), asdict(space.info), remedy)
+    if got != space.spoken.info:
+        WrongSpace.check(f"{what} lives in", asdict(got), asdict(space.info), remedy)
 
 
 def _check_sizes(path: str | Path, identity: Identity, space: LiDBSpace) -> None:
     """Raise BadIdentityFile unless there are numbers for every site of the space, and whole ranks of full factors."""
-    if identity.sites != len(space.sites) or not identity.ranks:
+    own = space if identity.space == space.info else space.spoken
+    if (identity.sites, identity.blocks) != (len(own.sites), own.blocks) or not identity.ranks:
         raise BadIdentityFile(
             f"{path} is damaged (numbers of {identity.sites} sites and {identity.ranks} ranks), expected "
-            f"{len(space.sites)} sites and 1 rank or more: make it anew"
+            f"{len(own.sites)} sites and 1 rank or more: make it anew"
         )
-    lora, width = identity.lora, LoRALayout(space.sites, rank=1).size
+    lora, width = identity.lora, LoRALayout(space.spoken.sites, rank=1).size
     if lora is not None and (lora.dim() != 1 or not lora.numel() or lora.numel() % width):
         raise BadIdentityFile(
             f"{path} is damaged (LoRA factors of shape {tuple(lora.shape)}), expected r * {width} numbers: make it anew"
         )
 
 
-def _quantise(weights: Tensor, a: int) -> dict[str, Tensor]:
-    """(S, R, a + b) -> "lidb" int8 and "scales" (S, R, 2) fp16, for each column of A_train and each row of B_train."""
+def _trimmed(weights: Tensor, a: int) -> Tensor:
+    """(S, R, a + b) without the last ranks that change nothing; one stays."""
+    used = weights[..., a:].ne(0).any(dim=-1).any(dim=0)  # (R,)
+    ranks = int(used.nonzero().max()) + 1 if used.any() else 1
+    return weights[:, :ranks]
+
+
+def _quantise(weights: Tensor, a: int, name: str) -> dict[str, Tensor]:
+    """(S, R, a + b) -> `name` int8 and scales (S, R, 2) fp16, for each column of A_train and each row of B_train."""
     halves = weights.split([a, weights.shape[-1] - a], dim=-1)
     scales = [(half.abs().amax(dim=-1, keepdim=True) / 127).half() for half in halves]  # (S, R, 1)
     codes = [
         (half / scale.float().clamp(min=1e-12)).round().clamp(-127, 127)
         for half, scale in zip(halves, scales, strict=True)
     ]
-    return {"lidb": torch.cat(codes, dim=-1).to(torch.int8), "scales": torch.cat(scales, dim=-1)}
+    return {name: torch.cat(codes, dim=-1).to(torch.int8), _SCALES[name]: torch.cat(scales, dim=-1)}
 
 
-def _dequantise(tensors: Mapping[str, Tensor], a: int) -> Tensor:
+def _dequantise(tensors: Mapping[str, Tensor], a: int, name: str) -> Tensor:
     """The packed numbers (S, R, a + b) in float32 of a file's tensors, whatever they were saved as."""
-    numbers = tensors["lidb"]
+    numbers = tensors[name]
     if numbers.dtype != torch.int8:
         return numbers.float()
-    scales = tensors["scales"].float()  # (S, R, 2)
+    scales = tensors[_SCALES[name]].float()  # (S, R, 2)
     widths = torch.tensor([a, numbers.shape[-1] - a])
     return numbers.float() * scales.repeat_interleave(widths, dim=-1)
 

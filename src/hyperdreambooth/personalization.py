@@ -160,12 +160,12 @@ class Personalization:
 
     def _people(self, weights: Tensor, lora: Tensor | None, steps: int) -> list[Identity]:
         """Packed numbers (N, S, R, a + b) and full-space factors (N, size) as N identities."""
-        base, space = self._base, self._adapters.space.info
+        base, space = self._base, self._adapters.space.of(weights)
         how = self._how(steps)
         return [
             Identity(
                 weights=weights[n].float().cpu(),
-                space=space,
+                space=space.info,
                 base=self._fingerprint,
                 base_name=base.name,
                 prompt=self.config.prompt,
@@ -173,6 +173,7 @@ class Personalization:
                 class_noun=base.class_noun,
                 how=how | counted(self._photos[n]),
                 lora=None if lora is None else lora[n].float().cpu(),
+                blocks=space.blocks,
             )
             for n in range(len(weights))
         ]

@@ -18,7 +18,7 @@ from hyperdreambooth.fitting.finetune import Relax
 from hyperdreambooth.hypernetwork.model import HyperNetwork
 from hyperdreambooth.hypernetwork.training import RESULT_FILE
 from hyperdreambooth.identity import Identity
-from hyperdreambooth.lidb import LiDBSpace, find_sites, inject
+from hyperdreambooth.lidb import LiDBSpace, find_blocks, find_sites, inject
 from hyperdreambooth.personalization import Personalization, PersonalizeConfig, Photos
 from hyperdreambooth.progress import Progress
 from hyperdreambooth.sheet import to_image
@@ -175,9 +175,13 @@ class HyperDreamBooth:
 
 
 def space_of(base: Base) -> LiDBSpace:
-    """The weight space that a base's card names, over the layers that the base has."""
-    card = base.card
-    return LiDBSpace(find_sites(base.unet, base.text_encoder), card.a, card.b, card.seed, card.scale)
+    """The weight space that a base's card names, over the layers that the base has.
+
+    The sites of the rule, of which hypernetworks speak, and then those of the residual blocks that hold such bases.
+    """
+    card, spoken = base.card, find_sites(base.unet, base.text_encoder)
+    blocks = [site for site in find_blocks(base.unet) if card.a < site.n_in and card.b < site.n_out]
+    return LiDBSpace((*spoken, *blocks), card.a, card.b, card.seed, card.scale, spoken_sites=len(spoken))
 
 
 def _load_hypernetwork(booth: HyperDreamBooth, choice: str | Path | None) -> HyperNetwork | None:
@@ -188,7 +192,7 @@ def _load_hypernetwork(booth: HyperDreamBooth, choice: str | Path | None) -> Hyp
     if path.is_dir():
         path = path / RESULT_FILE
     try:
-        network = HyperNetwork.load(path, booth.space, booth.fingerprint, booth.base.name)
+        network = HyperNetwork.load(path, booth.space.spoken, booth.fingerprint, booth.base.name)
     except (WrongBase, WrongSpace):
         if choice == "embedded":
             return None

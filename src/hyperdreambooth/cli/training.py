@@ -86,8 +86,8 @@ def preoptimize(
             folder=str(output),
             people=total,
             bytes=sum(file.stat().st_size for file in output.glob("shard-?????.safetensors")),
-            sites=len(booth.space.sites),
-            numbers=booth.space.size(),
+            sites=len(booth.space.spoken.sites),
+            numbers=booth.space.spoken.size(),
             samples=samples,
             seed=config.objective.seed,
         )
@@ -135,7 +135,9 @@ def train(
         from hyperdreambooth.people import ENCODE, READ, encode_crowd, read_people, split_people
         from hyperdreambooth.portraits.captions import STYLES
 
-        network = model.build_hypernetwork(model.PRESETS[preset], booth.space, booth.fingerprint, booth.base.name, seed)
+        network = model.build_hypernetwork(
+            model.PRESETS[preset], booth.space.spoken, booth.fingerprint, booth.base.name, seed
+        )
         if encoder is not None:
             _take_encoder(network, encoder)
         config = _train_config(training.TrainConfig(seed=seed, freeze_encoder=encoder is not None), steps)

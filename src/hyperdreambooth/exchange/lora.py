@@ -60,7 +60,8 @@ def import_lora(
     """
     if ranks is not None and not project:
         raise UserError(f"got {ranks} ranks without a projection, expected both: give --project too")
-    read, space, base = read_lora(path, booth.space.sites, partial), booth.space, booth.base
+    space, base = booth.space.spoken, booth.base
+    read = read_lora(path, space.sites, partial)
     made_for = read.metadata.get(FINGERPRINT, booth.fingerprint)
     if made_for != booth.fingerprint:
         name = read.metadata.get("ss_sd_model_name", "another")

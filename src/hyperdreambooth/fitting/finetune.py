@@ -1,25 +1,31 @@
 """Rank-relaxed fast fine-tuning: sharpen predicted people on their photographs, in some forty steps.
 
-The prediction stays frozen and fresh factors of higher rank are trained beside it: in the same bases ("lidb"), where
-the result stays a small LiDB person, or in full space ("lora", the paper's). "none" trains the prediction itself.
+The prediction stays frozen and fresh factors of higher rank are trained beside it: in bases of the same kind ("lidb"),
+where the result stays a small LiDB person, or in full space ("lora", the paper's). "none" trains the prediction itself.
+
+In the bases, they are trained in the residual blocks, which the prediction leaves alone: what is learnt there from one
+plain photograph shows in every style, what is learnt in the attention much less (docs/notes.md).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from hyperdreambooth.base.model import Base
 from hyperdreambooth.fitting.fit import Objective, Pictures, fit
 from hyperdreambooth.fitting.steps import FitConfig, Run, StepReport
-from hyperdreambooth.lidb import Adapters, LoRALayout
+from hyperdreambooth.lidb import Adapters, LiDBSpace, LoRALayout
 
 Relax = Literal["lidb", "lora", "none"]
+Compose = Callable[[Tensor], tuple[Tensor, Tensor | None]]  # from what is trained to what is worn
 
 
 @dataclass(frozen=True)
@@ -28,6 +34,7 @@ class FinetuneConfig:
 
     relax: Relax = "lidb"
     rank: int = 3  # fresh ranks beside the prediction; without meaning where relax is "none"
+    where: Literal["blocks", "spoken"] = "blocks"  # of relax "lidb": residual blocks, or the prediction's own sites
     fit: FitConfig = field(default_factory=lambda: FitConfig(steps=40, lr=3e-2, schedule="cosine"))
     lr_alone: float | None = 4.5e-2  # learning rate of people whom nobody predicted; None is that of `fit`
     objective: Objective = field(default_factory=Objective)
@@ -62,8 +69,8 @@ PRESETS = {
 class Finetuning:
     """N people being fine-tuned: iterate to take the steps; `weights` and `lora` are the people as they are by now."""
 
-    def __init__(self, run: Run, relax: Relax, frozen: Tensor | None) -> None:
-        self._run, self._relax, self._frozen = run, relax, frozen
+    def __init__(self, run: Run, compose: Compose) -> None:
+        self._run, self._compose = run, compose
 
     def __iter__(self) -> Iterator[StepReport]:
         return iter(self._run)
@@ -71,13 +78,13 @@ class Finetuning:
     @property
     def weights(self) -> Tensor:
         """The people's LiDB numbers, (N, S, R, a + b), the prediction's ranks first."""
-        weights, _ = _compose(self._relax, self._frozen, self._run.averages["fresh"].detach())
+        weights, _ = self._compose(self._run.averages["fresh"].detach())
         return weights.clone()
 
     @property
     def lora(self) -> Tensor | None:
         """The people's full-space factors (N, size) as in `LoRALayout`; None unless relax is "lora"."""
-        _, lora = _compose(self._relax, self._frozen, self._run.averages["fresh"].detach())
+        _, lora = self._compose(self._run.averages["fresh"].detach())
         return None if lora is None else lora.clone()
 
 
@@ -101,44 +108,59 @@ def finetune(
     if prediction is not None and (prediction.dim() != 4 or len(prediction) != len(latents)):
         shape = tuple(prediction.shape)
         raise ValueError(f"got a prediction of shape {shape} for {len(latents)} photographs, expected (N, S, R, a + b)")
-    frozen, fresh = _begin(adapters, len(latents), prediction, config)
+    frozen, fresh = _begin(adapters.space, len(latents), prediction, config)
     frozen = None if frozen is None else frozen.detach().to(base.device)
+    compose = partial(_compose, adapters.space, config, frozen)
     fresh = fresh.detach().to(base.device, copy=True).contiguous().requires_grad_()
 
     def wear() -> AbstractContextManager[None]:
-        weights, lora = _compose(config.relax, frozen, fresh)
-        return adapters.use(weights, lora)
+        return adapters.use(*compose(fresh))
 
     if latents.dim() == 4:
         latents, masks = latents.unsqueeze(1), None if masks is None else masks.unsqueeze(1)  # V = 1
     pictures = Pictures(latents, masks)
     run = fit(base, {"fresh": fresh}, wear, pictures, config.objective, config.fit_of(prediction is not None))
-    return Finetuning(run, config.relax, frozen)
+    return Finetuning(run, compose)
 
 
 def _begin(
-    adapters: Adapters, people: int, prediction: Tensor | None, config: FinetuneConfig
+    space: LiDBSpace, people: int, prediction: Tensor | None, config: FinetuneConfig
 ) -> tuple[Tensor | None, Tensor]:
     """What stays frozen, (N, S, R, a + b) or None, and what is trained, (N, S, R, a + b) or (N, size)."""
-    space = adapters.space
+    spoken, rank = space.spoken, config.rank
     if config.relax == "lora":
-        layout = LoRALayout(space.sites, config.rank)
-        frozen = prediction if prediction is not None else _for_all(space.start(), people)
-        return frozen, _for_all(layout.start(config.objective.seed), people)
+        frozen = prediction if prediction is not None else _for_all(spoken.start(), people)
+        return frozen, _for_all(LoRALayout(spoken.sites, rank).start(config.objective.seed), people)
     if config.relax == "none":
-        return None, prediction if prediction is not None else _for_all(space.start(), people)
+        return None, prediction if prediction is not None else _for_all(spoken.start(), people)
+    if not _in_blocks(space, config):
+        if prediction is None:
+            return None, _for_all(spoken.start(1 + rank), people)
+        return prediction, _for_all(spoken.start(rank, first=prediction.shape[-2]), people)
     if prediction is None:
-        return None, _for_all(space.start(1 + config.rank), people)
-    return prediction, _for_all(space.start(config.rank, first=prediction.shape[-2]), people)
+        return None, _for_all(space.start(rank), people)
+    return prediction, _for_all(space.start(rank)[-space.blocks :], people)
+
+
+def _in_blocks(space: LiDBSpace, config: FinetuneConfig) -> bool:
+    return config.where == "blocks" and space.blocks > 0
 
 
 def _for_all(one: Tensor, people: int) -> Tensor:
     return one.expand(people, *one.shape)
 
 
-def _compose(relax: Relax, frozen: Tensor | None, fresh: Tensor) -> tuple[Tensor, Tensor | None]:
+def _compose(
+    space: LiDBSpace, config: FinetuneConfig, frozen: Tensor | None, fresh: Tensor
+) -> tuple[Tensor, Tensor | None]:
     """What the people wear: LiDB numbers (N, S, R, a + b) and full-space factors (N, size) or None."""
-    if relax == "lora":
+    if config.relax == "lora":
         assert frozen is not None  # by _begin
         return frozen, fresh
-    return (fresh if frozen is None else torch.cat([frozen, fresh], dim=-2)), None
+    if frozen is None:
+        return fresh, None
+    if not _in_blocks(space, config):
+        return torch.cat([frozen, fresh], dim=-2), None
+    ranks = max(frozen.shape[-2], fresh.shape[-2])
+    both = [F.pad(one, (0, 0, 0, ranks - one.shape[-2])) for one in (frozen, fresh)]  # other ranks change nothing
+    return torch.cat(both, dim=-3), None

@@ -65,7 +65,7 @@ def fit_people(
     checkpoint: Checkpoint | None = None,
 ) -> Run:
     """Fit N people in one batch, from the common start: `run.averages["weights"]`, (N, S, 1, a + b), is the result."""
-    start = adapters.space.start().to(base.device)  # (S, 1, a + b)
+    start = adapters.space.spoken.start().to(base.device)  # (S, 1, a + b)
     weights = start.repeat(len(pictures.latents), 1, 1, 1).requires_grad_()  # (N, S, 1, a + b)
     return fit(
         base,
@@ -102,7 +102,7 @@ def preoptimize(
     data = {"latents": pictures.latents} | ({} if pictures.masks is None else {"masks": pictures.masks})
     keep_plan(folder, _plan(base, adapters, names, config), data)
     if not _start(folder).exists():
-        save_tensors(_start(folder), {"start": adapters.space.start()})
+        save_tensors(_start(folder), {"start": adapters.space.spoken.start()})
     for shard, first in enumerate(range(0, len(names), config.shard)):
         people = slice(first, first + config.shard)
         output, checkpoint = _shard(folder, shard), Checkpoint(folder / f"shard-{shard:05d}.run.safetensors")
@@ -146,7 +146,7 @@ def _plan(base: Base, adapters: Adapters, names: Sequence[str], config: Preoptim
     return {
         "format": _FORMAT,
         "base": base.fingerprint,
-        "space": asdict(adapters.space.info),
+        "space": asdict(adapters.space.spoken.info),
         "config": asdict(config),
         "names": list(names),
     }

@@ -3,16 +3,17 @@
 from hyperdreambooth.lidb.basis import BASIS_VERSION, basis, check_value
 from hyperdreambooth.lidb.export import About, save_diffusers, save_kohya, save_peft, to_lora
 from hyperdreambooth.lidb.injection import Adapters, inject
-from hyperdreambooth.lidb.linear import LiDBLinear
+from hyperdreambooth.lidb.linear import LiDBConv2d, LiDBLinear
 from hyperdreambooth.lidb.lora import LoRALayout, stack_lora
 from hyperdreambooth.lidb.reading import ReadLoRA, read_lora
-from hyperdreambooth.lidb.sites import Site, find_sites
+from hyperdreambooth.lidb.sites import Site, find_blocks, find_sites
 from hyperdreambooth.lidb.space import LiDBSpace, SpaceInfo
 
 __all__ = [
     "BASIS_VERSION",
     "About",
     "Adapters",
+    "LiDBConv2d",
     "LiDBLinear",
     "LiDBSpace",
     "LoRALayout",
@@ -21,6 +22,7 @@ __all__ = [
     "SpaceInfo",
     "basis",
     "check_value",
+    "find_blocks",
     "find_sites",
     "inject",
     "read_lora",

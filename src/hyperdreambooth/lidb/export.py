@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from hyperdreambooth.errors import WorkError
@@ -47,20 +48,23 @@ def to_lora(space: LiDBSpace, weights: Tensor, lora: Tensor | None = None) -> li
     """Each site's down (K, n) and up (m, K), dW = up @ down, for one person and full-space factors beside it.
 
     Args:
-        space: the space that the person lives in.
+        space: the base's space of all sites; a person may be of the first ones alone.
         weights: packed LiDB numbers (S, R, a + b).
         lora: flat full-space factors (size,) as in LoRALayout, or None.
     """
-    factors = [_compose(space, weights, index) for index in range(len(space.sites))]
+    factors = [_compose(space, weights, index) for index in range(len(weights))]
     if lora is None:
         return factors
-    full = LoRALayout(space.sites, lora.shape[-1] // total_width(space.sites)).split(lora)
+    sites = space.spoken.sites  # full-space factors are of these alone
+    full = LoRALayout(sites, lora.shape[-1] // total_width(sites)).split(lora)
     if not space.split(weights)[1].any():
         return full  # LiDB ranks that change nothing are not handed on
-    return [
+    both = [
         (torch.cat([down, more_down.to(down)]), torch.cat([up, more_up.to(up)], dim=1))
-        for (down, up), (more_down, more_up) in zip(factors, full, strict=True)
+        for (down, up), (more_down, more_up) in zip(factors, full, strict=False)
     ]
+    rank = len(both[0][0])
+    return both + [_of_rank(down, up, rank) for down, up in factors[len(both) :]]
 
 
 def save_kohya(
@@ -110,7 +114,7 @@ def save_peft(
     factors = [factors for _, factors in _named(space, weights, lora, about)]
 
     def write(part: Path) -> None:
-        for model, placed in by_model(space.sites).items():
+        for model, placed in by_model(space.sites[: len(factors)]).items():
             tensors, rank = {}, 0
             for index, site in placed:
                 down, up = factors[index]
@@ -133,8 +137,22 @@ def _compose(space: LiDBSpace, weights: Tensor, index: int) -> Factors:
     return a_train @ a_aux.T, space.scale * b_aux.T @ b_train.T
 
 
+def shaped(site: Site, down: Tensor, up: Tensor) -> Factors:
+    """Factors as a LoRA's own layers have them: those of a convolution are (K, C, k, k) and (m, K, 1, 1)."""
+    if not site.kernel:
+        return down, up
+    return down.reshape(len(down), -1, site.kernel, site.kernel), up.reshape(*up.shape, 1, 1)
+
+
+def _of_rank(down: Tensor, up: Tensor, rank: int) -> Factors:
+    """The same change in more ranks."""
+    missing = rank - len(down)
+    return F.pad(down, (0, 0, 0, missing)), F.pad(up, (0, missing))
+
+
 def _named(space: LiDBSpace, weights: Tensor, lora: Tensor | None, about: About) -> Iterator[tuple[Site, Factors]]:
-    for site, (down, up) in zip(space.sites, to_lora(space, weights, lora), strict=True):
+    for site, (down, up) in zip(space.sites, to_lora(space, weights, lora), strict=False):
+        down, up = shaped(site, down, up)
         down, up = down.to(about.dtype), up.to(about.dtype)
         if not (down.isfinite().all() and up.isfinite().all()):
             raise WorkError(f"the factors of {site.name} are not all finite in {about.dtype}: export in float32")

@@ -4,14 +4,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import RLock
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hyperdreambooth.errors import UserError
-from hyperdreambooth.lidb.linear import LiDBLinear, Worn
+from hyperdreambooth.lidb.linear import LiDBConv2d, LiDBLinear, Worn
 from hyperdreambooth.lidb.lora import LoRALayout
-from hyperdreambooth.lidb.sites import refuse_fused, total_width
+from hyperdreambooth.lidb.sites import Site, refuse_fused, total_width
 from hyperdreambooth.lidb.space import LiDBSpace
 
 
@@ -21,26 +22,27 @@ class _Place:
 
     parent: nn.Module
     child: str
-    original: nn.Linear
-    adapted: LiDBLinear
+    original: nn.Linear | nn.Conv2d
+    adapted: LiDBLinear | LiDBConv2d
 
 
 def inject(models: Mapping[str, nn.Module], space: LiDBSpace) -> "Adapters":
-    """Replace the space's layers in the models by LiDBLinear; no key and no number of the models changes.
+    """Replace the space's layers in the models by LiDBLinear and LiDBConv2d; no key and no number changes.
 
     Args:
         models: {"unet": ..., "text_encoder": ...}, those that the space's sites name.
         space: the weight space; its order of sites is the order of the persons' packed numbers.
 
     Raises:
-        UserError: a site is missing, is not a plain linear layer of its size, is injected already, or is fused.
+        UserError: a site is missing, is not a plain layer of its size, is injected already, or is fused.
     """
     for model in models.values():
         refuse_fused(model)
-    found = [_plain_linear(models, space, index) for index in range(len(space.sites))]
+    found = [_plain_layer(models, space, index) for index in range(len(space.sites))]
     places = []
     for index, (parent, child, original) in enumerate(found):
-        adapted = LiDBLinear(original, *space.bases(index), space.scale)
+        kind: Any = LiDBConv2d if isinstance(original, nn.Conv2d) else LiDBLinear
+        adapted = kind(original, *space.bases(index), space.scale)
         setattr(parent, child, adapted)
         places.append(_Place(parent, child, original, adapted))
     return Adapters(models, space, places)
@@ -48,6 +50,9 @@ def inject(models: Mapping[str, nn.Module], space: LiDBSpace) -> "Adapters":
 
 class Adapters:
     """The adapted layers of injected models. Made by ``inject``.
+
+    Attributes:
+        space: of all sites; people may be of its `spoken` ones alone.
 
     What is worn is state of the models, so one thread at a time wears, merges or takes off; others wait for it.
     """
@@ -78,8 +83,8 @@ class Adapters:
         """Inside, the models draw the persons given, and gradients flow to them; after, what was worn before is back.
 
         Args:
-            weights: packed LiDB numbers of one person (S, R, a + b), or of N persons (N, S, R, a + b), or None. With N
-                persons a batch of c * N rows is the N persons tiled c times.
+            weights: packed LiDB numbers of one person (S, R, a + b), or of N persons (N, S, R, a + b), or None; of all
+                sites, or of the spoken ones. With N persons a batch of c * N rows is the N persons tiled c times.
             lora: full-space factors beside them, flat (size,) or (N, size) as in LoRALayout, or None.
 
         Raises:
@@ -115,7 +120,7 @@ class Adapters:
                 originals.append(weight.detach().clone())
                 if factors is not None:
                     down, up = factors  # (n, k) (k, m)
-                    weight += (down @ up).T
+                    weight += (down @ up).T.reshape(weight.shape)
             self._unmerged = originals
 
     def unmerge(self) -> None:
@@ -145,32 +150,36 @@ class Adapters:
         full = list(lidb)
         if weights is not None:
             self._check(weights)
-            lidb = [self.space.split(one) for one in weights.unbind(dim=-3)]
+            lidb[: weights.shape[-3]] = [self.space.split(one) for one in weights.unbind(dim=-3)]
         if lora is not None:
-            full = list(self._layout(lora).split(lora))
+            full[: len(self.space.spoken.sites)] = self._layout(lora).split(lora)
         return [Worn(*pair, *factors) for pair, factors in zip(lidb, full, strict=True)]
 
     def _check(self, weights: Tensor) -> None:
         expected = (len(self.space.sites), "R", self.space.width)
         shape = tuple(weights.shape)
-        if weights.dim() not in (3, 4) or (shape[-3], shape[-1]) != (expected[0], expected[2]):
+        sites = {len(self.space.sites), len(self.space.spoken.sites)}
+        if weights.dim() not in (3, 4) or shape[-3] not in sites or shape[-1] != self.space.width:
             raise UserError(
                 f"got weights of shape {shape}, expected one person (S, R, a + b) = ({expected[0]}, R, {expected[2]}) "
                 "or N of them: use weights made in this space"
             )
 
     def _layout(self, lora: Tensor) -> LoRALayout:
-        rank, rest = divmod(lora.shape[-1], total_width(self.space.sites))
+        sites = self.space.spoken.sites
+        rank, rest = divmod(lora.shape[-1], total_width(sites))
         if rest or not rank or lora.dim() > 2:
             raise UserError(
-                f"got LoRA factors of shape {tuple(lora.shape)}, expected r * {total_width(self.space.sites)} numbers, "
+                f"got LoRA factors of shape {tuple(lora.shape)}, expected r * {total_width(sites)} numbers, "
                 "for one person or N: use factors made on these sites"
             )
-        return LoRALayout(self.space.sites, rank)
+        return LoRALayout(sites, rank)
 
 
-def _plain_linear(models: Mapping[str, nn.Module], space: LiDBSpace, index: int) -> tuple[nn.Module, str, nn.Linear]:
-    """The plain linear layer of one site, with its parent and its name there."""
+def _plain_layer(
+    models: Mapping[str, nn.Module], space: LiDBSpace, index: int
+) -> tuple[nn.Module, str, nn.Linear | nn.Conv2d]:
+    """The plain layer of one site, with its parent and its name there."""
     site = space.sites[index]
     if site.model not in models:
         raise UserError(f"{site.name} lies in the {site.model}, which was not given: inject every model of the space")
@@ -180,10 +189,22 @@ def _plain_linear(models: Mapping[str, nn.Module], space: LiDBSpace, index: int)
         layer = parent.get_submodule(child)
     except AttributeError as error:
         raise UserError(f"{site.name} is not in the model: find the sites on the model that is injected") from error
-    if isinstance(layer, LiDBLinear):
+    if isinstance(layer, LiDBLinear | LiDBConv2d):
         raise UserError(f"{site.name} is injected already: eject those adapters first")
-    if type(layer) is not nn.Linear or (layer.in_features, layer.out_features) != (site.n_in, site.n_out):
+    if not (_is_linear if site.kernel == 0 else _is_convolution)(layer, site):
+        kind = "Conv2d" if site.kernel else "Linear"
         raise UserError(
-            f"{site.name} is {layer}, expected a plain Linear of {site.n_in} inputs and {site.n_out} outputs"
+            f"{site.name} is {layer}, expected a plain {kind} of {site.n_in} inputs and {site.n_out} outputs"
         )
     return parent, child, layer
+
+
+def _is_linear(layer: nn.Module, site: Site) -> bool:
+    return type(layer) is nn.Linear and (layer.in_features, layer.out_features) == (site.n_in, site.n_out)
+
+
+def _is_convolution(layer: nn.Module, site: Site) -> bool:
+    if type(layer) is not nn.Conv2d or layer.groups != 1 or layer.padding_mode != "zeros":
+        return False
+    sizes = (layer.kernel_size, layer.in_channels * site.kernel**2, layer.out_channels)
+    return bool(sizes == ((site.kernel, site.kernel), site.n_in, site.n_out))

@@ -1,8 +1,9 @@
-"""A linear layer that wears persons: the plain layer plus eq. 1, one person for the batch or one per sample."""
+"""Layers that wear persons: the plain layer plus eq. 1, one person for the batch or one per sample."""
 
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -58,17 +59,78 @@ class LiDBLinear(nn.Linear):
 
         Composing the bases with a person's few columns first is cheaper than projecting every row of x on the bases.
         """
-        a_train, b_train, down, up = self.worn
-        downs, ups = [], []
-        if a_train is not None and b_train is not None:
-            downs.append(self.a_aux @ a_train.to(self.a_aux).mT)  # (n, a) (N?, a, R)
-            ups.append(self.scale * b_train.to(self.b_aux) @ self.b_aux)  # (N?, R, b) (b, m)
-        if down is not None and up is not None:
-            downs.append(down.to(self.a_aux).mT)  # (N?, n, r)
-            ups.append(up.to(self.b_aux).mT)  # (N?, r, m)
-        if not downs:
-            return None
-        return _concatenate(downs, -1), _concatenate(ups, -2)
+        return _factors(self)
+
+
+class LiDBConv2d(nn.Conv2d):
+    """The same of a convolution, a linear layer on the patches x of n = channels * kernel^2 numbers.
+
+    Args:
+        original: the layer to stand in for, of one group; its parameters are shared, not copied.
+        a_aux: (n, a) frozen basis of the patches.
+        b_aux: (b, m) frozen basis of the outputs.
+        scale: factor of dW.
+    """
+
+    a_aux: Tensor
+    b_aux: Tensor
+
+    def __init__(self, original: nn.Conv2d, a_aux: Tensor, b_aux: Tensor, scale: float) -> None:
+        nn.Module.__init__(self)  # nn.Conv2d's would draw new parameters
+        for name in nn.Conv2d.__constants__:
+            setattr(self, name, getattr(original, name))
+        self._reversed_padding_repeated_twice = original._reversed_padding_repeated_twice
+        self.weight, self.bias = original.weight, original.bias
+        self.register_buffer("a_aux", a_aux.to(original.weight), persistent=False)
+        self.register_buffer("b_aux", b_aux.to(original.weight), persistent=False)
+        self.scale = scale
+        self.worn = Worn()
+        self.train(original.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, m, H', W'). With N persons B = c * N: the rows are the N persons, tiled c times."""
+        y = super().forward(x)
+        factors = self.factors()
+        return y if factors is None else y + self._residual(x, *factors).to(y.dtype)
+
+    def factors(self) -> tuple[Tensor, Tensor] | None:
+        """What is worn as one LoRA, as of `LiDBLinear`."""
+        return _factors(self)
+
+    def _residual(self, x: Tensor, down: Tensor, up: Tensor) -> Tensor:
+        """x (B, C, H, W) through down (N?, n, k) and up (N?, k, m) -> (B, m, H', W'): N persons are N groups."""
+        persons = 1 if down.dim() == 2 else len(down)
+        tiles = _tiles(len(x), persons)
+        kernels = down.mT.reshape(-1, x.shape[1], *self.kernel_size)  # (N * k, C, K, K)
+        outputs = up.mT.reshape(-1, up.shape[-2], 1, 1)  # (N * m, k, 1, 1)
+        grouped = x.reshape(tiles, persons * x.shape[1], *x.shape[2:])  # (c, N * C, H, W)
+        inner = F.conv2d(
+            grouped, kernels, None, self.stride, self.padding, self.dilation, persons
+        )  # (c, N * k, H', W')
+        outer = F.conv2d(inner, outputs, groups=persons)  # (c, N * m, H', W')
+        return outer.reshape(len(x), -1, *outer.shape[2:])
+
+
+def _factors(layer: LiDBLinear | LiDBConv2d) -> tuple[Tensor, Tensor] | None:
+    """What a layer wears as one LoRA, (N?, n, R + r) and (N?, R + r, m)."""
+    a_train, b_train, down, up = layer.worn
+    downs, ups = [], []
+    if a_train is not None and b_train is not None:
+        downs.append(layer.a_aux @ a_train.to(layer.a_aux).mT)  # (n, a) (N?, a, R)
+        ups.append(layer.scale * b_train.to(layer.b_aux) @ layer.b_aux)  # (N?, R, b) (b, m)
+    if down is not None and up is not None:
+        downs.append(down.to(layer.a_aux).mT)  # (N?, n, r)
+        ups.append(up.to(layer.b_aux).mT)  # (N?, r, m)
+    if not downs:
+        return None
+    return _concatenate(downs, -1), _concatenate(ups, -2)
+
+
+def _tiles(rows: int, persons: int) -> int:
+    """How often a batch of so many rows holds all persons. Raises ValueError where it is no whole number."""
+    if rows % persons:
+        raise ValueError(f"a batch of {rows} rows cannot wear {persons} persons: expected a multiple of {persons}")
+    return rows // persons
 
 
 def residual(x: Tensor, down: Tensor, up: Tensor) -> Tensor:
@@ -79,10 +141,8 @@ def residual(x: Tensor, down: Tensor, up: Tensor) -> Tensor:
     """
     if down.dim() == 2:
         return x @ down @ up
-    persons, rows = len(down), len(x)
-    if rows % persons:
-        raise ValueError(f"a batch of {rows} rows cannot wear {persons} persons: expected a multiple of {persons}")
-    tiled = x.reshape(rows // persons, persons, -1, x.shape[-1])  # (c, N, T, n)
+    persons = len(down)
+    tiled = x.reshape(_tiles(len(x), persons), persons, -1, x.shape[-1])  # (c, N, T, n)
     return (tiled @ down @ up).reshape(*x.shape[:-1], up.shape[-1])
 
 

@@ -29,10 +29,13 @@ _UNET = re.compile(
     + ")"
 )
 
+_BLOCK_LAYERS = ("conv1", "time_emb_proj", "conv2", "conv_shortcut")
+_BLOCK = re.compile(r"(down_blocks|mid_block|up_blocks)(?:\.(\d+))?\.resnets\.(\d+)\.(" + "|".join(_BLOCK_LAYERS) + ")")
+
 
 @dataclass(frozen=True)
 class Site:
-    """One adapted linear layer, x (n_in numbers) to y (n_out numbers).
+    """One adapted layer, x (n_in numbers) to y (n_out numbers).
 
     Attributes:
         name: canonical name: the model and Stable Diffusion's own module path, whatever installed libraries call it,
@@ -41,6 +44,8 @@ class Site:
         path: the module's path inside that model today.
         n_in: n, the layer's inputs.
         n_out: m, the layer's outputs.
+        kernel: side of a convolution's kernel, which makes it a linear layer on patches of n = channels * kernel^2
+            numbers; 0 of a linear layer.
     """
 
     name: str
@@ -48,6 +53,7 @@ class Site:
     path: str
     n_in: int
     n_out: int
+    kernel: int = 0
 
 
 def find_sites(unet: nn.Module | None, text_encoder: nn.Module | None) -> tuple[Site, ...]:
@@ -67,6 +73,25 @@ def find_sites(unet: nn.Module | None, text_encoder: nn.Module | None) -> tuple[
     if not found:
         raise UserError("no attention layer found to adapt: expected diffusers' UNet2DConditionModel and CLIPTextModel")
     return tuple(site for _, site in found)
+
+
+def find_blocks(unet: nn.Module) -> tuple[Site, ...]:
+    """The layers of the U-Net's residual blocks in order of execution: where fine-tuning sharpens a person.
+
+    They are beside the rule, and no hypernetwork speaks of them: docs/notes.md has what they hold of a person.
+    """
+    found = []
+    for path, layer in unet.named_modules():
+        if (match := _BLOCK.fullmatch(path)) and isinstance(layer, nn.Linear | nn.Conv2d):
+            stage, *indices, kind = match.groups()
+            key = (_STAGES.index(stage), *(int(index or 0) for index in indices), _BLOCK_LAYERS.index(kind))
+            if isinstance(layer, nn.Linear):
+                site = Site(f"unet.{path}", "unet", path, layer.in_features, layer.out_features)
+            else:
+                side = layer.kernel_size[0]
+                site = Site(f"unet.{path}", "unet", path, layer.in_channels * side**2, layer.out_channels, side)
+            found.append((key, site))
+    return tuple(site for _, site in sorted(found, key=lambda keyed: keyed[0]))
 
 
 def refuse_fused(model: nn.Module) -> None:

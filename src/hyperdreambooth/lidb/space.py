@@ -9,11 +9,12 @@ row of B_train. Because the bases are orthonormal, arithmetic acts on the small 
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from hyperdreambooth.errors import SiteTooNarrow
@@ -55,6 +56,7 @@ class LiDBSpace:
         b: dimensions of the basis on each layer's output, below every m.
         seed: seed of the bases and of the start.
         scale: factor of dW.
+        spoken_sites: how many of the first sites a hypernetwork speaks of; 0 is all of them.
 
     Raises:
         SiteTooNarrow: a >= n or b >= m at some layer.
@@ -65,6 +67,7 @@ class LiDBSpace:
     b: int
     seed: int = 0
     scale: float = 1.0
+    spoken_sites: int = 0
 
     def __post_init__(self) -> None:
         for site in self.sites:
@@ -73,6 +76,25 @@ class LiDBSpace:
                     f"{site.name} has {site.n_in} inputs and {site.n_out} outputs, but the bases have a = {self.a} and "
                     f"b = {self.b}: choose a < {site.n_in} and b < {site.n_out}"
                 )
+
+    @cached_property
+    def spoken(self) -> "LiDBSpace":
+        """The space of the first sites alone, in which hypernetworks speak and people are until they are fine-tuned."""
+        return replace(self, sites=self.sites[: self.spoken_sites], spoken_sites=0) if self.spoken_sites else self
+
+    @property
+    def blocks(self) -> int:
+        """How many of the sites are the residual blocks', which no hypernetwork speaks of."""
+        return len(self.sites) - len(self.spoken.sites)
+
+    def of(self, weights: Tensor) -> "LiDBSpace":
+        """The space that a person's numbers (..., S, R, a + b) are of, by their sites: this one, or `spoken`."""
+        return self if weights.shape[-3] == len(self.sites) else self.spoken
+
+    def fill(self, weights: Tensor, ranks: int = 0) -> Tensor:
+        """The same person on all sites, and in at least so many ranks: (..., S, R, a + b); what is added is zero."""
+        missing = len(self.sites) - weights.shape[-3]
+        return F.pad(weights, (0, 0, 0, max(ranks - weights.shape[-2], 0), 0, missing))
 
     @property
     def width(self) -> int:
