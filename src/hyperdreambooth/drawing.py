@@ -196,11 +196,14 @@ def stack(people: Sequence[Identity | None], space: LiDBSpace) -> tuple[Tensor, 
     own = space if any(len(one) > len(space.spoken.sites) for one in weights) else space.spoken
     ranks = max(one.shape[1] for one in weights)
     packed = torch.stack([own.fill(one, ranks) for one in weights])
-    loras = [None if person is None else person.lora for person in people]
-    rank = max(0 if lora is None else lora.numel() for lora in loras) // total_width(space.spoken.sites)
+    loras = [
+        None if person is None or person.lora is None else space.of(person.weights).fill_lora(person.lora, own)
+        for person in people
+    ]
+    rank = max(0 if lora is None else lora.numel() for lora in loras) // total_width(own.sites)
     if rank == 0:
         return packed, None
-    return packed, torch.stack([_padded(lora, LoRALayout(space.spoken.sites, rank)) for lora in loras])
+    return packed, torch.stack([_padded(lora, LoRALayout(own.sites, rank)) for lora in loras])
 
 
 def pair(people: Subject | Sequence[Subject], prompts: str | Sequence[str]) -> tuple[list[Subject], list[str]]:

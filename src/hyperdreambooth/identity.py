@@ -187,14 +187,18 @@ def combine(
                 f'got persons of bases "{first.base_name}" and "{other.base_name}": mix persons of one base'
             )
         _check_space("a person", other.space, space)
-    relaxed = [(one.lora, amount) for one, amount in zip(identities, amounts, strict=True) if one.lora is not None]
+    own = space if any(one.space == space.info for one in identities) else space.spoken
+    relaxed = [
+        (space.of(one.weights).fill_lora(one.lora, own), amount)
+        for one, amount in zip(identities, amounts, strict=True)
+        if one.lora is not None
+    ]
     how: How = {"method": "combine", "amounts": " ".join(f"{amount:.4g}" for amount in amounts[:16])}
-    own = space if any(one.blocks for one in identities) else space.spoken
     return replace(
         first,
         weights=space.combine([own.fill(one.weights) for one in identities], amounts, ranks),
         space=own.info,
-        lora=stack_lora(space.spoken.sites, *zip(*relaxed, strict=True)) if relaxed else None,
+        lora=stack_lora(own.sites, *zip(*relaxed, strict=True)) if relaxed else None,
         blocks=own.blocks,
         how=how,
     )
@@ -266,12 +270,12 @@ def _check_space(what: str | Path, got: SpaceInfo, space: LiDBSpace) -> None:
 def _check_sizes(path: str | Path, identity: Identity, space: LiDBSpace) -> None:
     """Raise BadIdentityFile unless there are numbers for every site of the space, and whole ranks of full factors."""
     own = space if identity.space == space.info else space.spoken
-    if (identity.sites, identity.blocks) != (len(own.sites), own.blocks) or not identity.ranks:
+    if identity.sites != len(own.sites) or identity.blocks not in (0, own.blocks) or not identity.ranks:
         raise BadIdentityFile(
             f"{path} is damaged (numbers of {identity.sites} sites and {identity.ranks} ranks), expected "
             f"{len(own.sites)} sites and 1 rank or more: make it anew"
         )
-    lora, width = identity.lora, LoRALayout(space.spoken.sites, rank=1).size
+    lora, width = identity.lora, LoRALayout(own.sites, rank=1).size
     if lora is not None and (lora.dim() != 1 or not lora.numel() or lora.numel() % width):
         raise BadIdentityFile(
             f"{path} is damaged (LoRA factors of shape {tuple(lora.shape)}), expected r * {width} numbers: make it anew"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
@@ -60,8 +60,10 @@ def import_lora(
     """
     if ranks is not None and not project:
         raise UserError(f"got {ranks} ranks without a projection, expected both: give --project too")
-    space, base = booth.space.spoken, booth.base
+    space, base = booth.space, booth.base
     read = read_lora(path, space.sites, partial)
+    if not any(up.any() for _, up in read.factors[len(space.spoken.sites) :]):  # what most LoRAs leave alone
+        space, read = space.spoken, replace(read, factors=read.factors[: len(space.spoken.sites)])
     made_for = read.metadata.get(FINGERPRINT, booth.fingerprint)
     if made_for != booth.fingerprint:
         name = read.metadata.get("ss_sd_model_name", "another")

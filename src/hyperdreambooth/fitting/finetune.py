@@ -129,8 +129,8 @@ def _begin(
     """What stays frozen, (N, S, R, a + b) or None, and what is trained, (N, S, R, a + b) or (N, size)."""
     spoken, rank = space.spoken, config.rank
     if config.relax == "lora":
-        frozen = prediction if prediction is not None else _for_all(spoken.start(), people)
-        return frozen, _for_all(LoRALayout(spoken.sites, rank).start(config.objective.seed), people)
+        frozen = space.fill(prediction) if prediction is not None else _for_all(space.start(), people)
+        return frozen, _for_all(LoRALayout(space.sites, rank).start(config.objective.seed), people)
     if config.relax == "none":
         return None, prediction if prediction is not None else _for_all(spoken.start(), people)
     if not _in_blocks(space, config):

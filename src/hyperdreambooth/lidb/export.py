@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from hyperdreambooth.errors import WorkError
@@ -55,16 +54,14 @@ def to_lora(space: LiDBSpace, weights: Tensor, lora: Tensor | None = None) -> li
     factors = [_compose(space, weights, index) for index in range(len(weights))]
     if lora is None:
         return factors
-    sites = space.spoken.sites  # full-space factors are of these alone
+    sites = space.of(weights).sites
     full = LoRALayout(sites, lora.shape[-1] // total_width(sites)).split(lora)
     if not space.split(weights)[1].any():
         return full  # LiDB ranks that change nothing are not handed on
-    both = [
+    return [
         (torch.cat([down, more_down.to(down)]), torch.cat([up, more_up.to(up)], dim=1))
-        for (down, up), (more_down, more_up) in zip(factors, full, strict=False)
+        for (down, up), (more_down, more_up) in zip(factors, full, strict=True)
     ]
-    rank = len(both[0][0])
-    return both + [_of_rank(down, up, rank) for down, up in factors[len(both) :]]
 
 
 def save_kohya(
@@ -142,12 +139,6 @@ def shaped(site: Site, down: Tensor, up: Tensor) -> Factors:
     if not site.kernel:
         return down, up
     return down.reshape(len(down), -1, site.kernel, site.kernel), up.reshape(*up.shape, 1, 1)
-
-
-def _of_rank(down: Tensor, up: Tensor, rank: int) -> Factors:
-    """The same change in more ranks."""
-    missing = rank - len(down)
-    return F.pad(down, (0, 0, 0, missing)), F.pad(up, (0, missing))
 
 
 def _named(space: LiDBSpace, weights: Tensor, lora: Tensor | None, about: About) -> Iterator[tuple[Site, Factors]]:

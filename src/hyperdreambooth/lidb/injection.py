@@ -85,7 +85,7 @@ class Adapters:
         Args:
             weights: packed LiDB numbers of one person (S, R, a + b), or of N persons (N, S, R, a + b), or None; of all
                 sites, or of the spoken ones. With N persons a batch of c * N rows is the N persons tiled c times.
-            lora: full-space factors beside them, flat (size,) or (N, size) as in LoRALayout, or None.
+            lora: full-space factors on the same sites, flat (size,) or (N, size) as in LoRALayout, or None.
 
         Raises:
             UserError: wrong shape, or projections that were fused after injection.
@@ -152,7 +152,8 @@ class Adapters:
             self._check(weights)
             lidb[: weights.shape[-3]] = [self.space.split(one) for one in weights.unbind(dim=-3)]
         if lora is not None:
-            full[: len(self.space.spoken.sites)] = self._layout(lora).split(lora)
+            layout = self._layout(lora, self.space if weights is None else self.space.of(weights))
+            full[: len(layout.sites)] = layout.split(lora)
         return [Worn(*pair, *factors) for pair, factors in zip(lidb, full, strict=True)]
 
     def _check(self, weights: Tensor) -> None:
@@ -165,8 +166,8 @@ class Adapters:
                 "or N of them: use weights made in this space"
             )
 
-    def _layout(self, lora: Tensor) -> LoRALayout:
-        sites = self.space.spoken.sites
+    def _layout(self, lora: Tensor, space: LiDBSpace) -> LoRALayout:
+        sites = space.sites
         rank, rest = divmod(lora.shape[-1], total_width(sites))
         if rest or not rank or lora.dim() > 2:
             raise UserError(

@@ -20,7 +20,7 @@ from torch import Tensor
 from hyperdreambooth.errors import SiteTooNarrow
 from hyperdreambooth.lidb.basis import BASIS_VERSION, basis, check_value, random_state
 from hyperdreambooth.lidb.lora import Factors
-from hyperdreambooth.lidb.sites import Site
+from hyperdreambooth.lidb.sites import Site, total_width
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,11 @@ class LiDBSpace:
         """The same person on all sites, and in at least so many ranks: (..., S, R, a + b); what is added is zero."""
         missing = len(self.sites) - weights.shape[-3]
         return F.pad(weights, (0, 0, 0, max(ranks - weights.shape[-2], 0), 0, missing))
+
+    def fill_lora(self, lora: Tensor, space: "LiDBSpace") -> Tensor:
+        """Flat full-space factors on these sites as flat factors on those of a space that has more behind them."""
+        width = total_width(self.sites)
+        return F.pad(lora, (0, lora.shape[-1] // width * (total_width(space.sites) - width)))
 
     @property
     def width(self) -> int:
