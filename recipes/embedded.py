@@ -206,7 +206,7 @@ def train_hypernetwork(shop: Workshop) -> Iterator[str]:
     if (out / RESULT_FILE).exists():
         return
     booth = HyperDreamBooth(shop.trained_base())
-    network = build_hypernetwork(shop.sizes.hypernetwork, booth.space.spoken, booth.fingerprint, booth.base.name)
+    network = build_hypernetwork(shop.sizes.hypernetwork, booth.space, booth.fingerprint, booth.base.name)
     start = shop.weights("hypernetwork-start")
     if start.exists():
         load_parameters(network, load_tensors(start)[0], start)

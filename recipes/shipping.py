@@ -68,7 +68,7 @@ def _is_of_another_base(file: Path, base: Base) -> bool:
     """Whether there is a hypernetwork that this base could not use."""
     try:
         if file.exists():
-            HyperNetwork.load(file, space_of(base).spoken, base.fingerprint, base.name)
+            HyperNetwork.load(file, space_of(base), base.fingerprint, base.name)
     except (WrongBase, WrongSpace):
         return True
     return False
@@ -90,7 +90,7 @@ def adopt(shop: Workshop) -> Iterator[str]:
         yield f"the {', '.join(names)}"
     file = shop.out / HYPERNETWORK.relative_to(FOLDER)
     if file.exists() and not shop.weights("encoder").exists():
-        network = HyperNetwork.load(file, space_of(base).spoken, base.fingerprint, base.name)
+        network = HyperNetwork.load(file, space_of(base), base.fingerprint, base.name)
         network.encoder.save(shop.weights("encoder"))
         save_tensors(shop.weights("hypernetwork-start"), network.state_dict())
         earlier |= seconds_in(file.parent)
@@ -156,7 +156,7 @@ def ship_hypernetwork(shop: Workshop, base: Base) -> None:
     """The hypernetwork and its card."""
     folder = shop.cache / "hypernetwork"
     file = shop.out / HYPERNETWORK.relative_to(FOLDER)
-    HyperNetwork.load(folder / RESULT_FILE, space_of(base).spoken, base.fingerprint, base.name).save(file)
+    HyperNetwork.load(folder / RESULT_FILE, space_of(base), base.fingerprint, base.name).save(file)
     curve = hyper.last_of_curve(folder)
     seconds = {name: spent for name, spent in _earlier(shop).items() if name.startswith("hypernetwork, ")}
     for phase, line in curve.items():

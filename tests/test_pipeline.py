@@ -62,7 +62,10 @@ def test_personalize_is_its_parts(predicting: HyperDreamBooth, portrait_file: Pa
     tuning = finetune(base, booth.adapters, latents, prediction, config, masks=face_masks(latents))
     list(tuning)
     assert torch.allclose(alice.weights, tuning.weights[0], atol=1e-6)
-    assert torch.equal(alice.weights[:, :1], prediction[0]) and alice.ranks == 3
+    spoken = len(booth.space.spoken.sites)
+    assert torch.equal(alice.weights[:spoken, :1], prediction[0]) and alice.ranks == 2
+    assert not alice.weights[:spoken, 1:].any() and alice.weights[spoken:, :, alice.space.a :].any()
+    assert alice.blocks == booth.space.blocks > 0 and alice.numbers == (spoken + 2 * alice.blocks) * booth.space.width
     assert (alice.base, alice.space, alice.prompt) == (booth.fingerprint, booth.space.info, "a [V] face")
 
 
@@ -78,7 +81,7 @@ def test_the_hypernetwork_alone(predicting: HyperDreamBooth, portrait_file: Path
 def test_without_a_hypernetwork(booth: HyperDreamBooth, portrait_file: Path, caplog: pytest.LogCaptureFixture) -> None:
     work = booth.personalizing([portrait_file], PersonalizeConfig(steps=2, rank=2))
     list(work)
-    assert work.predicted is None and work.identities[0].ranks == 1 + 2
+    assert work.predicted is None and work.identities[0].ranks == 2
     assert [r.message for r in caplog.records if "no hypernetwork" in r.message] != []
     with pytest.raises(UserError, match="0 steps and no hypernetwork"):
         booth.personalizing([portrait_file], PersonalizeConfig(steps=0))

@@ -17,7 +17,7 @@ from hyperdreambooth.base.model import Base
 from hyperdreambooth.drawing import note_faults
 from hyperdreambooth.errors import UserError
 from hyperdreambooth.faces import FaceCrop, LocatedFace, crop_face, face_masks, read_picture, to_picture
-from hyperdreambooth.fitting.finetune import PRESETS, FinetuneConfig, Relax, finetune
+from hyperdreambooth.fitting.finetune import PRESETS, FinetuneConfig, Relax, Where, finetune
 from hyperdreambooth.hypernetwork.model import HyperNetwork
 from hyperdreambooth.identity import Identity
 from hyperdreambooth.lidb import Adapters, LiDBSpace
@@ -45,6 +45,7 @@ class PersonalizeConfig:
     lr: float | None = None  # learning rate; None is the preset's
     rounds: int | None = None  # of the hypernetwork's prediction; None is as many as it was trained with
     method: str = "hyperdreambooth"  # the name of all this, for the file
+    where: Where = "blocks"  # of relax "lidb": where the fresh ranks are
 
     def __post_init__(self) -> None:
         if self.steps < 0 or self.noises < 1 or (self.rank is not None and self.rank < 1):
@@ -63,7 +64,7 @@ class PersonalizeConfig:
         rank = preset.rank if self.rank is None else self.rank
         fit = replace(preset.fit, steps=self.steps, lr=preset.fit.lr if self.lr is None else self.lr)
         alone = preset.lr_alone if self.lr is None else None
-        return replace(preset, rank=rank, fit=fit, lr_alone=alone, objective=objective)
+        return replace(preset, rank=rank, where=self.where, fit=fit, lr_alone=alone, objective=objective)
 
 
 class Personalization:

@@ -192,7 +192,7 @@ def _load_hypernetwork(booth: HyperDreamBooth, choice: str | Path | None) -> Hyp
     if path.is_dir():
         path = path / RESULT_FILE
     try:
-        network = HyperNetwork.load(path, booth.space.spoken, booth.fingerprint, booth.base.name)
+        network = HyperNetwork.load(path, booth.space, booth.fingerprint, booth.base.name)
     except (WrongBase, WrongSpace):
         if choice == "embedded":
             return None

@@ -135,9 +135,7 @@ def train(
         from hyperdreambooth.people import ENCODE, READ, encode_crowd, read_people, split_people
         from hyperdreambooth.portraits.captions import STYLES
 
-        network = model.build_hypernetwork(
-            model.PRESETS[preset], booth.space.spoken, booth.fingerprint, booth.base.name, seed
-        )
+        network = model.build_hypernetwork(model.PRESETS[preset], booth.space, booth.fingerprint, booth.base.name, seed)
         if encoder is not None:
             _take_encoder(network, encoder)
         config = _train_config(training.TrainConfig(seed=seed, freeze_encoder=encoder is not None), steps)

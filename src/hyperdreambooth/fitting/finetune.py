@@ -25,6 +25,7 @@ from hyperdreambooth.fitting.steps import FitConfig, Run, StepReport
 from hyperdreambooth.lidb import Adapters, LiDBSpace, LoRALayout
 
 Relax = Literal["lidb", "lora", "none"]
+Where = Literal["blocks", "spoken"]  # the residual blocks, or the prediction's own sites
 Compose = Callable[[Tensor], tuple[Tensor, Tensor | None]]  # from what is trained to what is worn
 
 
@@ -34,7 +35,7 @@ class FinetuneConfig:
 
     relax: Relax = "lidb"
     rank: int = 3  # fresh ranks beside the prediction; without meaning where relax is "none"
-    where: Literal["blocks", "spoken"] = "blocks"  # of relax "lidb": residual blocks, or the prediction's own sites
+    where: Where = "blocks"  # of relax "lidb"
     fit: FitConfig = field(default_factory=lambda: FitConfig(steps=40, lr=3e-2, schedule="cosine"))
     lr_alone: float | None = 4.5e-2  # learning rate of people whom nobody predicted; None is that of `fit`
     objective: Objective = field(default_factory=Objective)
@@ -101,8 +102,8 @@ def finetune(
 
     Args:
         latents: (N, C, h, w), one encoded photograph of each, or (N, V, C, h, w), several.
-        prediction: (N, S, R, a + b) from the hypernetwork; None starts from nobody, with 1 + rank fresh ranks where
-            relax is "lidb", so that both come out at the same size.
+        prediction: (N, S, R, a + b) from the hypernetwork; None starts from nobody: where relax is "lidb", with `rank`
+            fresh ranks on all sites, or with 1 + rank on the spoken ones, so that they come out as large as others.
         masks: (N, 1, h, w) or (N, V, 1, h, w), how much each place in a photograph counts.
     """
     if prediction is not None and (prediction.dim() != 4 or len(prediction) != len(latents)):
@@ -129,8 +130,8 @@ def _begin(
     """What stays frozen, (N, S, R, a + b) or None, and what is trained, (N, S, R, a + b) or (N, size)."""
     spoken, rank = space.spoken, config.rank
     if config.relax == "lora":
-        frozen = space.fill(prediction) if prediction is not None else _for_all(space.start(), people)
-        return frozen, _for_all(LoRALayout(space.sites, rank).start(config.objective.seed), people)
+        frozen = prediction if prediction is not None else _for_all(spoken.start(), people)
+        return frozen, _for_all(LoRALayout(spoken.sites, rank).start(config.objective.seed), people)
     if config.relax == "none":
         return None, prediction if prediction is not None else _for_all(spoken.start(), people)
     if not _in_blocks(space, config):

@@ -198,7 +198,7 @@ class HyperNetwork(nn.Module):
             raise BadFile(f"{path} is damaged ({error!r}), expected a sound hypernetwork: make it anew") from error
         if made_for != base:
             raise WrongBase.of(path, made_for, made_name, base, base_name)
-        WrongSpace.check(f"{path} predicts in", made_in, asdict(space.info), "use the base it was made for")
+        WrongSpace.check(f"{path} predicts in", made_in, asdict(space.spoken.info), "use the base it was made for")
         network = build_hypernetwork(config, space, base, base_name)
         load_parameters(network, network._with_pretrained(tensors), path)
         network.eval().requires_grad_(False)
@@ -218,10 +218,10 @@ class HyperNetwork(nn.Module):
 def build_hypernetwork(
     config: HyperNetworkConfig, space: LiDBSpace, base: str, base_name: str = "", seed: int = 0
 ) -> HyperNetwork:
-    """A hypernetwork with random weights that depend on `seed` alone."""
+    """A hypernetwork with random weights that depend on `seed` alone; it speaks of the space's `spoken` sites."""
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
-        return HyperNetwork(config, space, base, base_name)
+        return HyperNetwork(config, space.spoken, base, base_name)
 
 
 def _config(values: dict[str, object]) -> HyperNetworkConfig:
