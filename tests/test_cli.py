@@ -76,7 +76,7 @@ def test_personalize(hdb: Hdb, tmp_path: Path, portrait_file: Path) -> None:
     got = hdb.json("personalize", portrait_file, "-o", file, *settings, "--sheet", sheet)
     person = Identity.open(file)
     assert (got["bytes"], got["sheet_bytes"]) == (file.stat().st_size, sheet.stat().st_size)
-    assert (got["sites"], got["numbers"], got["ranks"]) == (person.sites, person.numbers, 3)
+    assert (got["sites"], got["numbers"], got["ranks"]) == (person.sites, person.numbers, 2)
     assert (got["samples"], got["seed"]) == (2 * 3, 4)
     assert got["sheet_samples"] == 3 * 16 * 25  # three answers a step, two rows of eight prompts
     assert {*PHASES, "load", "save", "draw", "total"} == set(got["seconds"])

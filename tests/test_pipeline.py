@@ -149,7 +149,7 @@ def test_settings_without_sense_are_refused(settings: dict[str, int]) -> None:
 
 def test_full_space_relaxation(booth: HyperDreamBooth, portrait_file: Path, tmp_path: Path) -> None:
     alice = booth.personalize(portrait_file, steps=2, noises=1, relax="lora", rank=2)
-    assert alice.lora is not None and alice.lora.shape == (LoRALayout(booth.space.sites, 2).size,)
+    assert alice.lora is not None and alice.lora.shape == (LoRALayout(booth.space.spoken.sites, 2).size,)
     alice.save(tmp_path / "alice.safetensors", "fp32")
     back = booth.open(tmp_path / "alice.safetensors")
     assert torch.equal(booth.draw(back, "a [V] face", QUICK), booth.draw(alice, "a [V] face", QUICK))
@@ -270,7 +270,7 @@ def test_the_fingerprint_is_computed_once(
 
 def test_the_rank_is_the_presets_unless_given() -> None:
     configs = [PersonalizeConfig(relax=relax).finetune.rank for relax in ("lidb", "lora")]  # type: ignore[arg-type]
-    assert configs == [PRESETS["lidb"].config.rank, PRESETS["lora"].config.rank] == [3, 4]
+    assert configs == [PRESETS["lidb"].config.rank, PRESETS["lora"].config.rank] == [6, 4]
     assert PersonalizeConfig(relax="lora", rank=2).finetune.rank == 2
 
 

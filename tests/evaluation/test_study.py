@@ -15,7 +15,7 @@ from hyperdreambooth.cli.studying import study_app
 from hyperdreambooth.errors import BadPicture, HyperDreamBoothError, UserError
 from hyperdreambooth.evaluation.identification import Rate
 from hyperdreambooth.evaluation.judges import JudgeConfig, Recogniser
-from hyperdreambooth.evaluation.records import PictureRecord, RunFolder, Writer
+from hyperdreambooth.evaluation.records import FORMAT, PictureRecord, RunFolder, Writer
 from hyperdreambooth.evaluation.study import Question, Study, make_study
 from hyperdreambooth.evaluation.study_scores import (
     AUTOMATIC,
@@ -46,7 +46,7 @@ def tiny_run(path: Path) -> RunFolder:
         Image.frombytes("RGB", (64, 64), bytes(pixels.tolist())).save(file, pnginfo=about)
 
     path.mkdir(exist_ok=True)
-    (path / "plan.json").write_text(json.dumps({"methods": [OURS, OTHER]}))
+    (path / "plan.json").write_text(json.dumps({"format": FORMAT, "methods": [OURS, OTHER]}))
     writer = Writer(run)
     for person in PEOPLE:
         draw(run.reference(person), person)

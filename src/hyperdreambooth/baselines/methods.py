@@ -73,12 +73,12 @@ METHODS: Mapping[str, Method] = {
     OURS: LiDB(PersonalizeConfig(), "if there"),
     # Table 3's ablations (k = 1 is the first round of a network that was trained with three), and what the relaxation
     # is worth.
-    "int8": LiDB(PersonalizeConfig(method="int8"), "if there", dtype="int8"),
+    "int8-file": LiDB(PersonalizeConfig(method="int8-file"), "if there", dtype="int8"),
     "no-hyper": LiDB(PersonalizeConfig(method="no-hyper"), "left out"),
     "only-hyper": LiDB(PersonalizeConfig(steps=0, method="only-hyper")),
     "k-1": LiDB(PersonalizeConfig(rounds=1, method="k-1")),
     "fixed-rank": LiDB(PersonalizeConfig(relax="none", method="fixed-rank")),
-    "in-attention": LiDB(PersonalizeConfig(where="spoken", method="in-attention")),
+    "in-attention": LiDB(PersonalizeConfig(where="spoken", rank=3, lr=3e-2, method="in-attention")),
     "relaxed-2": LiDB(PersonalizeConfig(rank=1, method="relaxed-2")),
     "relaxed-8": LiDB(PersonalizeConfig(rank=7, method="relaxed-8")),
     "relaxed-full": LiDB(PersonalizeConfig(relax="lora", rank=4, method="relaxed-full")),

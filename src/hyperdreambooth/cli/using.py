@@ -69,7 +69,7 @@ def personalize(
         Literal["lidb", "lora"] | None, typer.Option(help="Where the fresh ranks live.", show_default="lidb")
     ] = None,
     rank: Annotated[
-        int | None, typer.Option(min=1, help="Fresh ranks beside the prediction.", show_default="lidb: 3, lora: 4")
+        int | None, typer.Option(min=1, help="Fresh ranks beside the prediction.", show_default="lidb: 6, lora: 4")
     ] = None,
     seed: SeedOption = 0,
     dtype: DTypeOption = "fp16",
@@ -89,7 +89,7 @@ def personalize(
     """One photograph or several of a person to an identity file: predict, relax, fine-tune.
 
     Other methods, to compare with: no-hyper, only-hyper, k-1, fixed-rank,
-    in-attention, relaxed-2, relaxed-8, relaxed-full, int8; dreambooth, dreambooth-agg-1,
+    in-attention, relaxed-2, relaxed-8, relaxed-full, int8-file; dreambooth, dreambooth-agg-1,
     dreambooth-agg-2, lora-dreambooth, lidb-dreambooth, textual-inversion,
     e4t.
     They know --steps; --noises, --relax and --rank are hyperdreambooth's.

@@ -34,9 +34,9 @@ class FinetuneConfig:
     """How people are fine-tuned."""
 
     relax: Relax = "lidb"
-    rank: int = 3  # fresh ranks beside the prediction; without meaning where relax is "none"
+    rank: int = 6  # fresh ranks beside the prediction; without meaning where relax is "none"
     where: Where = "blocks"  # of relax "lidb"
-    fit: FitConfig = field(default_factory=lambda: FitConfig(steps=40, lr=3e-2, schedule="cosine"))
+    fit: FitConfig = field(default_factory=lambda: FitConfig(steps=40, lr=2e-2, schedule="cosine"))
     lr_alone: float | None = 4.5e-2  # learning rate of people whom nobody predicted; None is that of `fit`
     objective: Objective = field(default_factory=Objective)
 
@@ -55,7 +55,7 @@ class Preset:
 
 PRESETS = {
     "lidb": Preset(
-        FinetuneConfig(relax="lidb", rank=3),
+        FinetuneConfig(relax="lidb", rank=6),
         "embedded base, 100 reporting portraits and photographs: 75 % and 73 % identified in the plain style, "
         "43 % and 48 % over all eight",
     ),
@@ -63,7 +63,9 @@ PRESETS = {
         FinetuneConfig(relax="lora", rank=4, fit=FitConfig(steps=40, lr=2e-3, schedule="cosine"), lr_alone=None),
         "not measured yet",
     ),
-    "none": Preset(FinetuneConfig(relax="none"), "not measured yet"),
+    "none": Preset(
+        FinetuneConfig(relax="none", fit=FitConfig(steps=40, lr=3e-2, schedule="cosine")), "not measured yet"
+    ),
 }
 
 
