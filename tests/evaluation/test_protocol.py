@@ -169,7 +169,7 @@ def test_methods_say_what_they_cannot_do() -> None:
         with pytest.raises(UserError, match=said):
             method_of(name)
     assert costly("dreambooth@40") and costly("e4t") and not costly("hyperdreambooth@80")
-    assert "lr=0.03" in METHODS[OURS].settings  # the preset's, though nobody named it
+    assert "lr=0.02" in METHODS[OURS].settings  # the preset's, though nobody named it
     assert METHODS["k-1"].settings != METHODS[OURS].settings
 
 
