@@ -37,7 +37,7 @@ class FinetuneConfig:
     rank: int = 6  # fresh ranks beside the prediction; without meaning where relax is "none"
     where: Where = "blocks"  # of relax "lidb"
     fit: FitConfig = field(default_factory=lambda: FitConfig(steps=40, lr=2e-2, schedule="cosine"))
-    lr_alone: float | None = 4.5e-2  # learning rate of people whom nobody predicted; None is that of `fit`
+    lr_alone: float | None = None  # learning rate of people whom nobody predicted; None is that of `fit`
     objective: Objective = field(default_factory=Objective)
 
     def fit_of(self, predicted: bool) -> FitConfig:
@@ -60,7 +60,7 @@ PRESETS = {
         "43 % and 48 % over all eight",
     ),
     "lora": Preset(
-        FinetuneConfig(relax="lora", rank=4, fit=FitConfig(steps=40, lr=2e-3, schedule="cosine"), lr_alone=None),
+        FinetuneConfig(relax="lora", rank=4, fit=FitConfig(steps=40, lr=2e-3, schedule="cosine")),
         "not measured yet",
     ),
     "none": Preset(
