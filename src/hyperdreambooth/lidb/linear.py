@@ -41,12 +41,8 @@ class LiDBLinear(nn.Linear):
     def __init__(self, original: nn.Linear, a_aux: Tensor, b_aux: Tensor, scale: float) -> None:
         nn.Module.__init__(self)  # nn.Linear's would draw new parameters
         self.in_features, self.out_features = original.in_features, original.out_features
-        self.weight, self.bias = original.weight, original.bias
-        self.register_buffer("a_aux", a_aux.to(original.weight), persistent=False)
-        self.register_buffer("b_aux", b_aux.to(original.weight), persistent=False)
-        self.scale = scale
-        self.worn = Worn()
-        self.train(original.training)
+        _adopt(self, original, a_aux, b_aux)
+        self.scale, self.worn = scale, Worn()
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, ..., n) -> (B, ..., m). With N persons B = c * N: the rows are the N persons, tiled c times."""
@@ -80,12 +76,8 @@ class LiDBConv2d(nn.Conv2d):
         for name in nn.Conv2d.__constants__:
             setattr(self, name, getattr(original, name))
         self._reversed_padding_repeated_twice = original._reversed_padding_repeated_twice
-        self.weight, self.bias = original.weight, original.bias
-        self.register_buffer("a_aux", a_aux.to(original.weight), persistent=False)
-        self.register_buffer("b_aux", b_aux.to(original.weight), persistent=False)
-        self.scale = scale
-        self.worn = Worn()
-        self.train(original.training)
+        _adopt(self, original, a_aux, b_aux)
+        self.scale, self.worn = scale, Worn()
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, m, H', W'). With N persons B = c * N: the rows are the N persons, tiled c times."""
@@ -109,6 +101,14 @@ class LiDBConv2d(nn.Conv2d):
         )  # (c, N * k, H', W')
         outer = F.conv2d(inner, outputs, groups=persons)  # (c, N * m, H', W')
         return outer.reshape(len(x), -1, *outer.shape[2:])
+
+
+def _adopt(layer: nn.Module, original: nn.Linear | nn.Conv2d, a_aux: Tensor, b_aux: Tensor) -> None:
+    """Give a layer the original's parameters, and the bases beside them."""
+    layer.weight, layer.bias = original.weight, original.bias
+    layer.register_buffer("a_aux", a_aux.to(original.weight), persistent=False)
+    layer.register_buffer("b_aux", b_aux.to(original.weight), persistent=False)
+    layer.train(original.training)
 
 
 def _factors(layer: LiDBLinear | LiDBConv2d) -> tuple[Tensor, Tensor] | None:
