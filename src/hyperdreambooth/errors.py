@@ -73,3 +73,12 @@ class NotWritable(UserError):
 
 class DiskFull(WorkError):
     """The disk, the quota or the file-size limit ran out while writing."""
+
+
+class OutOfMemory(WorkError):
+    """The memory of the device ran out."""
+
+
+def one_line(error: Exception) -> str:
+    """An error's text on one line, cut to 160 characters."""
+    return " ".join(str(error).split())[:160] or type(error).__name__

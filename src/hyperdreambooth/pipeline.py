@@ -43,7 +43,7 @@ class HyperDreamBooth:
     def __init__(self, base: Base, hypernetwork: HyperNetwork | None = None) -> None:
         self.base, self.hypernetwork = base, hypernetwork
         self.fingerprint, self.space = base.fingerprint, space_of(base)
-        self.adapters = inject({"unet": base.unet, "text_encoder": base.text_encoder}, self.space)
+        self.adapters = inject(base.adapted, self.space)
 
     @classmethod
     def load(
@@ -168,7 +168,7 @@ class HyperDreamBooth:
 def space_of(base: Base) -> LiDBSpace:
     """The weight space that a base's card names, over the layers that the base has."""
     card = base.card
-    return LiDBSpace(find_sites(base.unet, base.text_encoder), card.a, card.b, card.seed, card.scale)
+    return LiDBSpace(find_sites(**base.adapted), card.a, card.b, card.seed, card.scale)
 
 
 def _load_hypernetwork(booth: HyperDreamBooth, choice: str | Path | None) -> HyperNetwork | None:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 DRAW = "draw"
 DEFAULT_METHOD = "hyperdreambooth"
-PEFT_MODELS = ("unet", "text_encoder")  # which may have sites
+PEFT_MODELS = ("unet", "text_encoder", "text_encoder_2")  # which may have sites
 
 
 class SavedPicture(TypedDict):

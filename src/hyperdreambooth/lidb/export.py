@@ -38,13 +38,16 @@ def to_lora(space: LiDBSpace, weights: Tensor, lora: Tensor | None = None) -> li
 def save_kohya(path: str | Path, space: LiDBSpace, weights: Tensor, lora: Tensor | None = None) -> None:
     """Write one file in kohya's layout, for A1111, ComfyUI and diffusers: lora_unet_ and lora_te_ keys, alpha per site.
 
+    With two text encoders their keys begin with lora_te1_ and lora_te2_, as for SDXL.
+
     Raises:
         WorkError: the file cannot be written whole.
     """
     tensors, rank = {}, 0
+    two = "text_encoder_2" in by_model(space.sites)
     for site, (down, up) in _named(space, weights, lora):
         rank = len(down)
-        key = _kohya_key(site)
+        key = _kohya_key(site, two)
         tensors[f"{key}.lora_down.weight"] = down
         tensors[f"{key}.lora_up.weight"] = up
         tensors[f"{key}.alpha"] = torch.tensor(float(rank))
@@ -101,8 +104,10 @@ def _named(space: LiDBSpace, weights: Tensor, lora: Tensor | None) -> Iterator[t
     return zip(space.sites, to_lora(space, weights, lora), strict=True)
 
 
-def _kohya_key(site: Site) -> str:
-    prefix = {"unet": "lora_unet", "text_encoder": "lora_te"}[site.model]
+def _kohya_key(site: Site, two: bool) -> str:
+    """The key of a site, of a model with one text encoder or `two`."""
+    first = "lora_te1" if two else "lora_te"
+    prefix = {"unet": "lora_unet", "text_encoder": first, "text_encoder_2": "lora_te2"}[site.model]
     path = site.name.removeprefix(f"{site.model}.")
     return f"{prefix}_{path.replace('.', '_')}"
 

@@ -29,7 +29,7 @@ def inject(models: Mapping[str, nn.Module], space: LiDBSpace) -> "Adapters":
     """Replace the space's layers in the models by LiDBLinear; no key and no number of the models changes.
 
     Args:
-        models: {"unet": ..., "text_encoder": ...}, those that the space's sites name.
+        models: {"unet": ..., "text_encoder": ..., "text_encoder_2": ...}, those that the space's sites name.
         space: the weight space; its order of sites is the order of the persons' packed numbers.
 
     Raises:
