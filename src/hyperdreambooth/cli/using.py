@@ -14,12 +14,17 @@ from hyperdreambooth.cli.console import Job
 from hyperdreambooth.cli.options import (
     LOAD,
     SAVE,
+    SPACE_ALONE,
     BaseOption,
+    DeviceOption,
     DTypeOption,
     FolderOutput,
     IdentityArgument,
     IdentityOutput,
     JsonOption,
+    LowMemoryOption,
+    Machine,
+    PrecisionOption,
     SeedOption,
     check_outputs,
     load_booth,
@@ -71,6 +76,9 @@ def personalize(
     seed: SeedOption = 0,
     dtype: DTypeOption = "fp16",
     sheet: Annotated[Path | None, typer.Option(help="A PNG of the person in eight prompts, to write too.")] = None,
+    device: DeviceOption = None,
+    precision: PrecisionOption = None,
+    low_memory: LowMemoryOption = "off",
     as_json: JsonOption = False,
 ) -> None:
     """One photograph to an identity file: predict, relax, fine-tune.
@@ -84,7 +92,7 @@ def personalize(
     with Job(as_json) as job:
         chosen = _method(method, steps, {"noises": noises, "relax": relax, "rank": rank})
         picture = _read(job, photo)
-        booth = load_booth(job, base, hypernetwork)
+        booth = load_booth(job, base, hypernetwork, Machine(device, precision, low_memory))
         _make_person(job, booth, picture, chosen, seed, output, sheet, dtype)
 
 
@@ -129,6 +137,9 @@ def generate(
     as_exported: Annotated[
         bool, typer.Option("--as-exported", help="Without --likeness: what other programs draw of an export.")
     ] = False,
+    device: DeviceOption = None,
+    precision: PrecisionOption = None,
+    low_memory: LowMemoryOption = "off",
     as_json: JsonOption = False,
 ) -> None:
     """Identities and prompts to pictures, different people in one batch.
@@ -151,7 +162,7 @@ def generate(
     check_outputs(output / "picture.png")
     plan = _plan(identities, prompts, pairs)
     with Job(as_json) as job:
-        booth = load_booth(job, base)
+        booth = load_booth(job, base, machine=Machine(device, precision, low_memory))
         from hyperdreambooth.drawing import DrawConfig
 
         config = DrawConfig(count, seed, steps, guidance, None if as_exported else likeness, strength)
@@ -212,7 +223,7 @@ def export(
     """An identity to a LoRA that other programs read."""
     check_outputs(*(_peft_files(output, PEFT_MODELS) if layout == "peft" else [output]), inputs=[identity])
     with Job(as_json) as job:
-        booth = load_booth(job, base)
+        booth = load_booth(job, base, machine=SPACE_ALONE)
         person = booth.open(identity)
         from hyperdreambooth import lidb
         from hyperdreambooth.lidb.sites import by_model
@@ -247,7 +258,7 @@ def mix(
     """A person between two."""
     check_outputs(output, inputs=[first, second])
     with Job(as_json) as job:
-        booth = load_booth(job, base)
+        booth = load_booth(job, base, machine=SPACE_ALONE)
         from hyperdreambooth import identity
 
         person = identity.mix(booth.open(first), booth.open(second), weight, booth.space)
