@@ -9,7 +9,7 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from hyperdreambooth.base.model import quiet
+from hyperdreambooth.base.libraries import quiet
 from hyperdreambooth.base.parts import KNOWN, Parts, check_numbers, check_unet, read_json
 from hyperdreambooth.base.prompting import SecondText
 from hyperdreambooth.base.sampling import scheduler_of

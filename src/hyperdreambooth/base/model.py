@@ -10,8 +10,7 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from functools import cached_property
 from pathlib import Path
@@ -19,12 +18,11 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, SchedulerMixin, UNet2DConditionModel
-from diffusers.utils import logging as diffusers_logging
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
-from transformers.utils import logging as transformers_logging
 
 from hyperdreambooth.base.fingerprint import fingerprint_of
+from hyperdreambooth.base.libraries import quiet
 from hyperdreambooth.base.prompting import SecondText, pack, time_ids, unpack
 from hyperdreambooth.base.sampling import noise_source
 from hyperdreambooth.errors import UserError
@@ -381,19 +379,6 @@ class Base:
         for network in {path.parent for path in written}:
             for stale in {path.relative_to(folder) for path in (Path(folder) / network).glob(_WEIGHTS)} - written:
                 (Path(folder) / stale).unlink()  # a base of other shards was here, and its index would win
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep the libraries' own progress bars off the terminal while their files are read or written."""
-    shown = [logging for logging in (transformers_logging, diffusers_logging) if logging.is_progress_bar_enabled()]
-    for logging in shown:
-        logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for logging in shown:
-            logging.enable_progress_bar()
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTokenizer
 
-from hyperdreambooth.base.model import quiet
+from hyperdreambooth.base.libraries import quiet
 from hyperdreambooth.base.parts import KNOWN, Parts, check_numbers, check_unet, read_json
 from hyperdreambooth.base.prompting import SecondText
 from hyperdreambooth.base.sampling import PREDICTION_TYPES, scheduler_of
@@ -37,7 +37,7 @@ _OTHERS = {  # what gives away a model of another kind, somewhere in a key
     "double_blocks.": "of Flux's kind (double_blocks)",
     "conditioner.embedders.0.model.": "SDXL's refiner",
     "control_model.": "a ControlNet",
-    "transformer_blocks.": "one network in diffusers' layout",
+    "down_blocks.": "one network in diffusers' layout",
 }
 _FIRST_CONVOLUTION = f"{_UNET}input_blocks.0.0.weight"
 
@@ -97,21 +97,33 @@ def _convert(path: Path, layout: Path, dtype: torch.dtype) -> dict[str, Any]:
     import diffusers  # its pipelines are slow to import
 
     index = read_json(layout / "model_index.json")
+    networks = {"vae": (AutoencoderKL, torch.float32), "unet": (UNet2DConditionModel, dtype)}
     two = "text_encoder_2" in index
     tokenizers = {"tokenizer": _tokenizer(layout / "tokenizer", openclip=not two and _is_openclip(layout))}
     if two:
         tokenizers["tokenizer_2"] = _tokenizer(layout / "tokenizer_2", openclip=True)
+    own = {part: _network(path, layout, part, *how) for part, how in networks.items()}
     try:
         with quiet():
-            vae = AutoencoderKL.from_single_file(
-                str(path), config=str(layout), subfolder="vae", torch_dtype=torch.float32, local_files_only=True
-            )
             pipeline = getattr(diffusers, index["_class_name"]).from_single_file(
-                str(path), config=str(layout), torch_dtype=dtype, local_files_only=True, vae=vae, **tokenizers
+                str(path), config=str(layout), torch_dtype=dtype, local_files_only=True, **own, **tokenizers
             )
     except Exception as error:  # shapes that do not fit, keys that are not there: in the library's many words
         raise BadBase(f"{path} is not of the layout {layout.name} ({one_line(error)}), {KNOWN}") from error
     return dict(pipeline.components)
+
+
+def _network(path: Path, layout: Path, part: str, cls: type[Any], dtype: torch.dtype) -> nn.Module:
+    """One network of diffusers'."""
+    where = {"config": str(layout), "subfolder": part, "local_files_only": True}
+    try:
+        with quiet():
+            network: nn.Module = cls.from_single_file(str(path), torch_dtype=dtype, **where)
+    except Exception as error:
+        if "meta" in str(error):  # where torch was left to put numbers that are not in the file
+            raise BadBase(f"{path} lacks weights of the {part}, {KNOWN} as a whole file: fetch it again") from error
+        raise BadBase(f"{path} is not of the layout {layout.name} ({one_line(error)}), {KNOWN}") from error
+    return network
 
 
 def _is_openclip(layout: Path) -> bool:
