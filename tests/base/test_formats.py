@@ -1,44 +1,15 @@
 """Stable Diffusion 1, 2 and XL from a folder, a half-precision folder and one file: one base, diffusers' pictures."""
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline
 
 from hyperdreambooth.base.loading import load_base
 from hyperdreambooth.base.model import Base
-from tests.base.checkpoints import CARD, KINDS, SIZE, random_pipeline, save_single_file, write_layout
-
-
-@dataclass
-class Model:
-    """A narrow random model: diffusers' own pipeline of it, and its files."""
-
-    kind: str
-    pipeline: DiffusionPipeline
-    files: dict[str, Path]
-
-
-@pytest.fixture(scope="module", params=KINDS)
-def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
-    home = tmp_path_factory.mktemp(request.param)
-    pipeline = random_pipeline(write_layout(request.param, home / "layout"))
-    files = {name: home / name for name in ("folder", "fp16-folder", "variant-folder")}
-    pipeline.save_pretrained(files["folder"])
-    halved = random_pipeline(home / "layout").to(dtype=torch.float16)
-    halved.save_pretrained(files["fp16-folder"])
-    halved.save_pretrained(files["variant-folder"], variant="fp16")
-    for folder in files.values():
-        (folder / "hyperdreambooth.json").write_text(json.dumps(CARD | {"name": "narrow"}))
-    for name, dtype in (("file", torch.float32), ("fp16-file", torch.float16)):
-        files[name] = save_single_file(pipeline, home / f"{name}.safetensors", dtype)
-        card = json.dumps(CARD | {"layout": "layout"})
-        (home / f"{name}.hyperdreambooth.json").write_text(card)
-    return Model(request.param, pipeline, files)
-
+from tests.base.checkpoints import CARD, SIZE, random_pipeline, save_single_file
+from tests.base.conftest import Model
 
 FORMATS = ("folder", "fp16-folder", "variant-folder", "file", "fp16-file")
 
@@ -76,12 +47,8 @@ def test_the_fingerprint_is_of_the_weights_and_not_of_their_file(model: Model) -
 
 
 def test_other_numbers_are_another_base_and_other_pictures(model: Model, tmp_path: Path) -> None:
-    other = save_single_file(
-        random_pipeline(model.files["folder"].parent / "layout", seed=1), tmp_path / "o.safetensors"
-    )
-    (tmp_path / "o.hyperdreambooth.json").write_text(
-        json.dumps(CARD | {"layout": str(model.files["folder"].parent / "layout")})
-    )
+    other = save_single_file(random_pipeline(model.layout, seed=1), tmp_path / "o.safetensors")
+    (tmp_path / "o.hyperdreambooth.json").write_text(json.dumps(CARD | {"layout": str(model.layout)}))
     base, own = load_base(other, device="cpu"), load_base(model.files["folder"], device="cpu")
     noise = torch.randn(2, *base.latent_shape, generator=torch.Generator().manual_seed(0))
     assert base.fingerprint != own.fingerprint

@@ -43,7 +43,8 @@ def _check_follows_seeds(where: str, cls: Any, config: Mapping[str, Any]) -> Non
         scheduler.set_timesteps(4)
         latents, added = torch.ones(1, 4, 8, 8), noise_source(scheduler, [torch.Generator().manual_seed(0)])
         torch.manual_seed(seed)
-        return scheduler.step(torch.zeros_like(latents), scheduler.timesteps[0], latents, return_dict=False, **added)[0]
+        output = torch.zeros_like(scheduler.scale_model_input(latents, scheduler.timesteps[0]))
+        return scheduler.step(output, scheduler.timesteps[0], latents, return_dict=False, **added)[0]
 
     try:
         with torch.random.fork_rng(devices=()):
