@@ -23,14 +23,12 @@ def choose(
         UserError: there is no such device here.
     """
     large = sum(p.numel() for p in base.unet.parameters()) >= _SMALL
-    chosen = _device(large) if device is None else torch.device(device)
-    _check_there(chosen)
+    chosen = _device(large) if device is None else _named(device)
     if dtype is not None:
         return chosen, dtype
     if chosen.type != "cuda" or not large:
         return chosen, torch.float32
-    with torch.cuda.device(chosen):
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    native = torch.cuda.is_bf16_supported(including_emulation=False)
     return chosen, torch.bfloat16 if native else torch.float16
 
 
@@ -40,10 +38,15 @@ def _device(large: bool) -> torch.device:
     return torch.device("mps" if large and torch.backends.mps.is_available() else "cpu")
 
 
-def _check_there(device: torch.device) -> None:
-    there = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}.get(device.type, lambda: True)
-    if not there():
-        raise UserError(f"got device {device}, which torch does not find here: leave it out, or give cpu")
+def _named(name: torch.device | str) -> torch.device:
+    there = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
+    try:
+        device = torch.device(name)
+        if not there.get(device.type, lambda: True)() or (device.index or 0) >= max(1, torch.cuda.device_count()):
+            raise UserError(f"got device {name}, which torch does not find here: leave it out, or give cpu")
+    except RuntimeError as error:  # no such word
+        raise UserError(f"got device {name!r}, expected cpu, cuda, cuda:1 or mps") from error
+    return device
 
 
 def name_of(dtype: torch.dtype) -> str:
