@@ -139,7 +139,7 @@ def main() -> None:
         print(json.dumps(one(options)))
         return
     measured = list(rows(options))
-    Console().print(table(measured))
+    Console(width=100).print(table(measured))
     if options.output:
         options.output.write_text(json.dumps(measured, indent=2) + "\n")
 

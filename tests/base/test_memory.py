@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from hyperdreambooth.base import memory
 from hyperdreambooth.base.build import PRESETS, build_base
 from hyperdreambooth.base.memory import LADDER, next_mode, save_memory
 from hyperdreambooth.base.model import Base
@@ -105,6 +106,21 @@ def test_offloaded_networks_wait_on_the_cpu_and_return(monkeypatch: pytest.Monke
         network.to_empty(device="cpu")
     base._bring(base.text_encoder)  # with gradients
     assert there() == {"text_encoder", "unet"}
+
+
+def test_large_pictures_go_through_the_vae_in_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SDXL's VAE takes a whole picture for one tile; here tiles are smaller, blended over a quarter of them."""
+    monkeypatch.setattr(memory, "LARGEST_TILE", 32)
+    base, _ = adapted()
+    base.vae.register_to_config(sample_size=64)
+    latents = torch.randn(1, 4, 32, 32, generator=torch.Generator().manual_seed(0))  # of 64 pixels
+    with torch.no_grad():
+        plain = base.decode(latents)
+        save_memory(base, "slicing", recompute)
+        tiled = base.decode(latents)
+    assert base.vae.tile_sample_min_size == 32 and base.vae.tile_latent_min_size == 16
+    assert tiled.shape == plain.shape and (tiled - plain).abs().max() > 0
+    assert (tiled - plain).abs().mean() < 0.2 * plain.std()
 
 
 def test_an_unknown_mode_is_refused(tiny_base: Base) -> None:

@@ -18,6 +18,7 @@ slicing: attention is computed head by head, the VAE works on one picture at a t
     pictures are drawn one by one.
 offload: a network that is not at work waits in the CPU's memory.
 """
+LARGEST_TILE = 512  # of a picture that the VAE reads or draws, in pixels
 LADDER: tuple[LowMemory, ...] = get_args(LowMemory)
 
 
@@ -41,6 +42,14 @@ def save_memory(base: Base, mode: LowMemory, recompute: Callable[..., Any]) -> N
         base.unet.set_attention_slice("max")
         base.vae.enable_slicing()
         base.vae.enable_tiling()
+        side, factor = (
+            min(LARGEST_TILE, base.vae.config.sample_size),
+            2 ** (len(base.vae.config.block_out_channels) - 1),
+        )
+        base.vae.tile_sample_min_size, base.vae.tile_latent_min_size = (
+            side,
+            side // factor,
+        )  # its own is a whole picture
         base.at_once = 1
     if rung >= LADDER.index("offload"):
         base.offload()
