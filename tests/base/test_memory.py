@@ -120,7 +120,7 @@ def test_large_pictures_go_through_the_vae_in_tiles(monkeypatch: pytest.MonkeyPa
         tiled = base.decode(latents)
     assert base.vae.tile_sample_min_size == 32 and base.vae.tile_latent_min_size == 16
     assert tiled.shape == plain.shape and (tiled - plain).abs().max() > 0
-    assert (tiled - plain).abs().mean() < 0.2 * plain.std()
+    assert (tiled - plain).abs().mean() < 0.3 * plain.std()
 
 
 def test_an_unknown_mode_is_refused(tiny_base: Base) -> None:
