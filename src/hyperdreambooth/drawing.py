@@ -45,7 +45,7 @@ class DrawConfig:
     guidance: float = 5.0  # towards the prompt, classifier-free, off at 1 or less
     likeness: float | None = 3.0  # towards the person, see `answers`; None draws as other programs do
     strength: float = 1.0  # factor of the person's dW: 0 is the base, 1 the person
-    batch: int = 16  # pictures at once
+    batch: int = 16  # pictures at once, where the base is not too large for so many
 
     def __post_init__(self) -> None:
         if min(self.count, self.steps, self.batch) < 1:
@@ -112,7 +112,7 @@ def draw(
         for person, prompt in zip(people, prompts, strict=True)
         for k in range(config.count)
     ]
-    batches = list(_batches(jobs, config.batch))
+    batches = list(_batches(jobs, min(config.batch, base.at_once)))
     each, drawn = base.evaluations(config.steps), dict[int, Tensor]()
     for number, rows in enumerate(batches):
 

@@ -73,3 +73,19 @@ class NotWritable(UserError):
 
 class DiskFull(WorkError):
     """The disk, the quota or the file-size limit ran out while writing."""
+
+
+class OutOfMemory(WorkError):
+    """The memory of the device ran out."""
+
+    @classmethod
+    def of(cls, device: str, mode: str, following: str | None) -> "OutOfMemory":
+        """The error of a device in a low-memory mode, with the mode that follows it; None at the end of the ladder."""
+        last = "a smaller base, --precision bf16 or fp16 on a GPU, or a device with more memory is left"
+        remedy = last if following is None else f"run again with --low-memory {following}"
+        return cls(f"the memory of {device} ran out with --low-memory {mode}: {remedy}")
+
+
+def one_line(error: Exception) -> str:
+    """An error's text on one line, cut to 160 characters."""
+    return " ".join(str(error).split())[:160] or type(error).__name__

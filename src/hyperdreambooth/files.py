@@ -155,6 +155,13 @@ def load_metadata(path: str | Path) -> dict[str, str]:
         return dict(file.metadata() or {})
 
 
+def load_header(path: str | Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """The dtype, as safetensors spells it ("F16"), and the shape of each tensor of a file. Raises as `load_tensors`."""
+    with _opened(path) as file:
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        return {name: (str(one.get_dtype()), tuple(one.get_shape())) for name, one in slices.items()}
+
+
 @contextmanager
 def _opened(path: str | Path) -> Iterator[Any]:
     """A safetensors file to read from; whatever is wrong with it is a `BadFile`."""

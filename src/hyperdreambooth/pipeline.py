@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from hyperdreambooth.base.loading import load_base
+from hyperdreambooth.base.memory import LowMemory, save_memory
 from hyperdreambooth.base.model import Base
 from hyperdreambooth.drawing import DrawConfig, Person, Subject, check_person, draw, note_faults, pair
 from hyperdreambooth.embedded import HYPERNETWORK
@@ -19,6 +20,7 @@ from hyperdreambooth.hypernetwork.model import HyperNetwork
 from hyperdreambooth.hypernetwork.training import RESULT_FILE
 from hyperdreambooth.identity import Identity
 from hyperdreambooth.lidb import LiDBSpace, find_blocks, find_sites, inject
+from hyperdreambooth.lidb.recompute import recompute
 from hyperdreambooth.personalization import Personalization, PersonalizeConfig, Photos
 from hyperdreambooth.progress import Progress
 from hyperdreambooth.sheet import to_image
@@ -43,7 +45,7 @@ class HyperDreamBooth:
     def __init__(self, base: Base, hypernetwork: HyperNetwork | None = None) -> None:
         self.base, self.hypernetwork = base, hypernetwork
         self.fingerprint, self.space = base.fingerprint, space_of(base)
-        self.adapters = inject({"unet": base.unet, "text_encoder": base.text_encoder}, self.space)
+        self.adapters = inject(base.adapted, self.space)
 
     @classmethod
     def load(
@@ -52,13 +54,14 @@ class HyperDreamBooth:
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         hypernetwork: str | Path | None = "embedded",
+        low_memory: LowMemory = "off",
     ) -> HyperDreamBooth:
         """Open a base and the hypernetwork made for it.
 
         Args:
-            base: "embedded" or a folder in diffusers' layout.
-            device: None takes a GPU where there is one, else the CPU.
-            dtype: of the base; None is float32.
+            base: "embedded", a folder in diffusers' layout, an id of the hub, or a single-file checkpoint.
+            device, dtype: of the base; None chooses what the hardware does well, float32 on a CPU.
+            low_memory: how much time to give for memory: see `base.memory.LowMemory`.
             hypernetwork: "embedded", which is the shipped one where it fits the base, else none; a file, or the
                 folder of its training; or None.
 
@@ -66,6 +69,7 @@ class HyperDreamBooth:
             BadBase, BadFile: not whole. WrongBase, WrongSpace: the hypernetwork's file is for another base.
         """
         booth = cls(load_base(base, device, dtype))
+        save_memory(booth.base, low_memory, recompute)
         booth.hypernetwork = _load_hypernetwork(booth, hypernetwork)
         return booth
 
@@ -179,7 +183,7 @@ def space_of(base: Base) -> LiDBSpace:
 
     The sites of the rule, of which hypernetworks speak, and then those of the residual blocks that hold such bases.
     """
-    card, spoken = base.card, find_sites(base.unet, base.text_encoder)
+    card, spoken = base.card, find_sites(**base.adapted)
     blocks = [site for site in find_blocks(base.unet) if card.a < site.n_in and card.b < site.n_out]
     return LiDBSpace((*spoken, *blocks), card.a, card.b, card.seed, card.scale, spoken_sites=len(spoken))
 

@@ -1,10 +1,10 @@
-"""The closed vocabulary: one token per known word, pieces for others, never an end-of-text in mid-prompt."""
+"""The closed vocabulary: one token per known word, pieces for others, no end-of-text in mid-prompt; and CLIP's own."""
 
 import random
 
 import pytest
 
-from hyperdreambooth.base.tokenizer import build_tokenizer
+from hyperdreambooth.base.tokenizer import build_tokenizer, clip_tokenizer
 
 # "be" is merged first, yet "obey" and "cab" have to come out whole; "hat" begins "hats"; "é" is two bytes.
 WORDS = ["beach", "beat", "obey", "hat", "hats", "that", "cab", "a", "banana", "aaa", "café", "sks"]
@@ -42,3 +42,15 @@ def test_prompts_are_padded_and_cut_to_the_length() -> None:
 def test_punctuation_splits_given_words_as_it_splits_prompts() -> None:
     tokenizer = build_tokenizer(["half-shaded", "pop art"], max_length=16)
     assert tokenizer.tokenize("half-shaded pop art") == ["half</w>", "-</w>", "shaded</w>", "pop</w>", "art</w>"]
+
+
+def test_clips_own_tokenizer_needs_no_hub() -> None:
+    """Numbers that CLIP's papers and documentation print, and those that DreamBooth is known by."""
+    tokenizer = clip_tokenizer()
+    assert len(tokenizer) == 49_408 and (tokenizer.bos_token_id, tokenizer.eos_token_id) == (49_406, 49_407)
+    assert tokenizer("a photo of a cat").input_ids == [49_406, 320, 1125, 539, 320, 2368, 49_407]
+    assert tokenizer("sks dog").input_ids[1:-1] == [48_136, 1929]
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id and clip_tokenizer("!").pad_token_id == 0
+    assert tokenizer.model_max_length == 77
+    text = "größe 😀 naïve"
+    assert tokenizer.decode(tokenizer(text).input_ids, skip_special_tokens=True).replace(" ", "") == "größe😀naïve"

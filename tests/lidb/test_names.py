@@ -9,8 +9,8 @@ import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
 
-from hyperdreambooth.lidb import LoRALayout, find_sites, save_kohya
-from hyperdreambooth.lidb.names import architecture_of, flatten, kohya_name, parse
+from hyperdreambooth.lidb import LoRALayout, Site, find_sites, save_kohya
+from hyperdreambooth.lidb.names import architecture_of, flatten, kohya_name, model_of, parse
 from tests.lidb.conftest import World, tiny_text_encoder
 
 # From Stable Diffusion 1.5's config: CrossAttnDownBlock2D three times with two attentions each, then DownBlock2D; up,
@@ -83,6 +83,17 @@ TEXT = "lora_te_text_model_encoder_layers_3_self_attn_q_proj"
 def test_every_layout_names_the_same_layer(key: str, kind: str, flat: str) -> None:
     part = parse(key)
     assert part is not None and (part.kind, flatten(part.layer)) == (kind, flat)
+
+
+@pytest.mark.parametrize("model", ["text_encoder", "text_encoder_2"])
+def test_two_text_encoders_are_numbered(model: str) -> None:
+    path = "encoder.layers.3.self_attn.q_proj"
+    site = Site(f"{model}.text_model.{path}", model, path, 8, 8)
+    flat = {"text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_"}[model] + TEXT.removeprefix("lora_te_")
+    assert kohya_name(site, two=True) == flat and model_of(flat) == model
+    for name in (flat, site.name, f"{model}.{path}"):
+        assert flatten(name, two=True) == flat
+    assert flatten(f"base_model.model.{path}", model, two=True) == flat
 
 
 def test_what_is_no_part_of_a_lora() -> None:

@@ -2,12 +2,14 @@
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import SD3Transformer2DModel, UNet2DConditionModel
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+from hyperdreambooth.base.single_file import LAYOUTS
 from hyperdreambooth.errors import SiteTooNarrow, UserError
 from hyperdreambooth.lidb import LiDBSpace, LoRALayout, Site, find_sites
+from hyperdreambooth.lidb.sites import by_model
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +25,29 @@ def test_stable_diffusion_has_the_papers_counts(sd15: tuple[Site, ...]) -> None:
     assert LoRALayout(sd15, rank=1).size == 385_344
     assert LoRALayout(sd15, rank=4).size == 1_541_376
     assert LiDBSpace(sd15, a=100, b=50).size() == 28_800
+
+
+@pytest.mark.parametrize(
+    ("layout", "counts", "rank_one"),
+    [
+        ("sd1", {"text_encoder": 48, "unet": 144}, 385_344),
+        ("sd2", {"text_encoder": 92, "unet": 144}, 508_224),
+        ("sdxl", {"text_encoder": 48, "text_encoder_2": 128, "unet": 630}, 2_601_728),
+    ],
+)
+def test_the_rule_finds_the_sites_of_every_stable_diffusion(layout: str, counts: dict[str, int], rank_one: int) -> None:
+    """1.5, 2.1 and XL at their true sizes, on the meta device: 192, 236 and 806; the paper's a and b fit them all."""
+    folder = LAYOUTS / layout
+    with torch.device("meta"):
+        models = {"unet": UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(folder / "unet"))}
+        models["text_encoder"] = CLIPTextModel(CLIPTextConfig.from_pretrained(folder / "text_encoder"))
+        if "text_encoder_2" in counts:
+            second = CLIPTextConfig.from_pretrained(folder / "text_encoder_2")
+            models["text_encoder_2"] = CLIPTextModelWithProjection(second)
+        sites = find_sites(**models)
+    assert {model: len(placed) for model, placed in by_model(sites).items()} == counts
+    assert LoRALayout(sites, rank=1).size == rank_one
+    assert LiDBSpace(sites, a=100, b=50).size() == 150 * sum(counts.values())
 
 
 def test_sites_stand_in_order_of_execution(sd15: tuple[Site, ...]) -> None:
@@ -68,3 +93,11 @@ def test_a_layer_too_narrow_is_named() -> None:
 def test_a_model_without_attention_is_refused() -> None:
     with pytest.raises(UserError, match="no attention layer"):
         find_sites(nn.Linear(2, 2), None)
+
+
+def test_a_model_of_other_blocks_is_named() -> None:
+    """As Stable Diffusion 3 and Flux, whose transformers read pictures and text together."""
+    with torch.device("meta"):
+        model = SD3Transformer2DModel(num_layers=2, num_attention_heads=2, attention_head_dim=8)
+    with pytest.raises(UserError, match=r"SD3Transformer2DModel \(of JointTransformerBlock\).*2\.x or SDXL"):
+        find_sites(model, None)

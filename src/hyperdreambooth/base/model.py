@@ -1,18 +1,16 @@
-"""The base: a frozen text-to-image latent diffusion model in Stable Diffusion's layout.
+"""The base: a frozen text-to-image latent diffusion model in the layout of Stable Diffusion 1, 2 or SDXL.
 
 Pictures are float32 (N, 3, H, W) in [0, 1] everywhere outside this module. Latents are (N, C, h, w), scaled so that
-they have about unit variance. Adapters may sit in `unet` and `text_encoder`: everything here works with them.
+they have about unit variance. Adapters may sit in every one of `adapted`: everything here works with them.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import inspect
 import json
+import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from functools import cached_property
 from pathlib import Path
@@ -20,20 +18,22 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, SchedulerMixin, UNet2DConditionModel
-from diffusers.utils import logging as diffusers_logging
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
-from transformers.utils import logging as transformers_logging
 
+from hyperdreambooth.base.fingerprint import fingerprint_of
+from hyperdreambooth.base.libraries import quiet
+from hyperdreambooth.base.prompting import SecondText, pack, time_ids, unpack
+from hyperdreambooth.base.sampling import noise_source
+from hyperdreambooth.errors import UserError
 from hyperdreambooth.files import write_folder
 
 CARD_FILE = "hyperdreambooth.json"
-PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Noisy latents (N, C, h, w), timesteps and text states (N, L, D) to the U-Net's raw output."""
+_LATENTS_AT_ONCE = 64 * 64 * 4  # places in the latents of the pictures that are drawn together
 
 _PLACEHOLDER = re.compile(r"\[v\]", re.IGNORECASE)
-_SAMPLES_PER_TENSOR = 16
 _LARGEST_FILE = "14MB"  # what is shipped in the package stays under 15 MB a file
 _WEIGHTS = "*.safetensors*"  # files of a network, and the index of its shards
 
@@ -58,7 +58,10 @@ class Card:
 
 
 class Base:
-    """VAE, text encoder, tokenizer, U-Net and noise schedule, frozen and in evaluation mode, under one card."""
+    """VAE, text encoder, tokenizer, U-Net and noise schedule, frozen and in evaluation mode, under one card.
+
+    second: SDXL's second text encoder; None for a base of one.
+    """
 
     def __init__(
         self,
@@ -68,15 +71,24 @@ class Base:
         unet: UNet2DConditionModel,
         scheduler: SchedulerMixin,
         card: Card,
+        second: SecondText | None = None,
     ) -> None:
         self.vae, self.text_encoder, self.tokenizer, self.unet = vae, text_encoder, tokenizer, unet
-        self.scheduler, self.card = scheduler, card
+        self.scheduler, self.card, self.second = scheduler, card, second
+        self.at_once = max(1, _LATENTS_AT_ONCE // math.prod(self.latent_shape[1:]))
+        self._home: torch.device | None = None
         for network in self._networks:
             network.eval().requires_grad_(False)
 
     @property
-    def _networks(self) -> tuple[nn.Module, nn.Module, nn.Module]:
-        return self.vae, self.text_encoder, self.unet
+    def adapted(self) -> dict[str, nn.Module]:
+        """The networks that may carry a person, in order of execution: text encoders, U-Net."""
+        second = {} if self.second is None else {"text_encoder_2": self.second.text_encoder}
+        return {"text_encoder": self.text_encoder, **second, "unet": self.unet}
+
+    @property
+    def _networks(self) -> tuple[nn.Module, ...]:
+        return self.vae, *self.adapted.values()
 
     @property
     def name(self) -> str:
@@ -100,8 +112,8 @@ class Base:
 
     @property
     def device(self) -> torch.device:
-        """Where the networks live."""
-        return next(self.unet.parameters()).device
+        """Where the networks work."""
+        return self._home or next(self.unet.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -126,50 +138,89 @@ class Base:
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hex digits that tell two bases apart: `fingerprint_of` the text encoder and the U-Net.
+        """16 hex digits that tell two bases apart: `fingerprint_of` the text encoders and the U-Net.
 
         Taken once, when it is first asked for or before the precision changes, whichever is sooner: merging an identity
         or casting does not change which base this is. Trained weights are loaded before that, or into a new Base.
         """
-        return fingerprint_of(self.text_encoder, self.unet)
+        return fingerprint_of(*self.adapted.values())
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Base:
-        """Move the networks, in place, to a device and a precision (None: as it is); returns itself."""
+        """Move the networks, in place, to a device and a precision (None: as it is); returns itself.
+
+        SDXL's VAE, whose activations overflow in float16, then stays in float32.
+        """
         if dtype not in (None, self.dtype):
             _ = self.fingerprint  # of the numbers before they are rounded
+        device, dtype = torch.device(device or self.device), dtype or self.dtype
+        overflows = self.second is not None and self.vae.config.force_upcast and dtype == torch.float16
         for network in self._networks:
-            nn.Module.to(network, device=device or self.device, dtype=dtype or self.dtype)  # diffusers' own `to` warns
+            own = torch.float32 if overflows and network is self.vae else dtype
+            nn.Module.to(network, device=device, dtype=own)  # diffusers' own `to` warns
+        self._home = device if self._home else None
         return self
+
+    def offload(self) -> None:
+        """From now on the networks wait on the CPU and work on the device that they are on, those needed together."""
+        self._home = self.device
+        for network in self._networks:
+            nn.Module.to(network, device="cpu")
+
+    def _bring(self, *networks: nn.Module) -> None:
+        """With `offload`: these to the device, the others to the CPU. A fit needs all but the VAE until it is done."""
+        if self._home is None:
+            return
+        if torch.is_grad_enabled() and self.vae not in networks:
+            networks = tuple(self.adapted.values())
+        with torch.inference_mode(False):  # a parameter moved inside would never be trained again
+            for network in self._networks:
+                nn.Module.to(network, device=self._home if network in networks else "cpu")
 
     def with_networks(self, text_encoder: nn.Module | None = None, unet: nn.Module | None = None) -> Base:
         """A base with these networks in the place of its own; whatever is not given is shared."""
         own = self.text_encoder if text_encoder is None else text_encoder, self.unet if unet is None else unet
-        return Base(self.vae, own[0], self.tokenizer, own[1], self.scheduler, self.card)
+        base = Base(self.vae, own[0], self.tokenizer, own[1], self.scheduler, self.card, self.second)
+        base.at_once, base._home = self.at_once, self._home
+        return base
 
     def encode_pictures(self, pictures: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Pictures (N, 3, H, W) in [0, 1] to float32 latents (N, C, h, w): the posterior's mean, or a draw from it."""
         if pictures.ndim != 4 or pictures.shape[1] != 3:
             raise ValueError(f"got pictures of shape {tuple(pictures.shape)}, expected (N, 3, H, W)")
-        posterior = self.vae.encode((pictures * 2 - 1).to(self.device, self.dtype)).latent_dist
+        self._bring(self.vae)
+        posterior = self.vae.encode((pictures * 2 - 1).to(self.device, self.vae.dtype)).latent_dist
         latents = posterior.mode() if generator is None else posterior.sample(generator)
         return latents.float() * self.vae.config.scaling_factor  # (N, C, h, w)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (N, C, h, w) to float32 pictures (N, 3, H, W) in [0, 1]."""
-        decoded = self.vae.decode((latents / self.vae.config.scaling_factor).to(self.device, self.dtype)).sample
+        self._bring(self.vae)
+        decoded = self.vae.decode((latents / self.vae.config.scaling_factor).to(self.device, self.vae.dtype)).sample
         return (decoded.float() / 2 + 0.5).clamp(0, 1)  # (N, 3, H, W)
 
     def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
-        """Prompts, "[V]" standing for the rare token, to text states (N, L, D); "" is the unconditional prompt."""
-        ids = self.tokenizer(
-            [self.spell(prompt) for prompt in prompts],
-            padding="max_length",
-            max_length=self.tokenizer.model_max_length,
-            truncation=True,
-            return_tensors="pt",
-        ).input_ids  # (N, L)
-        states: Tensor = self.text_encoder(ids.to(self.device))[0]  # (N, L, D)
-        return states
+        """Prompts, "[V]" standing for the rare token, to text states (N, L, D); "" is the unconditional prompt.
+
+        SDXL's are the last but one states of both text encoders side by side, then the pooled embedding: see `pack`.
+        """
+        self._bring(*(network for network in self.adapted.values() if network is not self.unet))
+        texts = [self.spell(prompt) for prompt in prompts]
+        if self.second is None:
+            states: Tensor = self.text_encoder(self._ids(self.tokenizer, texts))[0]  # (N, L, D)
+            return states
+        first = self.text_encoder(self._ids(self.tokenizer, texts), output_hidden_states=True)
+        other = self.second.text_encoder(self._ids(self.second.tokenizer, texts), output_hidden_states=True)
+        states = torch.cat([first.hidden_states[-2], other.hidden_states[-2]], dim=-1)  # (N, L - 1, D)
+        packed = pack(states, other.text_embeds)  # (N, L, D)
+        if not self.second.empty_is_zero:
+            return packed
+        return packed * torch.tensor([[[float(prompt != "")]] for prompt in prompts]).to(packed)
+
+    def _ids(self, tokenizer: CLIPTokenizer, texts: Sequence[str]) -> Tensor:
+        """Token numbers (N, L) on the device."""
+        length = tokenizer.model_max_length
+        ids = tokenizer(list(texts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+        return torch.as_tensor(ids.input_ids, device=self.device)
 
     def unknown_words(self, prompt: str) -> list[str]:
         """Words of a prompt that the base never saw in training, in order; always empty for an open vocabulary."""
@@ -199,8 +250,13 @@ class Base:
 
         latents: noisy, (N, C, h, w); timesteps: (N,) or (); states: (N, L, D).
         """
+        self._bring(self.unet)
+        latents, states, added = latents.to(self.dtype), states.to(self.dtype), None
+        if self.second is not None:
+            states, pooled = unpack(states, self.second.text_encoder.config.projection_dim)
+            added = {"text_embeds": pooled, "time_ids": time_ids(len(latents), self.picture_size, pooled)}
         output: Tensor = self.unet(
-            latents.to(self.dtype), timesteps, encoder_hidden_states=states.to(self.dtype), return_dict=False
+            latents, timesteps, encoder_hidden_states=states, added_cond_kwargs=added, return_dict=False
         )[0]
         return output
 
@@ -294,6 +350,8 @@ class Base:
     ) -> None:
         """Write a diffusers folder that plain `StableDiffusionPipeline.from_pretrained` opens, and the card in it.
 
+        Of bases with one text encoder: SDXL is opened here and never made.
+
         Args:
             folder: made, or filled: its own files under other names stay.
             dtype: of the numbers.
@@ -301,6 +359,9 @@ class Base:
             texts: further files by name, in UTF-8.
         """
         from diffusers import StableDiffusionPipeline  # needed here alone, and slow to import
+
+        if self.second is not None:
+            raise UserError("got a base with two text encoders to save, expected one: keep the file that it came from")
 
         vae, text_encoder, unet = (nn.Module.to(deepcopy(network), "cpu", dtype) for network in self._networks)
         pipeline = StableDiffusionPipeline(
@@ -334,41 +395,5 @@ class Base:
                 (Path(folder) / stale).unlink()  # a base of other shards was here, and its index would win
 
 
-def fingerprint_of(text_encoder: nn.Module, unet: nn.Module) -> str:
-    """16 hex digits: a hash of names, shapes and numbers sampled from both networks, as they are now.
-
-    Numbers are rounded through float16, so that a base saved in half precision keeps its fingerprint. The VAE has no
-    part in it: an identity does not depend on which decoder draws it.
-    """
-    digest, samples = hashlib.sha256(), []
-    for network in (text_encoder, unet):
-        for name, tensor in sorted(network.named_parameters()):
-            # Checkpoints of earlier transformers call the same tensor "text_model.…".
-            digest.update(f"{name.removeprefix('text_model.')}{tuple(tensor.shape)}".encode())
-            step = max(1, tensor.numel() // _SAMPLES_PER_TENSOR)
-            samples.append(tensor.detach().reshape(-1)[::step].half())
-    digest.update(torch.cat(samples).cpu().numpy().astype("<f2").tobytes())
-    return digest.hexdigest()[:16]
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep the libraries' own progress bars off the terminal while their files are read or written."""
-    shown = [logging for logging in (transformers_logging, diffusers_logging) if logging.is_progress_bar_enabled()]
-    for logging in shown:
-        logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for logging in shown:
-            logging.enable_progress_bar()
-
-
 def _write_json(path: Path, values: dict[str, Any]) -> None:
     path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
-
-
-def noise_source(scheduler: SchedulerMixin, generators: Sequence[torch.Generator] | None) -> dict[str, Any]:
-    """What to hand to `scheduler.step` beside latents, so that noise it adds comes from these generators, one a row."""
-    takes_any = "generator" in inspect.signature(scheduler.step).parameters
-    return {"generator": list(generators)} if takes_any and generators is not None else {}

@@ -1,16 +1,35 @@
-"""A small closed vocabulary in CLIP's own byte-pair format: one token per known word, letters for any other."""
+"""Tokenizers in CLIP's byte-pair format: CLIP's own, and one of a small closed vocabulary."""
 
 from __future__ import annotations
 
+import lzma
 import re
 from collections.abc import Iterable
 from itertools import pairwise
+from pathlib import Path
 
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTokenizer
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 _WORD_END = "</w>"
+_MERGES = Path(__file__).parent / "vocabulary" / "clip-merges.txt.xz"
+_PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]  # bytes that stand for themselves, in CLIP's order
+
+
+def clip_tokenizer(pad_token: str = END) -> CLIPTokenizer:
+    """CLIP's tokenizer of 49,408 tokens, without a hub: what Stable Diffusion's checkpoints were all trained with.
+
+    pad_token: the end token; "!" for the OpenCLIP text encoders of Stable Diffusion 2 and SDXL.
+    """
+    lines = lzma.decompress(_MERGES.read_bytes()).decode().splitlines()
+    merges = [(left, right) for left, right in map(str.split, lines)]
+    others = sorted(set(range(256)) - set(_PRINTABLE))
+    letters = [chr(byte) for byte in _PRINTABLE] + [chr(256 + n) for n in range(len(others))]
+    tokens = letters + [letter + _WORD_END for letter in letters]
+    tokens += [left + right for left, right in merges] + [START, END]
+    vocabulary = {token: number for number, token in enumerate(tokens)}
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=77, pad_token=pad_token)
 
 
 def build_tokenizer(words: Iterable[str], max_length: int) -> CLIPTokenizer:

@@ -16,6 +16,8 @@ from rich import progress as bars
 from rich.console import Console
 from rich.table import Table
 
+from hyperdreambooth.base.memory import LowMemory, next_mode
+from hyperdreambooth.errors import OutOfMemory
 from hyperdreambooth.progress import Progress, log
 
 _LIBRARIES = ("hyperdreambooth", "torch", "diffusers", "transformers")
@@ -33,11 +35,15 @@ class Job:
     Attributes:
         seconds: of each phase so far.
         notes: what was logged so far.
+        about: facts that the summary adds to its own, such as the device.
+        low_memory: the mode of the base, for the remedy if memory runs out.
     """
 
     def __init__(self, as_json: bool = False, quiet: bool = False) -> None:
         self.seconds: dict[str, float] = {}
         self.notes: list[str] = []
+        self.about: dict[str, object] = {}
+        self.low_memory: LowMemory = "off"
         self._as_json, self._quiet = as_json, quiet
         self._console = Console(stderr=True, quiet=quiet)
         self._bar = bars.Progress(
@@ -65,6 +71,9 @@ class Job:
     ) -> None:
         self._bar.stop()
         log.removeHandler(self._handler)
+        if error is not None and _is_out_of_memory(error):
+            device = str(self.about.get("device", "the device"))
+            raise OutOfMemory.of(device, self.low_memory, next_mode(self.low_memory)) from error
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -108,6 +117,7 @@ class Job:
     def finish(self, **facts: object) -> None:
         """Print the summary: facts, seconds by phase and in total; as JSON with notes and versions too."""
         self._bar.stop()
+        facts = {**facts, **self.about}
         seconds = {phase: round(spent, 3) for phase, spent in self.seconds.items()}
         seconds["total"] = round(time.perf_counter() - self._began, 3)
         if self._quiet:
@@ -128,6 +138,12 @@ class _Notes(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self._job.note(record.getMessage())
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch says so, in the words that it has for each kind of device."""
+    words = ("out of memory", "can't allocate memory")
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in words)
 
 
 def print_error(text: str) -> None:

@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hyperdreambooth.cli.console import Job
-from hyperdreambooth.cli.options import LOAD, BaseOption, FolderOutput, JsonOption, check_outputs, load_booth
+from hyperdreambooth.cli.options import (
+    LOAD,
+    BaseOption,
+    DeviceOption,
+    FolderOutput,
+    JsonOption,
+    LowMemoryOption,
+    Machine,
+    PrecisionOption,
+    check_outputs,
+    load_booth,
+)
 from hyperdreambooth.errors import UserError
 
 if TYPE_CHECKING:
@@ -39,6 +50,9 @@ def evaluate(
     share: Annotated[str, typer.Option(help="Which of several processes this is: 0/2, 1/2.")] = "0/1",
     base: BaseOption = "embedded",
     hypernetwork: Annotated[str, typer.Option(help='"embedded", a file, or "none".')] = "embedded",
+    device: DeviceOption = None,
+    precision: PrecisionOption = None,
+    low_memory: LowMemoryOption = "off",
     as_json: JsonOption = False,
 ) -> None:
     """Make and draw people by many methods: a run folder, which goes on wherever it was stopped.
@@ -54,7 +68,7 @@ def evaluate(
         chosen = {name: method_of(name) for name in (methods.split(",") if methods else TABLES)}
         size = set_of(sets)
         part = _share(share)
-        booth = load_booth(job, base, hypernetwork)
+        booth = load_booth(job, base, hypernetwork, Machine(device, precision, low_memory))
         for method in chosen.values():
             method.check(booth)
         everybody = _people(job, people, booth.base.picture_size, only, max(size.people, count or 0))

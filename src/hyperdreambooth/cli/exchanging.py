@@ -11,18 +11,22 @@ from hyperdreambooth.cli.console import Job
 from hyperdreambooth.cli.options import (
     LOAD,
     SAVE,
+    SPACE_ALONE,
     BaseOption,
     DTypeOption,
     IdentityArgument,
     IdentityOutput,
     JsonOption,
+    Machine,
     check_outputs,
     load_booth,
 )
 
 _FOLDERS = {  # what is written into one, to be found impossible before work starts
     "peft": tuple(
-        f"{model}/adapter_{name}" for model in ("unet", "text_encoder") for name in ("model.safetensors", "config.json")
+        f"{model}/adapter_{name}"
+        for model in ("unet", "text_encoder", "text_encoder_2")
+        for name in ("model.safetensors", "config.json")
     ),
     "model": ("model_index.json", "unet/config.json", "text_encoder/config.json", "vae/config.json"),
 }
@@ -56,7 +60,8 @@ def export(
     written = [output / name for name in _FOLDERS[layout]] if layout in _FOLDERS else [output]
     check_outputs(*written, inputs=[identity])
     with Job(as_json) as job:
-        booth = load_booth(job, base)
+        machine = Machine("cpu", "fp32") if layout == "model" else SPACE_ALONE  # half precision would round the base
+        booth = load_booth(job, base, machine=machine)
         person = booth.open(identity)
         import torch
 
@@ -114,7 +119,7 @@ def import_(
     """
     check_outputs(output, inputs=[lora])
     with Job(as_json) as job:
-        booth = load_booth(job, base)
+        booth = load_booth(job, base, machine=SPACE_ALONE)
         from hyperdreambooth.exchange.lora import import_lora
 
         with job.phase("import"):

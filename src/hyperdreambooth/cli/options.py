@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import typer
 
+from hyperdreambooth.base.memory import LowMemory
 from hyperdreambooth.cli.console import Job
 from hyperdreambooth.errors import NotWritable
 from hyperdreambooth.files import check_writable
@@ -21,7 +22,22 @@ LOAD, SAVE = "load", "save"
 IdentityArgument = Annotated[Path, typer.Argument(metavar="IDENTITY", help="An identity file.", show_default=False)]
 IdentityOutput = Annotated[Path, typer.Option("--output", "-o", help="The identity file to write.", show_default=False)]
 FolderOutput = Annotated[Path, typer.Option("--output", "-o", help="The folder to write into.", show_default=False)]
-BaseOption = Annotated[str, typer.Option("--base", help='"embedded", or a folder in diffusers\' layout.')]
+BaseOption = Annotated[
+    str,
+    typer.Option(
+        "--base", help='"embedded", a folder in diffusers\' layout, an id of the hub (org/name[@revision]), or a file.'
+    ),
+]
+DeviceOption = Annotated[
+    str | None, typer.Option(help="cpu, cuda, cuda:1, mps.", show_default="a GPU where there is one")
+]
+PrecisionOption = Annotated[
+    Literal["fp32", "bf16", "fp16"] | None,
+    typer.Option(help="Of the base at work.", show_default="what the hardware does well"),
+]
+LowMemoryOption = Annotated[
+    LowMemory, typer.Option(help="Time for memory; each with those before it.", show_default=True)
+]
 SeedOption = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the noises.")]
 DTypeOption = Annotated[Literal["fp16", "fp32", "int8"], typer.Option(help="Of the numbers in the file.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
@@ -46,12 +62,33 @@ def _same_file(first: Path, second: Path) -> bool:
         return False
 
 
-def load_booth(job: Job, base: str, hypernetwork: str = "none") -> HyperDreamBooth:
-    """Open the base, and the hypernetwork where a command needs one."""
+class Machine(NamedTuple):
+    """Where a base works, in which precision, and how sparing with memory; None chooses."""
+
+    device: str | None = None
+    precision: str | None = None
+    low_memory: LowMemory = "off"
+
+
+SPACE_ALONE = Machine("cpu", "fp16")
+"""For commands that read a base's space and run none of its networks."""
+
+
+def load_booth(job: Job, base: str, hypernetwork: str = "none", machine: Machine | None = None) -> HyperDreamBooth:
+    """Open the base, and the hypernetwork where a command needs one; the summary will say where it works."""
+    machine = machine or Machine()
     with job.phase(LOAD):
         import torch
 
+        from hyperdreambooth.base.hardware import PRECISIONS, name_of
         from hyperdreambooth.pipeline import HyperDreamBooth
 
         torch.set_flush_denormal(True)  # tiny numbers in dark pictures make a CPU four times as slow
-        return HyperDreamBooth.load(base, hypernetwork=None if hypernetwork == "none" else hypernetwork)
+        job.low_memory = machine.low_memory
+        dtype = None if machine.precision is None else PRECISIONS[machine.precision]
+        network = None if hypernetwork == "none" else hypernetwork
+        booth = HyperDreamBooth.load(base, machine.device, dtype, network, machine.low_memory)
+    if machine != SPACE_ALONE:
+        job.about |= {"device": str(booth.base.device), "precision": name_of(booth.base.dtype)}
+        job.about |= {} if machine.low_memory == "off" else {"low_memory": machine.low_memory}
+    return booth

@@ -12,8 +12,12 @@ from hyperdreambooth.cli.console import Job
 from hyperdreambooth.cli.options import (
     LOAD,
     BaseOption,
+    DeviceOption,
     FolderOutput,
     JsonOption,
+    LowMemoryOption,
+    Machine,
+    PrecisionOption,
     SeedOption,
     check_outputs,
     load_booth,
@@ -60,12 +64,15 @@ def preoptimize(
     base: BaseOption = "embedded",
     views: ViewsOption = 4,
     steps: Annotated[int | None, typer.Option(min=1, help="Of each fit.", show_default="the preset's")] = None,
+    device: DeviceOption = None,
+    precision: PrecisionOption = None,
+    low_memory: LowMemoryOption = "off",
     as_json: JsonOption = False,
 ) -> None:
     """People to fitted LiDB numbers, many at once, for a hypernetwork to learn from."""
     check_outputs(output / "plan.json")
     with Job(as_json) as job:
-        booth = load_booth(job, base)
+        booth = load_booth(job, base, machine=Machine(device, precision, low_memory))
         from hyperdreambooth.fitting import preoptimize as fitting
         from hyperdreambooth.people import ENCODE, READ, encode_people, read_people
 
@@ -119,6 +126,9 @@ def train(
     ] = None,
     seed: SeedOption = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print all settings and stop.")] = False,
+    device: DeviceOption = None,
+    precision: PrecisionOption = None,
+    low_memory: LowMemoryOption = "off",
     as_json: JsonOption = False,
 ) -> None:
     """People and the fitted numbers of some of them to a hypernetwork, for personalize --hypernetwork.
@@ -130,7 +140,7 @@ def train(
 
     processes = Processes.started()
     with Job(as_json, quiet=not processes.main) as job:
-        booth = load_booth(job, base)
+        booth = load_booth(job, base, machine=Machine(device, precision, low_memory))
         from hyperdreambooth.hypernetwork import model, training
         from hyperdreambooth.people import ENCODE, READ, encode_crowd, read_people, split_people
         from hyperdreambooth.portraits.captions import STYLES

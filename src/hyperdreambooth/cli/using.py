@@ -14,12 +14,17 @@ from hyperdreambooth.cli.console import Job
 from hyperdreambooth.cli.options import (
     LOAD,
     SAVE,
+    SPACE_ALONE,
     BaseOption,
+    DeviceOption,
     DTypeOption,
     FolderOutput,
     IdentityArgument,
     IdentityOutput,
     JsonOption,
+    LowMemoryOption,
+    Machine,
+    PrecisionOption,
     SeedOption,
     check_outputs,
     load_booth,
@@ -84,6 +89,9 @@ def personalize(
     detector: Annotated[
         Path | None, typer.Option(help="A YuNet model (.onnx) to find faces.", show_default="OpenCV's cascades")
     ] = None,
+    device: DeviceOption = None,
+    precision: PrecisionOption = None,
+    low_memory: LowMemoryOption = "off",
     as_json: JsonOption = False,
 ) -> None:
     """One photograph or several of a person to an identity file: predict, relax, fine-tune.
@@ -101,7 +109,7 @@ def personalize(
         chosen = _method(method, steps, {"noises": noises, "relax": relax, "rank": rank})
         _check_dtype(method, chosen, dtype)
         faces = read_photos(job, photos, numbered, face or (), box or (), detector)
-        booth = load_booth(job, base, hypernetwork)
+        booth = load_booth(job, base, hypernetwork, Machine(device, precision, low_memory))
         _make_person(job, booth, faces, chosen, seed, output, sheet, dtype)
 
 
@@ -154,6 +162,9 @@ def generate(
     as_exported: Annotated[
         bool, typer.Option("--as-exported", help="Without --likeness: what other programs draw of an export.")
     ] = False,
+    device: DeviceOption = None,
+    precision: PrecisionOption = None,
+    low_memory: LowMemoryOption = "off",
     as_json: JsonOption = False,
 ) -> None:
     """Identities and prompts to pictures, different people in one batch.
@@ -176,7 +187,7 @@ def generate(
     check_outputs(output / "picture.png")
     plan = _plan(identities, prompts, pairs)
     with Job(as_json) as job:
-        booth = load_booth(job, base)
+        booth = load_booth(job, base, machine=Machine(device, precision, low_memory))
         from hyperdreambooth.drawing import DrawConfig
 
         config = DrawConfig(count, seed, steps, guidance, None if as_exported else likeness, strength)
@@ -237,7 +248,7 @@ def mix(
     """A person between two."""
     check_outputs(output, inputs=[first, second])
     with Job(as_json) as job:
-        booth = load_booth(job, base)
+        booth = load_booth(job, base, machine=SPACE_ALONE)
         from hyperdreambooth import identity
 
         person = identity.mix(booth.open(first), booth.open(second), weight, booth.space)

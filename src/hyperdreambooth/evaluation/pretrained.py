@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer, PreTrainedModel, ViTModel
 from transformers.utils import cached_file
 
-from hyperdreambooth.base.model import quiet
+from hyperdreambooth.base.libraries import quiet
 from hyperdreambooth.errors import BadFile
 from hyperdreambooth.evaluation.encoders import Encoders
 from hyperdreambooth.evaluation.facenet import SIDE, InceptionResnetV1

@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 FINGERPRINT, PROMPT = "hyperdreambooth_base", "hyperdreambooth_prompt"  # our own keys, read again by `import_lora`
 _SOURCE = "https://arxiv.org/abs/2307.06949"
 # The width of the text states tells Stable Diffusion's versions apart: ModelSpec's name, kohya's name.
-_VERSIONS = {768: ("stable-diffusion-v1", "sd_v1"), 1024: ("stable-diffusion-v2", "sd_v2")}
+_VERSIONS = {
+    768: ("stable-diffusion-v1", "sd_v1"),
+    1024: ("stable-diffusion-v2", "sd_v2"),
+    2048: ("stable-diffusion-xl-v1-base", "sdxl_base_v1-0"),
+}
 _BASES = {"stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5"}  # folders named as the hub's models
 
 

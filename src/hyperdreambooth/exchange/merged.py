@@ -29,13 +29,13 @@ def save_model(
         dtype: of the numbers; half precision rounds what was merged.
 
     Raises:
-        WorkError: the folder cannot be written whole; it is as it was then.
+        UserError: the base has two text encoders. WorkError: the folder cannot be written whole; it is as it was then.
     """
     base, adapters = booth.base, booth.adapters
     adapters.merge(person.weights.to(base.device), None if person.lora is None else person.lora.to(base.device))
     try:
         card = replace(base.card, name=f"{base.name} + {title}")
-        merged = Base(base.vae, base.text_encoder, base.tokenizer, base.unet, base.scheduler, card)
+        merged = Base(base.vae, base.text_encoder, base.tokenizer, base.unet, base.scheduler, card, base.second)
         merged.save(folder, dtype, _LARGEST_FILE, {CARD: model_card(person, base.name, title, "diffusers")})
     finally:
         adapters.unmerge()

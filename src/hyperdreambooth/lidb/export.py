@@ -15,7 +15,7 @@ from torch import Tensor
 from hyperdreambooth.errors import WorkError
 from hyperdreambooth.files import save_tensors, write_folder, write_text
 from hyperdreambooth.lidb.lora import Factors, LoRALayout
-from hyperdreambooth.lidb.names import kohya_name
+from hyperdreambooth.lidb.names import has_two_encoders, kohya_name
 from hyperdreambooth.lidb.reading import PEFT_CONFIG, PEFT_WEIGHTS
 from hyperdreambooth.lidb.sites import Site, by_model, total_width
 from hyperdreambooth.lidb.space import LiDBSpace
@@ -69,13 +69,16 @@ def save_kohya(
 ) -> None:
     """Write one file in kohya's layout, for A1111, ComfyUI and diffusers: lora_unet_ and lora_te_ keys, alpha per site.
 
+    With two text encoders their keys begin with lora_te1_ and lora_te2_, as for SDXL.
+
     Raises:
         WorkError: the file cannot be written whole, or a number is not finite in its dtype.
     """
     tensors, rank = {}, 0
+    two = has_two_encoders(space.sites)
     for site, (down, up) in _named(space, weights, lora, about):
         rank = len(down)
-        key = kohya_name(site)
+        key = kohya_name(site, two)
         tensors[f"{key}.lora_down.weight"] = down
         tensors[f"{key}.lora_up.weight"] = up
         tensors[f"{key}.alpha"] = torch.tensor(float(rank), dtype=about.dtype)
@@ -101,7 +104,7 @@ def save_diffusers(
 def save_peft(
     folder: str | Path, space: LiDBSpace, weights: Tensor, lora: Tensor | None = None, about: About = _NOTHING
 ) -> None:
-    """Write a folder with one PEFT adapter per model: unet/ and text_encoder/, each for PeftModel.from_pretrained.
+    """Write a folder with one PEFT adapter per model: unet/, text_encoder/, each for PeftModel.from_pretrained.
 
     PEFT knows layers by their module path alone, so the paths are those of the library versions installed here.
 

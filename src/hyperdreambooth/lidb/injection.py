@@ -30,7 +30,7 @@ def inject(models: Mapping[str, nn.Module], space: LiDBSpace) -> "Adapters":
     """Replace the space's layers in the models by LiDBLinear and LiDBConv2d; no key and no number changes.
 
     Args:
-        models: {"unet": ..., "text_encoder": ...}, those that the space's sites name.
+        models: {"unet": ..., "text_encoder": ..., "text_encoder_2": ...}, those that the space's sites name.
         space: the weight space; its order of sites is the order of the persons' packed numbers.
 
     Raises:

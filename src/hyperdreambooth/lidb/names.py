@@ -1,8 +1,9 @@
 """What other programs call the sites, and what their LoRA files call the factors of a layer.
 
-Three layouts are in use. kohya, read by A1111 and ComfyUI: ``lora_unet_..._attn1_to_q.lora_down.weight``, ``lora_te_``,
-and one ``alpha`` per layer. diffusers: ``unet.....attn1.to_q.lora_A.weight``, ``text_encoder.``. PEFT: one folder per
-model, ``base_model.model.....attn1.to_q.lora_A.weight``. Flattened to kohya's, all of them name a layer alike.
+Three layouts are in use. kohya, read by A1111 and ComfyUI: ``lora_unet_..._attn1_to_q.lora_down.weight``, ``lora_te_``
+(with two text encoders ``lora_te1_`` and ``lora_te2_``), and one ``alpha`` per layer. diffusers:
+``unet.....attn1.to_q.lora_A.weight``, ``text_encoder.``. PEFT: one folder per model,
+``base_model.model.....attn1.to_q.lora_A.weight``. Flattened to kohya's, all of them name a layer alike.
 """
 
 import re
@@ -10,8 +11,10 @@ from typing import NamedTuple
 
 from hyperdreambooth.lidb.sites import Site
 
-UNET, TEXT_ENCODER = "lora_unet_", "lora_te_"
-_PREFIXES = {"unet": UNET, "text_encoder": TEXT_ENCODER}
+_SECOND = "text_encoder_2"
+_ONE = {"unet": "lora_unet_", "text_encoder": "lora_te_"}
+_TWO = {"unet": "lora_unet_", "text_encoder": "lora_te1_", _SECOND: "lora_te2_"}
+_MODELS = {prefix: model for model, prefix in (*_ONE.items(), *_TWO.items())}
 _UNET_STAGES = ("down_blocks", "mid_block", "up_blocks", "conv_in", "conv_out", "conv_norm_out", "time_embedding")
 _PART = re.compile(
     r"(?P<layer>.+?)(?:"
@@ -34,9 +37,19 @@ class Part(NamedTuple):
     kind: str
 
 
-def kohya_name(site: Site) -> str:
-    """A site's name in kohya's layout, without the part: ``lora_unet_mid_block_..._attn1_to_q``."""
-    return _PREFIXES[site.model] + site.name.removeprefix(f"{site.model}.").replace(".", "_")
+def has_two_encoders(sites: tuple[Site, ...]) -> bool:
+    """Whether a second text encoder has sites, as SDXL's: kohya then numbers both."""
+    return any(site.model == _SECOND for site in sites)
+
+
+def kohya_name(site: Site, two: bool = False) -> str:
+    """A site's name in kohya's layout, without the part: ``lora_unet_mid_block_..._attn1_to_q``.
+
+    Args:
+        site: the layer.
+        two: whether its base has two text encoders: see `has_two_encoders`.
+    """
+    return (_TWO if two else _ONE)[site.model] + site.name.removeprefix(f"{site.model}.").replace(".", "_")
 
 
 def parse(key: str) -> Part | None:
@@ -48,22 +61,29 @@ def parse(key: str) -> Part | None:
     return Part(match["layer"], kind)
 
 
-def flatten(layer: str, model: str = "") -> str:
+def flatten(layer: str, model: str = "", two: bool = False) -> str:
     """Any layout's name of a layer in kohya's: equal to `kohya_name` where it is that site.
 
     Args:
         layer: the file's own name, without the part.
-        model: "unet" or "text_encoder" where the file holds the layers of one model and does not say of which.
+        model: "unet", "text_encoder" or "text_encoder_2" where the file holds the layers of one model and does not say
+            of which.
+        two: as in `kohya_name`.
     """
     name = layer.removeprefix("base_model.model.").replace(".processor.", ".")
-    if not name.startswith((UNET, TEXT_ENCODER)):
+    if not name.startswith(tuple(_MODELS)):
         owner, _, path = name.partition(".")
-        if owner not in _PREFIXES:
+        if owner not in _TWO:
             owner, path = model or ("unet" if name.startswith(_UNET_STAGES) else "text_encoder"), name
-        if owner == "text_encoder":
+        if owner != "unet":
             path = f"text_model.{path.removeprefix('text_model.')}"
-        name = _PREFIXES[owner] + path.replace(".", "_")
+        name = (_TWO if two or owner == _SECOND else _ONE)[owner] + path.replace(".", "_")
     return re.sub(r"(attn[12]_to_out)$", r"\1_0", name)  # diffusers' first layout left the number out
+
+
+def model_of(flat: str) -> str:
+    """The model of a layer in kohya's layout: "unet", "text_encoder" or "text_encoder_2"."""
+    return next(model for prefix, model in _MODELS.items() if flat.startswith(prefix))
 
 
 def architecture_of(layers: list[str]) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor
 from hyperdreambooth.errors import BadFile, UserError, WrongBase
 from hyperdreambooth.files import load_tensors
 from hyperdreambooth.lidb.lora import Factors, squared_norm
-from hyperdreambooth.lidb.names import architecture_of, flatten, kohya_name, parse
+from hyperdreambooth.lidb.names import architecture_of, flatten, has_two_encoders, kohya_name, model_of, parse
 from hyperdreambooth.lidb.sites import MODELS, Site
 
 DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
@@ -65,8 +65,9 @@ def read_lora(path: str | Path, sites: tuple[Site, ...], partial: bool = False) 
             size. UserError: it changes layers that are no sites, and `partial` is not given.
     """
     sources = list(_sources(Path(path)))
-    known = {kohya_name(site): index for index, site in enumerate(sites)}
-    layers = [layer for source in sources for layer in _layers(source)]
+    two = has_two_encoders(sites)
+    known = {kohya_name(site, two): index for index, site in enumerate(sites)}
+    layers = [layer for source in sources for layer in _layers(source, two)]
     if not layers:
         raise BadFile(f"{path} holds no LoRA layer, expected kohya's, diffusers' or PEFT's layout: give another file")
     if len({flat for _, flat, _ in layers}) < len(layers):
@@ -108,7 +109,7 @@ def _sources(path: Path) -> Iterator[_Source]:
             )
         tensors, metadata = load_tensors(folder / PEFT_WEIGHTS)
         config = _json(folder / PEFT_CONFIG, (folder / PEFT_CONFIG).read_text(encoding="utf-8", errors="replace"))
-        yield _Source(folder / PEFT_WEIGHTS, tensors, metadata, model, {"unet": config, "text_encoder": config})
+        yield _Source(folder / PEFT_WEIGHTS, tensors, metadata, model, dict.fromkeys(MODELS, config))
 
 
 def _embedded_configs(path: Path, metadata: Mapping[str, str]) -> Mapping[str, Mapping[str, Any]]:
@@ -131,7 +132,7 @@ def _json(path: Path, text: str) -> dict[str, Any]:
     return values
 
 
-def _layers(source: _Source) -> list[tuple[str, str, Factors]]:
+def _layers(source: _Source, two: bool) -> list[tuple[str, str, Factors]]:
     """Every layer of a file: its own name, its flattened one, and its factors with their scale."""
     parts: dict[str, dict[str, Tensor]] = {}
     foreign = []
@@ -146,10 +147,10 @@ def _layers(source: _Source) -> list[tuple[str, str, Factors]]:
             f"{source.path} holds {_some(foreign)}, which are no LoRA factors (LoHa, LoKr, DoRA and whole differences "
             "are not read), expected down, up and alpha alone: convert it to a plain LoRA"
         )
-    return [_layer(source, name, part) for name, part in parts.items()]
+    return [_layer(source, name, part, two) for name, part in parts.items()]
 
 
-def _layer(source: _Source, name: str, parts: Mapping[str, Tensor]) -> tuple[str, str, Factors]:
+def _layer(source: _Source, name: str, parts: Mapping[str, Tensor], two: bool) -> tuple[str, str, Factors]:
     if missing := {"down", "up"} - parts.keys():
         raise BadFile(f"{source.path} has no {missing.pop()} factor for {name}, expected both: make or copy it again")
     down, up = parts["down"].float(), parts["up"].float()
@@ -160,7 +161,7 @@ def _layer(source: _Source, name: str, parts: Mapping[str, Tensor]) -> tuple[str
         raise BadFile(
             f"{source.path} is damaged (factors {shapes} of {name}), expected (r, n) and (m, r): copy it again"
         )
-    flat = flatten(name, source.model)
+    flat = flatten(name, source.model, two)
     up = _scale(source, name, flat, len(down), parts.get("alpha")) * up
     if not (down.isfinite().all() and up.isfinite().all()):
         raise BadFile(f"{source.path}: the numbers of {name} are not all finite, expected finite ones: make it anew")
@@ -173,7 +174,7 @@ def _scale(source: _Source, name: str, flat: str, rank: int, alpha: Tensor | Non
         if alpha.numel() != 1:
             raise BadFile(f"{source.path} is damaged (alpha of {name} is no number), expected one: copy it again")
         return float(alpha) / rank
-    config = source.configs.get("unet" if flat.startswith("lora_unet_") else "text_encoder")
+    config = source.configs.get(model_of(flat))
     if not config:
         return 1.0
     if config.get("use_dora") or config.get("peft_type", "LORA") != "LORA":

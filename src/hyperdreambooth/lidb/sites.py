@@ -1,8 +1,9 @@
 """Which linear layers of a text-to-image model carry a person: the 192-layer rule, under names that outlive libraries.
 
 The rule: in the U-Net the query, key, value and output projections of self-attention and cross-attention and the GEGLU
-projection of each transformer block; in the CLIP text encoder the four projections of each self-attention. On Stable
-Diffusion 1.5 these are 192 layers, the only known set that gives both counts printed in the paper.
+projection of each transformer block; in each CLIP text encoder the four projections of each self-attention. On Stable
+Diffusion 1.5 these are 192 layers, the only known set that gives both counts printed in the paper; the same rule finds
+236 on Stable Diffusion 2.1 and 806 on SDXL.
 """
 
 import re
@@ -13,7 +14,7 @@ from torch import nn
 
 from hyperdreambooth.errors import UserError
 
-MODELS = ("text_encoder", "unet")  # in order of execution
+MODELS = ("text_encoder", "text_encoder_2", "unet")  # in order of execution
 
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
 _TEXT = re.compile(r"(?:text_model\.)?(encoder\.layers\.(\d+)\.self_attn\.(q_proj|k_proj|v_proj|out_proj))")
@@ -40,7 +41,7 @@ class Site:
     Attributes:
         name: canonical name: the model and Stable Diffusion's own module path, whatever installed libraries call it,
             such as ``text_encoder.text_model.encoder.layers.0.self_attn.q_proj``.
-        model: ``"unet"`` or ``"text_encoder"``.
+        model: ``"unet"``, ``"text_encoder"`` or, on SDXL, ``"text_encoder_2"``.
         path: the module's path inside that model today.
         n_in: n, the layer's inputs.
         n_out: m, the layer's outputs.
@@ -56,20 +57,29 @@ class Site:
     kernel: int = 0
 
 
-def find_sites(unet: nn.Module | None, text_encoder: nn.Module | None) -> tuple[Site, ...]:
-    """The adapted layers of a model in order of execution: text encoder, then U-Net down, middle, up.
+def find_sites(
+    unet: nn.Module | None, text_encoder: nn.Module | None, text_encoder_2: nn.Module | None = None
+) -> tuple[Site, ...]:
+    """The adapted layers of a model in order of execution: text encoders, then U-Net down, middle, up.
 
-    Works on real, random and meta-device models, with and without adapters injected. Either model may be left out.
+    Works on real, random and meta-device models, with and without adapters injected. Any model may be left out.
 
     Raises:
-        UserError: the U-Net's projections are fused, or no layer follows the rule.
+        UserError: the U-Net's projections are fused, or no layer follows the rule: the error names what there is.
     """
     found = []
-    if text_encoder is not None:
-        found += sorted(_text_encoder_sites(text_encoder), key=lambda keyed: keyed[0])
+    for model, encoder in (("text_encoder", text_encoder), ("text_encoder_2", text_encoder_2)):
+        if encoder is not None:
+            found += sorted(_text_encoder_sites(model, encoder), key=lambda keyed: keyed[0])
     if unet is not None:
         refuse_fused(unet)
-        found += sorted(_unet_sites(unet), key=lambda keyed: keyed[0])
+        in_unet = sorted(_unet_sites(unet), key=lambda keyed: keyed[0])
+        if not in_unet:
+            raise UserError(
+                f"no attention layer found to adapt in {_described(unet)}, expected diffusers' UNet2DConditionModel: "
+                "give Stable Diffusion 1.x, 2.x or SDXL"
+            )
+        found += in_unet
     if not found:
         raise UserError("no attention layer found to adapt: expected diffusers' UNet2DConditionModel and CLIPTextModel")
     return tuple(site for _, site in found)
@@ -112,13 +122,13 @@ def total_width(sites: tuple[Site, ...]) -> int:
 _Key = tuple[int, ...]
 
 
-def _text_encoder_sites(model: nn.Module) -> Iterator[tuple[_Key, Site]]:
-    for path, layer in _linears(model):
+def _text_encoder_sites(model: str, encoder: nn.Module) -> Iterator[tuple[_Key, Site]]:
+    for path, layer in _linears(encoder):
         if match := _TEXT.fullmatch(path):
             canonical, index, projection = match.groups()
-            name = f"text_encoder.text_model.{canonical}"
+            name = f"{model}.text_model.{canonical}"
             key = (int(index), _PROJECTIONS.index(projection))
-            yield key, Site(name, "text_encoder", path, layer.in_features, layer.out_features)
+            yield key, Site(name, model, path, layer.in_features, layer.out_features)
 
 
 def _unet_sites(model: nn.Module) -> Iterator[tuple[_Key, Site]]:
@@ -127,6 +137,12 @@ def _unet_sites(model: nn.Module) -> Iterator[tuple[_Key, Site]]:
             stage, *indices, kind = match.groups()
             key = (_STAGES.index(stage), *(int(index or 0) for index in indices), _LAYERS.index(kind))
             yield key, Site(f"unet.{path}", "unet", path, layer.in_features, layer.out_features)
+
+
+def _described(model: nn.Module) -> str:
+    """A model's class, and the blocks of its attention where they are of another kind than the rule's."""
+    blocks = sorted({type(module).__name__ for module in model.modules() if "Block" in type(module).__name__})
+    return type(model).__name__ + (f" (of {', '.join(blocks)})" if blocks else "")
 
 
 def _linears(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:

@@ -1,0 +1,54 @@
+"""Where a base works and in which precision: what the hardware does well, unless something else is asked for."""
+
+from __future__ import annotations
+
+import torch
+
+from hyperdreambooth.base.model import Base
+from hyperdreambooth.errors import UserError
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_SMALL = 100_000_000  # numbers of a U-Net: below, half precision gains nothing, and float32 is what was measured
+
+
+def choose(
+    base: Base, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+) -> tuple[torch.device, torch.dtype]:
+    """The device and the precision for a base; what is given stays as it is.
+
+    A GPU of CUDA where there is one; else Apple's for a base of real size; else the CPU. Float32 on a CPU, on Apple's
+    GPU and for small bases; on CUDA bfloat16 where the chip computes in it, else float16.
+
+    Raises:
+        UserError: there is no such device here.
+    """
+    large = sum(p.numel() for p in base.unet.parameters()) >= _SMALL
+    chosen = _device(large) if device is None else _named(device)
+    if dtype is not None:
+        return chosen, dtype
+    if chosen.type != "cuda" or not large:
+        return chosen, torch.float32
+    native = torch.cuda.is_bf16_supported(including_emulation=False)
+    return chosen, torch.bfloat16 if native else torch.float16
+
+
+def _device(large: bool) -> torch.device:
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if large and torch.backends.mps.is_available() else "cpu")
+
+
+def _named(name: torch.device | str) -> torch.device:
+    there = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
+    try:
+        device = torch.device(name)
+        if not there.get(device.type, lambda: True)() or (device.index or 0) >= max(1, torch.cuda.device_count()):
+            raise UserError(f"got device {name}, which torch does not find here: leave it out, or give cpu")
+    except RuntimeError as error:  # no such word
+        raise UserError(f"got device {name!r}, expected cpu, cuda, cuda:1 or mps") from error
+    return device
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """The short name of a precision, such as "bf16"."""
+    return next((name for name, kind in PRECISIONS.items() if kind == dtype), str(dtype).removeprefix("torch."))
