@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -18,7 +19,7 @@ from hyperdreambooth.identity import Identity, strength
 from hyperdreambooth.lidb import Adapters, LiDBSpace, LoRALayout
 from hyperdreambooth.lidb.sites import total_width
 from hyperdreambooth.progress import Progress, log
-from hyperdreambooth.tuned import Tuned
+from hyperdreambooth.tuned import Tuned, is_tuned, read_tuned
 
 Person = Identity | Tuned
 Subject = Person | None
@@ -193,7 +194,7 @@ def stack(people: Sequence[Identity | None], space: LiDBSpace) -> tuple[Tensor, 
     Missing ranks and factors are zero, and so is what they add to dW.
     """
     weights = [space.spoken.start() if person is None else person.weights for person in people]
-    own = space if any(len(one) > len(space.spoken.sites) for one in weights) else space.spoken
+    own = space.of(*weights)
     ranks = max(one.shape[1] for one in weights)
     packed = torch.stack([own.fill(one, ranks) for one in weights])
     loras = [
@@ -214,6 +215,11 @@ def pair(people: Subject | Sequence[Subject], prompts: str | Sequence[str]) -> t
     if not persons or not texts or not {len(persons), len(texts)} <= {1, length}:
         raise UserError(f"got {len(persons)} identities and {len(texts)} prompts, expected as many of each, or one")
     return persons * (length // len(persons)), texts * (length // len(texts))
+
+
+def read_person(path: str | Path) -> Person:
+    """The file of a person of any method and any base. Raises BadFile or BadIdentityFile for anything else."""
+    return read_tuned(path) if is_tuned(path) else Identity.open(path)
 
 
 def check_person(person: Subject, base: Base, fingerprint: str, space: LiDBSpace) -> None:

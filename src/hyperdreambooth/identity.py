@@ -187,7 +187,7 @@ def combine(
                 f'got persons of bases "{first.base_name}" and "{other.base_name}": mix persons of one base'
             )
         _check_space("a person", other.space, space)
-    own = space if any(one.space == space.info for one in identities) else space.spoken
+    own = space.of(*(one.weights for one in identities))
     relaxed = [
         (space.of(one.weights).fill_lora(one.lora, own), amount)
         for one, amount in zip(identities, amounts, strict=True)

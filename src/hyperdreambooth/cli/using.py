@@ -212,10 +212,10 @@ def inspect(identity: IdentityArgument, as_json: JsonOption = False) -> None:
         with job.phase(LOAD):
             from dataclasses import asdict
 
+            from hyperdreambooth.drawing import read_person
             from hyperdreambooth.identity import Identity
-            from hyperdreambooth.tuned import is_tuned, read_tuned
 
-            person = read_tuned(identity) if is_tuned(identity) else Identity.open(identity)
+            person = read_person(identity)
         facts: dict[str, object]
         if isinstance(person, Identity):
             relaxed = "in the bases" if person.lora is None else "in full space"

@@ -9,12 +9,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from hyperdreambooth.drawing import read_person
 from hyperdreambooth.errors import UserError, WorkError
 from hyperdreambooth.exchange.cards import model_card
 from hyperdreambooth.files import write_atomically
 from hyperdreambooth.identity import Identity
 from hyperdreambooth.lidb.export import CARD
-from hyperdreambooth.tuned import Tuned, is_tuned, read_tuned
+from hyperdreambooth.tuned import Tuned
 
 FILE = "identity.safetensors"  # a person's name in a repository
 
@@ -33,7 +34,7 @@ def push(path: str | Path, repository: str, public: bool = False) -> tuple[str, 
     """
     from huggingface_hub import CommitOperationAdd, HfApi, get_token
 
-    person = _read(path)
+    person = read_person(path)
     api: Any = HfApi()
     with _one_line_errors(api.endpoint, repository):
         if not get_token():
@@ -66,13 +67,9 @@ def pull(repository: str, path: str | Path) -> Identity | Tuned:
     api: Any = HfApi()
     with TemporaryDirectory() as folder, _one_line_errors(api.endpoint, repository):
         got = Path(api.hf_hub_download(repository, FILE, local_dir=folder))
-        person = _read(got)
+        person = read_person(got)
         write_atomically(path, lambda part: shutil.copyfile(got, part))
     return person
-
-
-def _read(path: str | Path) -> Identity | Tuned:
-    return read_tuned(path) if is_tuned(path) else Identity.open(path)
 
 
 @contextmanager

@@ -87,9 +87,9 @@ class LiDBSpace:
         """How many of the sites are the residual blocks', which no hypernetwork speaks of."""
         return len(self.sites) - len(self.spoken.sites)
 
-    def of(self, weights: Tensor) -> "LiDBSpace":
-        """The space that a person's numbers (..., S, R, a + b) are of, by their sites: this one, or `spoken`."""
-        return self if weights.shape[-3] == len(self.sites) else self.spoken
+    def of(self, *persons: Tensor) -> "LiDBSpace":
+        """The space of people's numbers (..., S, R, a + b), by their sites: this one if any has all, or `spoken`."""
+        return self if any(one.shape[-3] == len(self.sites) for one in persons) else self.spoken
 
     def fill(self, weights: Tensor, ranks: int = 0) -> Tensor:
         """The same person on all sites, and in at least so many ranks: (..., S, R, a + b); what is added is zero."""
