@@ -53,7 +53,8 @@ class Photographs:
 def frame_photographs(folder: Path, cache: Path, size: int) -> Iterator[str]:
     """Find, crop and shrink every face below `folder` into `cache`; yields a line per 100 files, and what was left out.
 
-    As many processes as there are cores share the work, in which the seeking of a face is nearly everything. A picture without a face that can be found is left out. Does nothing where `cache` exists.
+    As many processes as there are cores share the work. A picture without a face that can be found is left out. Does
+    nothing where `cache` exists.
 
     Raises:
         UserError: no pictures, or no face in any of them.
