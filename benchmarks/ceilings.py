@@ -127,7 +127,8 @@ def ceilings(
         def make(name: str = name, part: Part = part, folder: Path = folder) -> Tensor:
             console.print(f"  {name}")
             weights = fit_part(booth, part, learnt, config, noises, folder / "fit.run.safetensors").cpu()
-            persons = [Identity(own, booth.space.spoken.info, booth.fingerprint) for own in weights]
+            space = booth.space.of(weights)
+            persons = [Identity(own, space.info, booth.fingerprint, blocks=space.blocks) for own in weights]
             return torch.stack([booth.draw(persons, prompt, drawing) for prompt in PROMPTS])
 
         drawn = kept(folder / "pictures.safetensors", about, make)

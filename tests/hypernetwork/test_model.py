@@ -22,7 +22,7 @@ def pictures(count: int, size: int = 16) -> torch.Tensor:
 
 def awake(network: HyperNetwork) -> HyperNetwork:
     """With a head large enough for rounds to matter."""
-    nn.init.normal_(network.head.weight, std=0.3, generator=torch.Generator().manual_seed(2))
+    nn.init.normal_(network.head.weight, std=0.1, generator=torch.Generator().manual_seed(2))
     return network.eval()
 
 
@@ -56,8 +56,8 @@ def test_rounds_unroll_equation_3(world) -> None:
     face = network.project(network.encoder(shown))
     theta = torch.zeros(2, len(world.space.sites), world.space.width)
     for rounds in (1, 2, 3):
-        read_in = torch.stack([theta[:, s] @ network.feedback.weight[s] for s in range(theta.shape[1])], dim=1)
-        tokens = network.position + read_in + network.feedback.bias + face[:, :1]  # the whole face in each
+        read = torch.stack([theta[:, s] @ network.head.weight[s].T for s in range(theta.shape[1])], dim=1)
+        tokens = network.position + network.gain * read + face[:, :1]  # the whole face in each
         sequence = network.decoder(torch.cat([face, tokens], dim=1))
         tokens = network.norm(sequence)[:, -theta.shape[1] :]
         theta = theta + torch.stack([tokens[:, s] @ network.head.weight[s] for s in range(theta.shape[1])], dim=1)

@@ -37,6 +37,13 @@ PeopleArgument = Annotated[
         metavar="PEOPLE", help="portraits:0-999, or a folder of person/photo.jpg or of photo.jpg.", show_default=False
     ),
 ]
+BlocksOption = Annotated[
+    bool,
+    typer.Option(
+        "--blocks/--no-blocks",
+        help="Fit the residual blocks' layers too, or those of the paper's 192-layer rule alone; train does as here.",
+    ),
+]
 ViewsOption = Annotated[int, typer.Option(min=1, help="Pictures of each synthetic person.")]
 
 
@@ -64,6 +71,7 @@ def preoptimize(
     base: BaseOption = "embedded",
     views: ViewsOption = 4,
     steps: Annotated[int | None, typer.Option(min=1, help="Of each fit.", show_default="the preset's")] = None,
+    blocks: BlocksOption = True,
     device: DeviceOption = None,
     precision: PrecisionOption = None,
     low_memory: LowMemoryOption = "off",
@@ -76,8 +84,9 @@ def preoptimize(
         from hyperdreambooth.fitting import preoptimize as fitting
         from hyperdreambooth.people import ENCODE, READ, encode_people, read_people
 
-        config = fitting.PreoptimizeConfig()
+        config = fitting.PreoptimizeConfig(blocks=blocks)
         config = replace(config, fit=replace(config.fit, steps=steps or config.fit.steps))
+        space = config.space(booth.adapters)
         with job.phase(READ):
             chosen = read_people(people, booth.base.picture_size, views, job.report)
         with job.phase(ENCODE):
@@ -93,8 +102,8 @@ def preoptimize(
             folder=str(output),
             people=total,
             bytes=sum(file.stat().st_size for file in output.glob("shard-?????.safetensors")),
-            sites=len(booth.space.spoken.sites),
-            numbers=booth.space.spoken.size(),
+            sites=len(space.sites),
+            numbers=space.size(),
             samples=samples,
             seed=config.objective.seed,
         )
@@ -141,11 +150,14 @@ def train(
     processes = Processes.started()
     with Job(as_json, quiet=not processes.main) as job:
         booth = load_booth(job, base, machine=Machine(device, precision, low_memory))
+        from hyperdreambooth.fitting.preoptimize import load_people
         from hyperdreambooth.hypernetwork import model, training
         from hyperdreambooth.people import ENCODE, READ, encode_crowd, read_people, split_people
         from hyperdreambooth.portraits.captions import STYLES
 
-        network = model.build_hypernetwork(model.PRESETS[preset], booth.space, booth.fingerprint, booth.base.name, seed)
+        blocks = load_people(weights).space != asdict(booth.space.spoken.info)  # it speaks of what they were fitted in
+        sizes = replace(model.PRESETS[preset], blocks=blocks)
+        network = model.build_hypernetwork(sizes, booth.space, booth.fingerprint, booth.base.name, seed)
         if encoder is not None:
             _take_encoder(network, encoder)
         config = _train_config(training.TrainConfig(seed=seed, freeze_encoder=encoder is not None), steps)

@@ -133,7 +133,7 @@ def _begin(
     spoken, rank = space.spoken, config.rank
     if config.relax == "lora":
         frozen = prediction if prediction is not None else _for_all(spoken.start(), people)
-        return frozen, _for_all(LoRALayout(spoken.sites, rank).start(config.objective.seed), people)
+        return frozen, _for_all(LoRALayout(space.of(frozen).sites, rank).start(config.objective.seed), people)
     if config.relax == "none":
         return None, prediction if prediction is not None else _for_all(spoken.start(), people)
     if not _in_blocks(space, config):
@@ -142,7 +142,8 @@ def _begin(
         return prediction, _for_all(spoken.start(rank, first=prediction.shape[-2]), people)
     if prediction is None:
         return None, _for_all(space.start(rank), people)
-    return prediction, _for_all(space.start(rank)[-space.blocks :], people)
+    predicted = prediction.shape[-2] if prediction.shape[-3] == len(space.sites) else 0  # ranks in the blocks
+    return prediction, _for_all(space.start(rank, first=predicted)[-space.blocks :], people)
 
 
 def _in_blocks(space: LiDBSpace, config: FinetuneConfig) -> bool:
@@ -163,7 +164,19 @@ def _compose(
     if frozen is None:
         return fresh, None
     if not _in_blocks(space, config):
-        return torch.cat([frozen, fresh], dim=-2), None
+        return torch.cat([frozen, _before(fresh, frozen)], dim=-2), None
+    if frozen.shape[-3] == len(space.sites):
+        return torch.cat([frozen, _behind(fresh, frozen)], dim=-2), None
     ranks = max(frozen.shape[-2], fresh.shape[-2])
     both = [F.pad(one, (0, 0, 0, ranks - one.shape[-2])) for one in (frozen, fresh)]  # other ranks change nothing
     return torch.cat(both, dim=-3), None
+
+
+def _before(fresh: Tensor, frozen: Tensor) -> Tensor:
+    """Fresh ranks of the first sites as ranks of as many as the prediction has: on the others they change nothing."""
+    return F.pad(fresh, (0, 0, 0, 0, 0, frozen.shape[-3] - fresh.shape[-3]))
+
+
+def _behind(fresh: Tensor, frozen: Tensor) -> Tensor:
+    """The same of the last sites."""
+    return F.pad(fresh, (0, 0, 0, 0, frozen.shape[-3] - fresh.shape[-3], 0))

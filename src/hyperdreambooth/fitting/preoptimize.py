@@ -21,7 +21,7 @@ from hyperdreambooth.files import load_tensors, save_tensors
 from hyperdreambooth.fitting.fit import Objective, Pictures, fit
 from hyperdreambooth.fitting.plan import PLAN_FILE, keep_plan, read_plan
 from hyperdreambooth.fitting.steps import Checkpoint, FitConfig, Run, StepReport
-from hyperdreambooth.lidb import Adapters
+from hyperdreambooth.lidb import Adapters, LiDBSpace
 
 _FORMAT = "hyperdreambooth-people-1"
 
@@ -33,6 +33,11 @@ class PreoptimizeConfig:
     fit: FitConfig = field(default_factory=lambda: FitConfig(steps=200, lr=1e-2, average_last=0.25))
     objective: Objective = field(default_factory=lambda: Objective(noises=4, pull=1e-5))
     shard: int = 32  # people in one batch
+    blocks: bool = True  # whether they are fitted in the residual blocks' layers too
+
+    def space(self, adapters: Adapters) -> LiDBSpace:
+        """The space that the people are fitted in, of the whole one that the adapters have."""
+        return adapters.space if self.blocks else adapters.space.spoken
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,7 @@ def fit_people(
     checkpoint: Checkpoint | None = None,
 ) -> Run:
     """Fit N people in one batch, from the common start: `run.averages["weights"]`, (N, S, 1, a + b), is the result."""
-    start = adapters.space.spoken.start().to(base.device)  # (S, 1, a + b)
+    start = config.space(adapters).start().to(base.device)  # (S, 1, a + b)
     weights = start.repeat(len(pictures.latents), 1, 1, 1).requires_grad_()  # (N, S, 1, a + b)
     return fit(
         base,
@@ -102,7 +107,7 @@ def preoptimize(
     data = {"latents": pictures.latents} | ({} if pictures.masks is None else {"masks": pictures.masks})
     keep_plan(folder, _plan(base, adapters, names, config), data)
     if not _start(folder).exists():
-        save_tensors(_start(folder), {"start": adapters.space.spoken.start()})
+        save_tensors(_start(folder), {"start": config.space(adapters).start()})
     for shard, first in enumerate(range(0, len(names), config.shard)):
         people = slice(first, first + config.shard)
         output, checkpoint = _shard(folder, shard), Checkpoint(folder / f"shard-{shard:05d}.run.safetensors")
@@ -146,7 +151,7 @@ def _plan(base: Base, adapters: Adapters, names: Sequence[str], config: Preoptim
     return {
         "format": _FORMAT,
         "base": base.fingerprint,
-        "space": asdict(adapters.space.spoken.info),
+        "space": asdict(config.space(adapters).info),
         "config": asdict(config),
         "names": list(names),
     }

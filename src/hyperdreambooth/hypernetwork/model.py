@@ -21,7 +21,7 @@ from hyperdreambooth.files import load_tensors, save_tensors
 from hyperdreambooth.hypernetwork.encoder import EncoderConfig, blocks, build_encoder, load_parameters
 from hyperdreambooth.lidb import LiDBSpace
 
-FORMAT = "hyperdreambooth-hypernetwork-2"
+FORMAT = "hyperdreambooth-hypernetwork-3"
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class HyperNetworkConfig:
     layers: int = 2
     heads: int = 6
     rounds: int = 3  # s
+    blocks: bool = True  # whether it speaks of the residual blocks' layers too, behind those of the 192-layer rule
 
 
 PRESETS = {
@@ -92,10 +93,10 @@ class HyperNetwork(nn.Module):
         self.encoder = build_encoder(config.encoder)
         self.project = nn.Linear(self.encoder.width, config.hidden)
         self.position = nn.Parameter(torch.randn(sites, config.hidden) * 0.02)  # which site, in order of execution
-        self.feedback = SiteLinear(sites, space.width, config.hidden, std=space.width**-0.5)
         self.decoder = blocks(config.hidden, config.heads, config.layers)
         self.norm = nn.LayerNorm(config.hidden)
         self.head = SiteLinear(sites, config.hidden, space.width, std=1e-3)  # small: training begins at the mean person
+        self.gain = nn.Parameter(torch.full((sites, 1), 8.0))  # of theta in the next round, read through the same head
         self.register_buffer("start", space.start(), persistent=False)  # (S, 1, a + b), drawn anew from the seed
         self.register_buffer("offset_mean", torch.zeros(sites, space.width))
         self.register_buffer("offset_std", torch.ones(sites, space.width))
@@ -121,7 +122,8 @@ class HyperNetwork(nn.Module):
         Each site's token holds the whole face from the start: what attention had to bring there first, among all that
         is the same for everybody, was learnt late.
         """
-        tokens = self.position + self.feedback(theta) + face[:, :1]  # (N, S, hidden)
+        read = self.gain * torch.einsum("nso,sio->nsi", theta, self.head.weight)  # (N, S, hidden)
+        tokens = self.position + read + face[:, :1]  # (N, S, hidden)
         sequence = self.decoder(torch.cat([face, tokens], dim=1))  # (N, F + S, hidden)
         delta: Tensor = self.head(self.norm(sequence[:, face.shape[1] :]))  # (N, S, a + b)
         return delta
@@ -198,7 +200,8 @@ class HyperNetwork(nn.Module):
             raise BadFile(f"{path} is damaged ({error!r}), expected a sound hypernetwork: make it anew") from error
         if made_for != base:
             raise WrongBase.of(path, made_for, made_name, base, base_name)
-        WrongSpace.check(f"{path} predicts in", made_in, asdict(space.spoken.info), "use the base it was made for")
+        info = asdict(_spoken_of(config, space).info)
+        WrongSpace.check(f"{path} predicts in", made_in, info, "use the base it was made for")
         network = build_hypernetwork(config, space, base, base_name)
         load_parameters(network, network._with_pretrained(tensors), path)
         network.eval().requires_grad_(False)
@@ -218,10 +221,15 @@ class HyperNetwork(nn.Module):
 def build_hypernetwork(
     config: HyperNetworkConfig, space: LiDBSpace, base: str, base_name: str = "", seed: int = 0
 ) -> HyperNetwork:
-    """A hypernetwork with random weights that depend on `seed` alone; it speaks of the space's `spoken` sites."""
+    """A hypernetwork with random weights that depend on `seed` alone, for those sites that the config names."""
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
-        return HyperNetwork(config, space.spoken, base, base_name)
+        return HyperNetwork(config, _spoken_of(config, space), base, base_name)
+
+
+def _spoken_of(config: HyperNetworkConfig, space: LiDBSpace) -> LiDBSpace:
+    """The space in which a hypernetwork of this config speaks, of a base's whole space."""
+    return space if config.blocks else space.spoken
 
 
 def _config(values: dict[str, object]) -> HyperNetworkConfig:
