@@ -314,9 +314,23 @@ def test_people_from_photographs(hdb: Hdb, tmp_path: Path, portrait_file: Path) 
         (folder / name).write_bytes(portrait_file.read_bytes())
     (folder / "broken.png").write_bytes(b"no picture")
     got = hdb.json("preoptimize", folder, "-o", tmp_path / "weights", "--base", hdb.base, "--steps", 1)
-    assert got["people"] == 3 and ["broken.png" in note for note in got["notes"]] == [True]
+    assert got["people"] == 3 and ["broken.png" in note for note in got["notes"]] == [True, False]
+    assert got["notes"][-1] == "1 of 5 pictures were left out"
     plan = json.loads((tmp_path / "weights" / "plan.json").read_text())
     assert plan["names"] == ["ann", "bea", "carl"]
+
+
+def test_split_and_preoptimize_those_of_a_list(hdb: Hdb, tmp_path: Path) -> None:
+    got = hdb.json("split", "portraits:0-5", "-o", tmp_path, "--tuning", 1, "--reporting", 2)
+    assert (got["training"], got["tuning"], got["reporting"]) == (3, 1, 2)
+    folder = tmp_path / "weights"
+    listed = ("--only", tmp_path / "training.txt", "--base", hdb.base, "--views", 1, "--steps", 1)
+    assert hdb.json("preoptimize", "portraits:0-5", "-o", folder, *listed)["people"] == 3
+    kept = json.loads((folder / "plan.json").read_text())["names"]
+    assert kept == sorted((tmp_path / "training.txt").read_text().split())
+    (tmp_path / "reporting.txt").write_text(f"{kept[0]}\n")
+    _, err = hdb("preoptimize", "portraits:0-5", "-o", folder, *listed, status=2)
+    assert "whom is learnt from must not be measured on" in err
 
 
 def test_demo(hdb: Hdb, tmp_path: Path, portrait_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

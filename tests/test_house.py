@@ -18,7 +18,7 @@ HEAVY = {"torch", "diffusers", "transformers", "cv2", "numpy", "PIL", "peft"}
 LAYERS = (
     ("embedded", "errors"),
     ("files", "progress"),
-    ("sheet",),
+    ("folders", "sheet"),
     ("lidb",),
     ("base",),
     ("faces", "portraits"),

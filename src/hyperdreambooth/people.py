@@ -15,10 +15,11 @@ from torch import Tensor
 
 from hyperdreambooth.base.model import Base
 from hyperdreambooth.errors import BadPicture, UserError, WrongBase, WrongSpace
-from hyperdreambooth.faces import crop_face, face_masks, read_picture
+from hyperdreambooth.faces import crop_face, face_masks, read_encoded, read_picture
 from hyperdreambooth.files import write_atomically
 from hyperdreambooth.fitting.fit import Pictures
 from hyperdreambooth.fitting.preoptimize import FittedPeople, load_people
+from hyperdreambooth.folders import Source, Sources, pictures_of_dataset, pictures_of_people
 from hyperdreambooth.hypernetwork.loss import People as TrainingPeople
 from hyperdreambooth.portraits.captions import Scene, caption
 from hyperdreambooth.portraits.person import ATTRIBUTES, Person
@@ -29,10 +30,10 @@ from hyperdreambooth.progress import Progress, log
 from hyperdreambooth.sheet import save_png, to_image
 
 WHO_IS_WHO = "people.json"
+DATASET = "dataset:"
 READ, ENCODE, RENDER = "read people", "encode", "render"
 
 _SEEDS = re.compile(r"portraits:(\d+)(?:-(\d+))?")
-_PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 _HIGHEST_SEED = 2**32 - 1
 _AT_ONCE = 64  # pictures between two reports
 _HELD_OUT_SHARE = 16  # one in so many people is measured on, not trained on
@@ -60,22 +61,19 @@ def read_people(
     """The people that a command names.
 
     Args:
-        people: "portraits:0-999", the synthetic people of these seeds; or a folder that holds a folder of photographs
-            for each person, or one photograph of each.
+        people: "portraits:0-999", the synthetic people of these seeds; a folder, see `folders`; or "dataset:NAME".
         size: side of the pictures in pixels.
         views: V of the synthetic people, the same for everybody; of photographs, all are taken.
-        only: names of the photographs' files that are taken, where not all are.
+        only: who is taken, where not all are: people's names, or names of their photographs' files.
         most: how many people are taken, the first ones, where not all are.
 
     Raises:
         UserError: neither, nobody there, or a name of `only` that is not there.
     """
     if (seeds := seeds_of(people)) is not None:
-        return _portraits(seeds[:most], size, views, progress)
-    folder = Path(people)
-    if not folder.is_dir():
-        raise UserError(f"got {people}, expected portraits:FIRST-LAST or a folder of photographs: check the path")
-    return _photographs(folder, size, progress, only, most)
+        asked = _chosen({f"portrait-{seed}": [] for seed in seeds}, people, only)
+        return _portraits([seed for seed in seeds if f"portrait-{seed}" in asked][:most], size, views, progress)
+    return _photographs(_chosen(_sources(people), people, only), people, size, progress, most)
 
 
 def seeds_of(people: str) -> range | None:
@@ -88,7 +86,7 @@ def seeds_of(people: str) -> range | None:
     return range(first, last + 1)
 
 
-def _portraits(seeds: range, size: int, views: int, progress: OnProgress) -> People:
+def _portraits(seeds: Sequence[int], size: int, views: int, progress: OnProgress) -> People:
     """Everybody in the same views, so that what differs between their numbers is who they are."""
     random = np.random.RandomState(0)
     common = [View.reference(), *(View.sample(random) for _ in range(views - 1))]
@@ -99,60 +97,71 @@ def _portraits(seeds: range, size: int, views: int, progress: OnProgress) -> Peo
     return People(tuple(f"portrait-{seed}" for seed in seeds), torch.stack(drawn))
 
 
-def _photographs(
-    folder: Path, size: int, progress: OnProgress, only: Collection[str] | None = None, most: int | None = None
-) -> People:
+def names_of(people: str) -> list[str]:
+    """The names of the people that a command names, of whom no picture is read. Raises UserError as `read_people`."""
+    if (seeds := seeds_of(people)) is not None:
+        return [f"portrait-{seed}" for seed in seeds]
+    return list(_sources(people))
+
+
+def _sources(people: str) -> Sources:
+    if (dataset := people.removeprefix(DATASET)) != people:
+        return pictures_of_dataset(dataset)
+    folder = Path(people)
+    if not folder.is_dir():
+        raise UserError(
+            f"got {people}, expected portraits:FIRST-LAST, a folder of photographs or {DATASET}NAME: check the path"
+        )
+    return pictures_of_people(folder)
+
+
+def _photographs(sources: Sources, where: str, size: int, progress: OnProgress, most: int | None) -> People:
     """Whoever has fewer photographs than another shows them again, so that all have V."""
-    files = _chosen_files(folder, only)
     found: dict[str, list[Tensor]] = {}
-    for done, (name, paths) in enumerate(files.items()):
+    tried = left_out = 0
+    for done, (name, pictures) in enumerate(sources.items()):
         if len(found) == most:
             break
-        progress(Progress(READ, done, len(files)))
-        if pictures := [face for path in paths if (face := _face(path, size)) is not None]:
-            found[name] = pictures
+        progress(Progress(READ, done, len(sources)))
+        faces = [face for picture in pictures if (face := _face(picture, size)) is not None]
+        tried, left_out = tried + len(pictures), left_out + len(pictures) - len(faces)
+        if faces:
+            found[name] = faces
     if not found:
-        raise UserError(f"got {folder} without a photograph, expected person/photo.jpg or photo.jpg inside it")
-    views = max(len(pictures) for pictures in found.values())
+        raise UserError(f"got {where} without a photograph, expected person/photo.jpg or photo.jpg inside it")
+    if left_out:
+        log.warning("%d of %d pictures were left out", left_out, tried)
+    views = max(len(faces) for faces in found.values())
     return People(tuple(found), torch.stack([torch.stack([*islice(cycle(own), views)]) for own in found.values()]))
 
 
-def _chosen_files(folder: Path, only: Collection[str] | None) -> dict[str, list[Path]]:
-    """The picture files of each person of a folder, or of those of whom a file is asked for."""
-    files: dict[str, list[Path]] = {}
-    for name, all_paths in _files_of_people(folder):
-        paths = all_paths if only is None else [path for path in all_paths if path.name in only]
-        if not paths and only is not None:
-            continue
-        if name in files:
-            raise UserError(f"got two people of the name {name} in {folder}: rename one, or put both into one folder")
-        files[name] = paths
-    there = {path.name for paths in files.values() for path in paths}
-    if missing := sorted(set(only or ()) - there):
-        raise UserError(
-            f"{folder} has no {missing[0]} ({len(missing)} of {len(only or ())} names are not there): check"
-        )
-    return files
+def _chosen(sources: Sources, folder: str, only: Collection[str] | None) -> Sources:
+    """The pictures of each person, or of those who are asked for, by their names or those of their pictures' files."""
+    if only is None:
+        return sources
+    chosen = Sources()
+    there = set[str]()
+    for name, pictures in sources.items():
+        files = {Path(str(picture)).name for picture in pictures}
+        there |= {name} | files
+        some = pictures if name in only else [picture for picture in pictures if Path(str(picture)).name in only]
+        if some or name in only:
+            chosen[name] = some
+    if missing := sorted(set(only) - there):
+        raise UserError(f"{folder} has no {missing[0]} ({len(missing)} of {len(only)} names are not there): check")
+    return chosen
 
 
-def _files_of_people(folder: Path) -> Iterator[tuple[str, list[Path]]]:
-    """Each person's name and picture files, in order of the names."""
-    for entry in sorted(folder.iterdir()):
-        if entry.is_dir():
-            yield entry.name, sorted(path for path in entry.iterdir() if path.suffix.lower() in _PICTURES)
-        elif entry.suffix.lower() in _PICTURES:
-            yield entry.stem, [entry]
-
-
-def _face(path: Path, size: int) -> Tensor | None:
-    """(3, size, size), or None for a file that is no picture: one of a thousand is no reason to stop."""
+def _face(source: Source, size: int) -> Tensor | None:
+    """(3, size, size), or None for what is no picture: one of a thousand is no reason to stop."""
     try:
-        crop = crop_face(read_picture(path), size)
+        picture = read_picture(source) if isinstance(source, Path) else read_encoded(source.fetch(), source.name)
+        crop = crop_face(picture, size)
     except BadPicture as error:
         log.warning("left out: %s", error)
         return None
     if crop.note is not None:
-        log.warning("%s: %s", path, crop.note)
+        log.warning("%s: %s", source, crop.note)
     return crop.picture
 
 

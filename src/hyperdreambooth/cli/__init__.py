@@ -25,7 +25,7 @@ app = typer.Typer(
 COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
     "People and pictures": (using.personalize, using.generate, using.inspect, using.mix, using.demo),
     "Other programs": (exchanging.export, exchanging.import_, exchanging.push, exchanging.pull),
-    "Training": (training.portraits, training.preoptimize, training.train),
+    "Training": (training.portraits, training.split, training.preoptimize, training.train),
     "Comparing": (evaluating.evaluate, evaluating.report, measuring.convert),
 }
 for panel, commands in COMMANDS.items():

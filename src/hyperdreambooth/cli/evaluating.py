@@ -22,6 +22,7 @@ from hyperdreambooth.cli.options import (
     load_booth,
 )
 from hyperdreambooth.errors import UserError
+from hyperdreambooth.folders import read_names
 
 if TYPE_CHECKING:
     from hyperdreambooth.evaluation.protocol import Share
@@ -148,12 +149,9 @@ def _people(job: Job, people: str, size: int, only: Path | None, most: int) -> P
 
 
 def _names(path: Path, folder: str) -> set[str]:
-    """The picture names of a list, one a line: "photo.jpg", or "folder/photo.jpg", which no other folder heeds."""
-    try:
-        lines = [Path(line.strip()) for line in path.read_text().splitlines() if line.strip()]
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path} ({error}), expected a file of names: check the path") from error
-    return {line.name for line in lines if line.parent.name in ("", folder)}
+    """The names of a list, of people or pictures: "photo.jpg", or "folder/photo.jpg", which no other folder heeds."""
+    names = [Path(name) for name in read_names(path)]
+    return {name.name for name in names if name.parent.name in ("", folder)}
 
 
 def _share(text: str) -> Share:

@@ -23,6 +23,7 @@ from hyperdreambooth.cli.options import (
     load_booth,
 )
 from hyperdreambooth.errors import UserError
+from hyperdreambooth.folders import SPLITS, read_names, write_splits
 from hyperdreambooth.progress import Progress
 
 if TYPE_CHECKING:
@@ -34,7 +35,10 @@ TRAIN = "train"
 PeopleArgument = Annotated[
     str,
     typer.Argument(
-        metavar="PEOPLE", help="portraits:0-999, or a folder of person/photo.jpg or of photo.jpg.", show_default=False
+        metavar="PEOPLE",
+        help="portraits:0-999; a folder of person/photo.jpg or of photo.jpg, or FFHQ, CelebA-HQ or SFHQ as they come; "
+        "or dataset:NAME of Hugging Face, an id or a folder.",
+        show_default=False,
     ),
 ]
 BlocksOption = Annotated[
@@ -43,6 +47,9 @@ BlocksOption = Annotated[
         "--blocks/--no-blocks",
         help="Fit the residual blocks' layers too, or those of the paper's 192-layer rule alone; train does as here.",
     ),
+]
+OnlyOption = Annotated[
+    Path | None, typer.Option(help="A file of names, one a line, such as hdb split writes.", show_default="everybody")
 ]
 ViewsOption = Annotated[int, typer.Option(min=1, help="Pictures of each synthetic person.")]
 
@@ -65,10 +72,29 @@ def portraits(
         job.finish(folder=str(output), people=count, pictures=count * views, bytes=written, seed=seed)
 
 
+def split(
+    people: PeopleArgument,
+    output: FolderOutput,
+    tuning: Annotated[int, typer.Option(min=0, help="People to tune on.")] = 100,
+    reporting: Annotated[int, typer.Option(min=0, help="People to report on.")] = 100,
+    seed: Annotated[int, typer.Option(min=0, help="Of who is where.")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """People to training.txt, tuning.txt and reporting.txt, lists of names for --only: nobody is in two."""
+    check_outputs(*(output / f"{name}.txt" for name in SPLITS))
+    with Job(as_json) as job:
+        from hyperdreambooth.lidb.basis import random_state
+        from hyperdreambooth.people import names_of
+
+        parts = write_splits(names_of(people), tuning, reporting, output, random_state("split", seed))
+        job.finish(folder=str(output), **parts, seed=seed)
+
+
 def preoptimize(
     people: PeopleArgument,
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write; an interrupted one goes on.")],
     base: BaseOption = "embedded",
+    only: OnlyOption = None,
     views: ViewsOption = 4,
     steps: Annotated[int | None, typer.Option(min=1, help="Of each fit.", show_default="the preset's")] = None,
     blocks: BlocksOption = True,
@@ -80,6 +106,7 @@ def preoptimize(
     """People to fitted LiDB numbers, many at once, for a hypernetwork to learn from."""
     check_outputs(output / "plan.json")
     with Job(as_json) as job:
+        names = None if only is None else read_names(only)
         booth = load_booth(job, base, machine=Machine(device, precision, low_memory))
         from hyperdreambooth.fitting import preoptimize as fitting
         from hyperdreambooth.people import ENCODE, READ, encode_people, read_people
@@ -88,7 +115,7 @@ def preoptimize(
         config = replace(config, fit=replace(config.fit, steps=steps or config.fit.steps))
         space = config.space(booth.adapters)
         with job.phase(READ):
-            chosen = read_people(people, booth.base.picture_size, views, job.report)
+            chosen = read_people(people, booth.base.picture_size, views, job.report, names)
         with job.phase(ENCODE):
             pictures = encode_people(booth.base, chosen, job.report)
         samples, total = 0, len(chosen.names)
@@ -119,6 +146,7 @@ def train(
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write; an interrupted one goes on.")],
     base: BaseOption = "embedded",
+    only: OnlyOption = None,
     preset: Annotated[Literal["embedded", "vit-h", "tiny"], typer.Option(help="Sizes of the network.")] = "embedded",
     views: ViewsOption = 4,
     steps: Annotated[int | None, typer.Option(min=1, help="Of each phase.", show_default="the preset's")] = None,
@@ -149,6 +177,7 @@ def train(
 
     processes = Processes.started()
     with Job(as_json, quiet=not processes.main) as job:
+        names = None if only is None else read_names(only)
         booth = load_booth(job, base, machine=Machine(device, precision, low_memory))
         from hyperdreambooth.fitting.preoptimize import load_people
         from hyperdreambooth.hypernetwork import model, training
@@ -173,7 +202,7 @@ def train(
             job.finish(**facts)
             return
         with job.phase(READ):
-            chosen = read_people(people, booth.base.picture_size, views, job.report)
+            chosen = read_people(people, booth.base.picture_size, views, job.report, names)
         with job.phase(ENCODE):
             crowd = encode_crowd(booth.base, chosen, STYLES[1:] if styles else (), job.report)
         worlds, held_out = split_people(booth.base, crowd, weights)

@@ -6,7 +6,7 @@ from hyperdreambooth.faces.finding import Detector, find_face, find_faces
 from hyperdreambooth.faces.framing import FaceCrop, LocatedFace, crop_face, locate_face
 from hyperdreambooth.faces.mask import face_masks, soft_face_mask
 from hyperdreambooth.faces.numbering import number_faces
-from hyperdreambooth.faces.reading import picture_size, read_picture, to_picture
+from hyperdreambooth.faces.reading import picture_size, read_encoded, read_picture, to_picture
 
 __all__ = [
     "Detector",
@@ -22,6 +22,7 @@ __all__ = [
     "locate_face",
     "number_faces",
     "picture_size",
+    "read_encoded",
     "read_picture",
     "soft_face_mask",
     "to_picture",

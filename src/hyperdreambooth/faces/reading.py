@@ -6,6 +6,7 @@ import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
@@ -52,8 +53,18 @@ def read_picture(path: str | Path) -> Tensor:
     _check_is_file(path)
     with _refusing_damage(path), _bytes(path) as file, _open(path, file) as image:
         _check_size(path, *image.size)
-        image.draft("RGB", (LARGEST_SIDE, LARGEST_SIDE))  # lets a large JPEG be decoded at 1/2, 1/4 or 1/8
-        return _decoded(image)
+        return _reduced(image)
+
+
+def read_encoded(data: bytes, name: str) -> Tensor:
+    """A picture from the bytes of a file, as `read_picture` gives it; `name` says which, in errors.
+
+    Raises:
+        BadPicture: as `read_picture`.
+    """
+    with _refusing_damage(name), BytesIO(data) as file, _open(name, file) as image:
+        _check_size(name, *image.size)
+        return _reduced(image)
 
 
 def picture_size(path: str | Path) -> tuple[int, int]:
@@ -90,6 +101,12 @@ def to_picture(image: Image.Image | Tensor) -> Tensor:
     if not isinstance(image, Tensor):
         raise BadPicture(f"got a {type(image).__name__}, expected a file, a PIL image or a tensor (3, H, W)")
     return _checked(image)
+
+
+def _reduced(image: Image.Image) -> Tensor:
+    """A picture whose header alone was read."""
+    image.draft("RGB", (LARGEST_SIDE, LARGEST_SIDE))  # lets a large JPEG be decoded at 1/2, 1/4 or 1/8
+    return _decoded(image)
 
 
 def _decoded(image: Image.Image) -> Tensor:
@@ -146,7 +163,7 @@ def _bytes(path: Path) -> BinaryIO:
         raise BadPicture(f"got {path}, which may not be read, {_EXPECTED}: change its permissions") from error
 
 
-def _open(path: Path, file: BinaryIO) -> Image.Image:
+def _open(path: str | Path, file: BinaryIO) -> Image.Image:
     """The picture with its header read and nothing decoded."""
     try:
         with warnings.catch_warnings():
