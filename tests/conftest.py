@@ -15,8 +15,8 @@ import torch
 
 from hyperdreambooth.base.build import PRESETS, build_base
 from hyperdreambooth.base.model import Base, fingerprint_of
-from hyperdreambooth.lidb import Adapters, LiDBSpace, find_sites, inject
-from hyperdreambooth.pipeline import HyperDreamBooth
+from hyperdreambooth.lidb import Adapters, LiDBSpace, inject
+from hyperdreambooth.pipeline import HyperDreamBooth, space_of
 
 WORDS = "a photo portrait pencil sketch watercolor of in the snow at beach style wearing hat".split()
 
@@ -49,7 +49,7 @@ def adapted_base() -> tuple[Base, Adapters]:
     """A tiny random base, and the adapters that were injected into it."""
     base = build_base(PRESETS["tiny"], ["a", "face"])
     models = {"unet": base.unet, "text_encoder": base.text_encoder}
-    return base, inject(models, LiDBSpace(find_sites(**models), base.card.a, base.card.b))
+    return base, inject(models, space_of(base))
 
 
 @contextmanager

@@ -38,9 +38,10 @@ def trained(tuning: Finetuning) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("relax", RELAXATIONS)
-@pytest.mark.parametrize("predicted", [True, False])
-def test_many_people_at_once_equal_one_by_one(world: World, relax: Relax, predicted: bool) -> None:
-    prediction = world.people(3) if predicted else None
+@pytest.mark.parametrize("predicted", ["nobody", "in all sites", "in the spoken ones"])
+def test_many_people_at_once_equal_one_by_one(world: World, relax: Relax, predicted: str) -> None:
+    sites = {"in all sites": len(world.space.sites), "in the spoken ones": len(world.space.spoken.sites)}.get(predicted)
+    prediction = None if sites is None else world.people(3)[:, :sites]
     before, _ = tuned(world, slice(None), config(relax, steps=1, lr=0.0), prediction)
     together, reports = tuned(world, slice(None), config(relax), prediction)
     for n in range(3):
@@ -63,10 +64,11 @@ def test_the_first_step_meets_exactly_the_prediction(world: World, relax: Relax)
 def test_lidb_keeps_the_prediction_and_adds_fresh_ranks(world: World) -> None:
     prediction = world.people(3)
     tuning, _ = tuned(world, slice(None), config("lidb"), prediction)
-    start = world.space.start(2, first=1)
+    start, spoken = world.space.start(2, first=1), len(world.space.spoken.sites)
     assert tuning.weights.shape == (3, len(world.space.sites), 1 + 2, world.space.width)
     assert torch.equal(tuning.weights[:, :, :1], prediction)
-    assert 1e-3 < (tuning.weights[:, :, 1:] - start).abs().max() < 0.1
+    fresh = tuning.weights[:, :, 1:]  # in the residual blocks
+    assert 1e-3 < (fresh[:, spoken:] - start[spoken:]).abs().max() < 0.1 and not fresh[:, :spoken].any()
     assert tuning.lora is None
 
 
@@ -86,9 +88,15 @@ def test_none_trains_the_prediction_and_leaves_the_callers_alone(world: World) -
 
 
 def test_without_a_prediction_the_result_has_the_same_size(world: World) -> None:
-    for relax in RELAXATIONS:
-        with_one, _ = tuned(world, slice(0, 1), config(relax, steps=1), world.people(1))
-        without, _ = tuned(world, slice(0, 1), config(relax, steps=1), None)
+    prediction = world.people(1)
+    spoken = prediction[:, : len(world.space.spoken.sites)]
+    for settings, some in (
+        (config("lora", steps=1), prediction),
+        (config("none", steps=1), prediction),
+        (replace(config("lidb", steps=1), where="spoken"), spoken),
+    ):
+        with_one, _ = tuned(world, slice(0, 1), settings, some)
+        without, _ = tuned(world, slice(0, 1), settings, None)
         assert with_one.weights.shape == without.weights.shape
 
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
+from hyperdreambooth.errors import UserError
 from hyperdreambooth.identity import Identity, mix
 from hyperdreambooth.lidb import LiDBSpace, Site, find_blocks, find_sites, inject
 from hyperdreambooth.pipeline import HyperDreamBooth
@@ -59,6 +60,23 @@ def test_a_convolution_wears_what_its_whole_kernel_would(persons: Tensor, genera
     adapters.unmerge()
     adapters.eject()
     assert torch.equal(net(x), bare) and type(net.three) is nn.Conv2d
+
+
+def test_numbers_of_the_last_sites_over_weights_with_somebody(persons: Tensor, generator: torch.Generator) -> None:
+    """They are as the two stacked, where the first sites have one alone."""
+    net = Net()
+    adapters, x = inject({"unet": net}, SPACE), torch.randn(2, 3, 8, 8, generator=generator)
+    rows, (one, other) = torch.ones(2, 10), persons
+    both = SPACE.stack([one, other])
+    with adapters.use(both):
+        expected = net(x)
+    with adapters.use(one):
+        line = net.line(rows)
+    with adapters.use(other[1:], first=1, under=adapters.weights_with(one)):
+        assert torch.allclose(net(x), expected, atol=1e-5)
+        assert torch.allclose(net.line(rows), line, atol=1e-5)
+    with pytest.raises(UserError, match=r"\(2, R, 7\)"), adapters.use(other, first=1):
+        pass
 
 
 def test_people_of_the_first_sites_leave_the_others_alone(persons: Tensor, generator: torch.Generator) -> None:

@@ -321,3 +321,21 @@ def test_one_thread_at_a_time_wears(world: World) -> None:
         assert torch.equal(world.draw(*world.inputs()), before)
     thread.join(10)
     assert done.is_set()
+
+
+@torch.no_grad()
+def test_weights_with_a_person_draw_as_the_person_worn(world: World) -> None:
+    """Alone, and under another: then what is drawn is both."""
+    one, other = world.persons(2)
+    inputs, lora, before = world.inputs(), random_lora(world), snapshot(world)
+    alone = merged_by_hand(world, one, lora).draw(*inputs)
+    both = merged_by_hand(world, world.space.stack([one, other]), lora).draw(*inputs)
+    adapters = world.inject()
+    under = adapters.weights_with(one, lora)
+    assert_same_bits(before, snapshot(world))
+    for weights, expected in ((None, alone), (other, both)):
+        with adapters.use(weights, under=under):
+            assert torch.allclose(world.draw(*inputs), expected, atol=2e-5)
+    assert (alone - both).abs().max() > 0.05
+    with pytest.raises(UserError, match="expected one"):
+        adapters.weights_with(world.persons(2))

@@ -3,8 +3,8 @@
 The prediction stays frozen and fresh factors of higher rank are trained beside it: in bases of the same kind ("lidb"),
 where the result stays a small LiDB person, or in full space ("lora", the paper's). "none" trains the prediction itself.
 
-In the bases, they are trained in the residual blocks, which the prediction leaves alone: what is learnt there from one
-plain photograph shows in every style, what is learnt in the attention much less (docs/notes.md).
+In the bases, they are trained in the residual blocks: what is learnt there from one plain photograph shows in every
+style, what is learnt in the attention much less (docs/notes.md).
 """
 
 from __future__ import annotations
@@ -116,14 +116,26 @@ def finetune(
     compose = partial(_compose, adapters.space, config, frozen)
     fresh = fresh.detach().to(base.device, copy=True).contiguous().requires_grad_()
 
-    def wear() -> AbstractContextManager[None]:
-        return adapters.use(*compose(fresh))
-
+    wear = _wearing(base, adapters, config, frozen, fresh) or (lambda: adapters.use(*compose(fresh)))
     if latents.dim() == 4:
         latents, masks = latents.unsqueeze(1), None if masks is None else masks.unsqueeze(1)  # V = 1
     pictures = Pictures(latents, masks)
     run = fit(base, {"fresh": fresh}, wear, pictures, config.objective, config.fit_of(prediction is not None))
     return Finetuning(run, compose)
+
+
+def _wearing(
+    base: Base, adapters: Adapters, config: FinetuneConfig, frozen: Tensor | None, fresh: Tensor
+) -> Callable[[], AbstractContextManager[None]] | None:
+    """Puts on one person whose frozen part is in the layers' weights already, which saves a fifth of a step's time.
+
+    None where that cannot be: for several people, or in half precision, which would lose it.
+    """
+    if frozen is None or len(frozen) > 1 or config.relax != "lidb" or base.unet.dtype != torch.float32:
+        return None
+    under, space = adapters.weights_with(frozen[0]), adapters.space
+    first = len(space.spoken.sites) if _in_blocks(space, config) else 0
+    return lambda: adapters.use(fresh, first=first, under=under)
 
 
 def _begin(
@@ -132,10 +144,10 @@ def _begin(
     """What stays frozen, (N, S, R, a + b) or None, and what is trained, (N, S, R, a + b) or (N, size)."""
     spoken, rank = space.spoken, config.rank
     if config.relax == "lora":
-        frozen = prediction if prediction is not None else _for_all(spoken.start(), people)
+        frozen = prediction if prediction is not None else _for_all(space.start(), people)
         return frozen, _for_all(LoRALayout(space.of(frozen).sites, rank).start(config.objective.seed), people)
     if config.relax == "none":
-        return None, prediction if prediction is not None else _for_all(spoken.start(), people)
+        return None, prediction if prediction is not None else _for_all(space.start(), people)
     if not _in_blocks(space, config):
         if prediction is None:
             return None, _for_all(spoken.start(1 + rank), people)

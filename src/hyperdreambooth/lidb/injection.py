@@ -1,6 +1,6 @@
 """Put persons on a model and take them off: inject, use, merge and their exact inverses, the one door for them all."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import RLock
@@ -79,20 +79,31 @@ class Adapters:
             raise UserError("the adapters were ejected from the model, which can wear nobody now: load it anew")
 
     @contextmanager
-    def use(self, weights: Tensor | None, lora: Tensor | None = None) -> Iterator[None]:
+    def use(
+        self,
+        weights: Tensor | None,
+        lora: Tensor | None = None,
+        *,
+        first: int = 0,
+        under: Sequence[Tensor] | None = None,
+    ) -> Iterator[None]:
         """Inside, the models draw the persons given, and gradients flow to them; after, what was worn before is back.
 
         Args:
             weights: packed LiDB numbers of one person (S, R, a + b), or of N persons (N, S, R, a + b), or None; of all
                 sites, or of the spoken ones. With N persons a batch of c * N rows is the N persons tiled c times.
             lora: full-space factors on the same sites, flat (size,) or (N, size) as in LoRALayout, or None.
+            first: number of the first site that `weights` are of, where they are of the last ones alone.
+            under: what `weights_with` made, which all wear in the place of the layers' own weights.
 
         Raises:
             UserError: wrong shape, or projections that were fused after injection.
         """
         for model in self._models.values():
             refuse_fused(model)
-        worn = self._worn(weights, lora)
+        worn = self._worn(weights, lora, first)
+        if under is not None:
+            worn = [one._replace(weight=weight) for one, weight in zip(worn, under, strict=True)]
         with self._lock:
             before = [place.adapted.worn for place in self._places]
             try:
@@ -109,19 +120,33 @@ class Adapters:
         """
         if self.merged:
             raise UserError("a person is merged into the model already: call unmerge() first")
+        merged = self.weights_with(weights, lora)
+        with torch.no_grad():
+            self._unmerged = [place.adapted.weight.detach().clone() for place in self._places]
+            for place, weight in zip(self._places, merged, strict=True):
+                place.adapted.weight.copy_(weight)
+
+    def weights_with(self, weights: Tensor, lora: Tensor | None = None) -> list[Tensor]:
+        """Each layer's own weight with one person's dW in it, for `use`; the layers stay as they are.
+
+        In half precision, what is small beside a weight is lost in it.
+
+        Raises:
+            UserError: more than one person is given.
+        """
         if weights.dim() != 3:
             raise UserError(
                 f"got persons of shape {tuple(weights.shape)}, expected one (S, R, a + b): merge one person"
             )
-        originals = []
+        made = []
         with self.use(weights, lora), torch.no_grad():
             for place in self._places:
                 weight, factors = place.adapted.weight, place.adapted.factors()
-                originals.append(weight.detach().clone())
                 if factors is not None:
                     down, up = factors  # (n, k) (k, m)
-                    weight += (down @ up).T.reshape(weight.shape)
-            self._unmerged = originals
+                    weight = weight + (down @ up).T.reshape(weight.shape)
+                made.append(weight.detach())
+        return made
 
     def unmerge(self) -> None:
         """Bring back the weights from before ``merge``, bit for bit; nothing happens if nothing is merged."""
@@ -143,23 +168,23 @@ class Adapters:
         for place, one in zip(self._places, worn, strict=True):
             place.adapted.worn = one
 
-    def _worn(self, weights: Tensor | None, lora: Tensor | None) -> list[Worn]:
+    def _worn(self, weights: Tensor | None, lora: Tensor | None, first: int) -> list[Worn]:
         """What each site wears; unbinding once keeps the backward pass to one stacking."""
         count = len(self.space.sites)
         lidb: list[tuple[Tensor | None, Tensor | None]] = [(None, None)] * count
         full = list(lidb)
         if weights is not None:
-            self._check(weights)
-            lidb[: weights.shape[-3]] = [self.space.split(one) for one in weights.unbind(dim=-3)]
+            self._check(weights, first)
+            lidb[first : first + weights.shape[-3]] = [self.space.split(one) for one in weights.unbind(dim=-3)]
         if lora is not None:
             layout = self._layout(lora, self.space if weights is None else self.space.of(weights))
             full[: len(layout.sites)] = layout.split(lora)
         return [Worn(*pair, *factors) for pair, factors in zip(lidb, full, strict=True)]
 
-    def _check(self, weights: Tensor) -> None:
-        expected = (len(self.space.sites), "R", self.space.width)
+    def _check(self, weights: Tensor, first: int) -> None:
+        expected = (len(self.space.sites) - first, "R", self.space.width)
         shape = tuple(weights.shape)
-        sites = {len(self.space.sites), len(self.space.spoken.sites)}
+        sites = {expected[0]} if first else {expected[0], len(self.space.spoken.sites)}
         if weights.dim() not in (3, 4) or shape[-3] not in sites or shape[-1] != self.space.width:
             raise UserError(
                 f"got weights of shape {shape}, expected one person (S, R, a + b) = ({expected[0]}, R, {expected[2]}) "

@@ -15,12 +15,14 @@ class Worn(NamedTuple):
         b_train: (N?, R, b) B_train, or None exactly when a_train is.
         down: (N?, r, n) a full-space LoRA's down factor, or None.
         up: (N?, m, r) its up factor, or None exactly when down is.
+        weight: in the place of the layer's own, of the same shape, or None.
     """
 
     a_train: Tensor | None = None
     b_train: Tensor | None = None
     down: Tensor | None = None
     up: Tensor | None = None
+    weight: Tensor | None = None
 
 
 class LiDBLinear(nn.Linear):
@@ -46,7 +48,7 @@ class LiDBLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, ..., n) -> (B, ..., m). With N persons B = c * N: the rows are the N persons, tiled c times."""
-        y = super().forward(x)
+        y = F.linear(x, _weight(self), self.bias)
         factors = self.factors()
         return y if factors is None else y + residual(x, *factors).to(y.dtype)
 
@@ -81,7 +83,7 @@ class LiDBConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, m, H', W'). With N persons B = c * N: the rows are the N persons, tiled c times."""
-        y = super().forward(x)
+        y = self._conv_forward(x, _weight(self), self.bias)
         factors = self.factors()
         return y if factors is None else y + self._residual(x, *factors).to(y.dtype)
 
@@ -111,9 +113,14 @@ def _adopt(layer: nn.Module, original: nn.Linear | nn.Conv2d, a_aux: Tensor, b_a
     layer.train(original.training)
 
 
+def _weight(layer: LiDBLinear | LiDBConv2d) -> Tensor:
+    """What a layer multiplies by: the weight that it wears, or its own."""
+    return layer.weight if layer.worn.weight is None else layer.worn.weight
+
+
 def _factors(layer: LiDBLinear | LiDBConv2d) -> tuple[Tensor, Tensor] | None:
     """What a layer wears as one LoRA, (N?, n, R + r) and (N?, R + r, m)."""
-    a_train, b_train, down, up = layer.worn
+    a_train, b_train, down, up, _ = layer.worn
     downs, ups = [], []
     if a_train is not None and b_train is not None:
         downs.append(layer.a_aux @ a_train.to(layer.a_aux).mT)  # (n, a) (N?, a, R)
