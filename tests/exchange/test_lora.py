@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from hyperdreambooth.errors import UserError, WrongBase
 from hyperdreambooth.exchange.lora import import_lora
+from hyperdreambooth.fitting.preoptimize import load_people
 from hyperdreambooth.identity import Identity
 from hyperdreambooth.lidb import LoRALayout, save_kohya, to_lora
 from hyperdreambooth.pipeline import HyperDreamBooth
@@ -149,6 +150,29 @@ def test_what_other_programs_say_of_the_prompt(booth: HyperDreamBooth, tmp_path:
     save_file(tensors, path, {"modelspec.trigger_phrase": "ohwx man"})
     assert import_lora(booth, path).identity.prompt == "ohwx man"
     assert import_lora(booth, path, prompt="a [V] man").identity.prompt == "a [V] man"
+
+
+def test_loras_of_many_people_teach_a_hypernetwork(hdb: Hdb, booth: HyperDreamBooth, tmp_path: Path) -> None:
+    """Their numbers are those that were exported, each rank's sign and length aside; `hdb train` takes the folder."""
+    loras, fitted = tmp_path / "loras", tmp_path / "fitted"
+    loras.mkdir()
+    spoken = booth.space.spoken
+    random = torch.Generator().manual_seed(6)
+    whole = booth.space.start() + 0.1 * torch.randn(4, *booth.space.start().shape, generator=random)
+    people = {f"portrait-{seed}": own for seed, own in enumerate(whole)}
+    people["portrait-2"] = whole[2][: len(spoken.sites)]  # leaves the residual blocks alone
+    for name, own in people.items():
+        save_kohya(loras / f"{name}.safetensors", booth.space.of(own), own)
+    got = hdb("import", loras, "--people", "-o", fitted)
+    assert (got["people"], got["sites"]) == (4, len(booth.space.sites)) and got["lost"] < 1e-6 and got["notes"] == []
+    back = load_people(fitted)
+    assert back.names == tuple(people)
+    for own, row in zip(people.values(), back.weights, strict=True):
+        torch.testing.assert_close(booth.space.cores(row)[: len(own)], booth.space.cores(own), atol=1e-5, rtol=1e-4)
+        assert torch.equal(row[len(own) :], booth.space.start()[len(own) :])
+    hdb("train", "portraits:0-3", fitted, "-o", tmp_path / "net", "--preset", "tiny", "--views", 1, "--steps", 1)
+    (tmp_path / "none").mkdir()
+    assert "expected a LoRA of each person" in hdb("import", tmp_path / "none", "--people", "-o", fitted, status=2)
 
 
 def test_wrong_use(booth: HyperDreamBooth, hdb: Hdb, alice: Path, tmp_path: Path) -> None:

@@ -94,7 +94,9 @@ def _sizes(output: Path) -> dict[Path, tuple[int, int]]:
 
 
 def import_(
-    lora: Annotated[Path, typer.Argument(metavar="LORA", help="A file; a folder of diffusers or PEFT.")],
+    lora: Annotated[
+        Path, typer.Argument(metavar="LORA", help="A file; a folder of diffusers or PEFT; with --people, of files.")
+    ],
     output: IdentityOutput,
     base: BaseOption = "embedded",
     project: Annotated[bool, typer.Option("--project", help="Into the LiDB bases: for one made in them.")] = False,
@@ -107,6 +109,9 @@ def import_(
     prompt: Annotated[
         str | None, typer.Option(help="That the person answers to.", show_default="the file's, or a [V] face")
     ] = None,
+    people: Annotated[
+        bool, typer.Option("--people", help="A LoRA of each person, PERSON.safetensors, to a folder for hdb train.")
+    ] = False,
     dtype: DTypeOption = "fp16",
     as_json: JsonOption = False,
 ) -> None:
@@ -117,12 +122,15 @@ def import_(
     bases and says what share of the change is lost: nothing where the LoRA
     was made in them, nearly all where it was not.
     """
+    if people:
+        _import_people(lora, output, base, partial, as_json)
+        return
     check_outputs(output, inputs=[lora])
     with Job(as_json) as job:
         booth = load_booth(job, base, machine=SPACE_ALONE)
-        from hyperdreambooth.exchange.lora import import_lora
+        from hyperdreambooth.exchange.lora import IMPORT, import_lora
 
-        with job.phase("import"):
+        with job.phase(IMPORT):
             got = import_lora(booth, lora, project=project, ranks=ranks, partial=partial, prompt=prompt)
         person, read = got.identity, got.read
         if read.left_out:
@@ -144,6 +152,31 @@ def import_(
             lost_by_site=[{"site": name, "lost": round(lost, 6)} for name, lost in got.lost.items()],
             left_out_share=round(sum(read.left_out.values()), 6),
             left_out=[{"layer": name, "share": round(share, 6)} for name, share in read.left_out.items()],
+        )
+
+
+def _import_people(loras: Path, output: Path, base: str, partial: bool, as_json: bool) -> None:
+    """A folder of LoRAs to the folder that `hdb preoptimize` would have made of these people."""
+    check_outputs(output / "plan.json")
+    with Job(as_json) as job:
+        booth = load_booth(job, base, machine=SPACE_ALONE)
+        from hyperdreambooth.exchange.lora import IMPORT, import_people
+        from hyperdreambooth.fitting.preoptimize import write_people
+
+        with job.phase(IMPORT):
+            got = import_people(booth, loras, partial, job.report)
+        lost = sum(got.lost.values()) / len(got.lost)
+        if lost > _MUCH:
+            job.note(f"the projection loses {100 * lost:.0f} % of the change, and so the people: see --help")
+        with job.phase(SAVE):
+            write_people(output, got.names, got.weights, booth.base, got.space, {"method": "import"})
+        job.finish(
+            folder=str(output),
+            people=len(got.names),
+            sites=len(got.space.sites),
+            numbers=got.space.size(),
+            lost=round(lost, 6),
+            lost_by_person=[{"person": name, "lost": round(share, 6)} for name, share in got.lost.items()],
         )
 
 

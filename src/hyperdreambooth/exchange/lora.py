@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,10 +11,12 @@ from torch import Tensor
 from hyperdreambooth.errors import UserError, WrongBase
 from hyperdreambooth.exchange.cards import FINGERPRINT, PROMPT
 from hyperdreambooth.identity import Identity
-from hyperdreambooth.lidb import LoRALayout, ReadLoRA, read_lora, to_lora
+from hyperdreambooth.lidb import LiDBSpace, LoRALayout, ReadLoRA, read_lora, to_lora
 from hyperdreambooth.lidb.lora import squared_distance, squared_norm
 from hyperdreambooth.pipeline import HyperDreamBooth
+from hyperdreambooth.progress import Progress
 
+IMPORT = "import"
 _LONGEST_PROMPT = 200  # characters
 
 
@@ -100,6 +102,41 @@ def import_lora(
     )
     identity.check_description()
     return Imported(identity, read, lost, in_all)
+
+
+@dataclass(frozen=True)
+class ImportedPeople:
+    """People from a folder of LoRAs, and the share of each one's change that did not come along, by name."""
+
+    names: tuple[str, ...]
+    weights: Tensor  # (N, S, 1, a + b)
+    space: LiDBSpace
+    lost: Mapping[str, float]
+
+
+def import_people(
+    booth: HyperDreamBooth, folder: Path, partial: bool = False, progress: Callable[[Progress], None] = lambda _: None
+) -> ImportedPeople:
+    """Everybody of a folder of LoRAs, one of each person, each projected to one rank in the LiDB bases.
+
+    A hypernetwork can learn from them as from pre-optimised people: `fitting.preoptimize.write_people`.
+
+    Raises:
+        UserError: no LoRAs there. Others: as `import_lora`.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise UserError(f"{folder} holds no .safetensors, expected a LoRA of each person: give a folder of such files")
+    found = dict[str, Imported]()
+    for done, file in enumerate(files):
+        progress(Progress(IMPORT, done, len(files)))
+        found[file.stem] = import_lora(booth, file, project=True, ranks=1, partial=partial)
+    everybody = [one.identity.weights for one in found.values()]
+    space = booth.space.of(*everybody)
+    weights = space.start().repeat(len(everybody), 1, 1, 1)  # a site that a LoRA leaves alone stays at the start
+    for row, own in zip(weights, everybody, strict=True):
+        row[: len(own)] = own
+    return ImportedPeople(tuple(found), weights, space, {name: one.lost_in_all for name, one in found.items()})
 
 
 def _share(apart: float, whole: float) -> float:

@@ -120,6 +120,26 @@ def preoptimize(
         Path(checkpoint.path).unlink(missing_ok=True)
 
 
+def write_people(
+    folder: Path | str,
+    names: Sequence[str],
+    weights: Tensor,
+    base: Base,
+    space: LiDBSpace,
+    config: Mapping[str, object],
+) -> None:
+    """Write people whose numbers come from elsewhere, (N, S, 1, a + b) of `space`, as `load_people` reads them.
+
+    Raises:
+        UserError: the folder holds other people, or numbers that came by another way (`config`).
+    """
+    folder = Path(folder)
+    plan = {"format": _FORMAT, "base": base.fingerprint, "space": asdict(space.info), "config": dict(config)}
+    keep_plan(folder, {**plan, "names": list(names)}, {"weights": weights})
+    save_tensors(_start(folder), {"start": space.start()})
+    save_tensors(_shard(folder, 0), {"weights": weights}, {"people": json.dumps(list(names))})
+
+
 def load_people(folder: Path | str) -> FittedPeople:
     """The finished people of a folder. Raises UserError where there is no sound plan, or nobody is finished yet."""
     folder = Path(folder)
