@@ -8,9 +8,12 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
+from torch import nn
 
+from hyperdreambooth.base.single_file import LAYOUTS
 from hyperdreambooth.lidb import LoRALayout, Site, find_sites, save_kohya
 from hyperdreambooth.lidb.names import architecture_of, flatten, kohya_name, model_of, parse
+from tests.base.checkpoints import NARROW, unet_keys
 from tests.lidb.conftest import World, tiny_text_encoder
 
 # From Stable Diffusion 1.5's config: CrossAttnDownBlock2D three times with two attentions each, then DownBlock2D; up,
@@ -106,3 +109,18 @@ def test_other_architectures_are_named() -> None:
     assert architecture_of(["lora_te2_text_model_encoder_layers_0_self_attn_q_proj"]) == "Stable Diffusion XL"
     assert architecture_of(["transformer.single_transformer_blocks.0.attn.to_q"]) == "Flux"
     assert architecture_of(sorted(NAMES)) == ""
+
+
+@pytest.mark.parametrize("layer", [nn.Linear, nn.Conv2d])
+def test_sdxls_layers_are_known_by_the_names_of_stabilitys_code(layer: type[nn.Module]) -> None:
+    """kohya's files for SDXL name them so; the rules of the tests' single files say which is which."""
+    config = UNet2DConditionModel.load_config(LAYOUTS / "sdxl" / "unet") | NARROW["sdxl"]["unet"]
+    unet = UNet2DConditionModel.from_config(config)
+    keys = {tensor.data_ptr(): key for key, tensor in unet_keys(unet).items()}
+    theirs = {name: keys[tensor.data_ptr()] for name, tensor in unet.state_dict().items()}
+    paths = [path for path, module in unet.named_modules() if isinstance(module, layer)]
+    assert len(paths) > 40
+    for path in paths:
+        their = theirs[f"{path}.weight"].removesuffix(".weight").replace(".", "_")
+        assert flatten(f"lora_unet_{their}", two=True) == f"lora_unet_{path.replace('.', '_')}"
+        assert flatten(f"lora_unet_{path.replace('.', '_')}", two=True) == f"lora_unet_{path.replace('.', '_')}"

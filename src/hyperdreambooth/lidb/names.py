@@ -30,6 +30,22 @@ _OTHERS = (
 )
 
 
+_SGM_RESNET = {
+    "in_layers_2": "conv1",
+    "emb_layers_1": "time_emb_proj",
+    "out_layers_3": "conv2",
+    "skip_connection": "conv_shortcut",
+}
+_SGM_ENDS = {
+    "input_blocks_0_0": "conv_in",
+    "time_embed_0": "time_embedding_linear_1",
+    "time_embed_2": "time_embedding_linear_2",
+    "label_emb_0_0": "add_embedding_linear_1",
+    "label_emb_0_2": "add_embedding_linear_2",
+    "out_2": "conv_out",
+}
+
+
 class Part(NamedTuple):
     """What one tensor of a LoRA file is: a layer's "down" or "up" factor, or its "alpha"."""
 
@@ -78,7 +94,33 @@ def flatten(layer: str, model: str = "", two: bool = False) -> str:
         if owner != "unet":
             path = f"text_model.{path.removeprefix('text_model.')}"
         name = (_TWO if two or owner == _SECOND else _ONE)[owner] + path.replace(".", "_")
+    if two and name.startswith(_TWO["unet"]):
+        name = _TWO["unet"] + _of_sgm(name.removeprefix(_TWO["unet"]))
     return re.sub(r"(attn[12]_to_out)$", r"\1_0", name)  # diffusers' first layout left the number out
+
+
+def _of_sgm(path: str) -> str:
+    """kohya names the U-Net of SDXL as Stability's own code does: "input_blocks_4_1_proj_in" and so on, to diffusers'.
+
+    Three blocks a stage, of which the third of the way down is what halves the picture. Other names stay as they are.
+    """
+    if match := re.fullmatch(r"(input|output)_blocks_(\d+)_(\d)_(.+)", path):
+        down, block, part, rest = match[1] == "input", int(match[2]), int(match[3]), match[4]
+        stage, layer = divmod(block - 1 if down else block, 3)
+        if down and layer == 2:
+            return f"down_blocks_{stage}_downsamplers_0_conv"
+        if part == 2:
+            return f"up_blocks_{stage}_upsamplers_0_conv"
+        kind = ("resnets", "attentions")[part]
+        return f"{'down' if down else 'up'}_blocks_{stage}_{kind}_{layer}_{_of_resnet(rest)}"
+    if match := re.fullmatch(r"middle_block_([012])_(.+)", path):
+        return f"mid_block_{('resnets_0', 'attentions_0', 'resnets_1')[int(match[1])]}_{_of_resnet(match[2])}"
+    return _SGM_ENDS.get(path, path)
+
+
+def _of_resnet(path: str) -> str:
+    """A layer inside a residual block of Stability's code, in diffusers' words; others stay as they are."""
+    return _SGM_RESNET.get(path, path)
 
 
 def model_of(flat: str) -> str:
