@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -26,6 +27,8 @@ from hyperdreambooth.errors import UserError
 from hyperdreambooth.progress import Progress
 
 if TYPE_CHECKING:
+    from hyperdreambooth.cluster import Cluster
+    from hyperdreambooth.fitting.preoptimize import FitShard, PreoptimizeConfig, Schedule
     from hyperdreambooth.hypernetwork.model import HyperNetwork
     from hyperdreambooth.hypernetwork.training import TrainConfig
 
@@ -72,6 +75,22 @@ def preoptimize(
     views: ViewsOption = 4,
     steps: Annotated[int | None, typer.Option(min=1, help="Of each fit.", show_default="the preset's")] = None,
     blocks: BlocksOption = True,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Ray workers that share the people: a CPU each, or a GPU where there is one.",
+            show_default="this process alone",
+        ),
+    ] = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            help='Where they are: "auto", the Ray cluster of this machine, or HOST:PORT of its head. The output folder '
+            "must be on a disk that all its machines share, under the same path.",
+            show_default="here",
+        ),
+    ] = None,
     device: DeviceOption = None,
     precision: PrecisionOption = None,
     low_memory: LowMemoryOption = "off",
@@ -79,8 +98,14 @@ def preoptimize(
 ) -> None:
     """People to fitted LiDB numbers, many at once, for a hypernetwork to learn from."""
     check_outputs(output / "plan.json")
+    crew = _crew(workers, cluster, device)
+    machine = Machine(device, precision, low_memory)
     with Job(as_json) as job:
-        booth = load_booth(job, base, machine=Machine(device, precision, low_memory))
+        if workers is not None and crew is None:
+            job.note(
+                "Ray is not installed: this process fits everybody; pip install 'hyperdreambooth[cluster]' for more"
+            )
+        booth = load_booth(job, base, machine=machine)
         from hyperdreambooth.fitting import preoptimize as fitting
         from hyperdreambooth.people import ENCODE, READ, encode_people, read_people
 
@@ -92,12 +117,13 @@ def preoptimize(
         with job.phase(ENCODE):
             pictures = encode_people(booth.base, chosen, job.report)
         samples, total = 0, len(chosen.names)
+        schedule = None if crew is None else _schedule(crew, base, machine, config)
         with job.phase("fit"):
-            for report in fitting.preoptimize(booth.base, booth.adapters, chosen.names, pictures, output, config):
-                at_once = min(config.shard, total - report.people)
-                samples += config.objective.noises * at_once
-                done = report.people + int(at_once * report.step.progress)
-                job.report(Progress("fit", done, total, report.step.metrics["denoising"]))
+            for report in fitting.preoptimize(
+                booth.base, booth.adapters, chosen.names, pictures, output, config, schedule
+            ):
+                samples += config.objective.noises * min(config.shard, total - report.shard * config.shard)
+                job.report(Progress("fit", int(report.done), total, report.step.metrics["denoising"]))
         job.finish(
             folder=str(output),
             people=total,
@@ -107,6 +133,36 @@ def preoptimize(
             samples=samples,
             seed=config.objective.seed,
         )
+
+
+def _crew(workers: int | None, address: str | None, device: str | None) -> Cluster | None:
+    """The workers that are asked for; None is this process alone, as it is without Ray. Raises UserError."""
+    from hyperdreambooth.cluster import LOCAL, Cluster, is_installed
+
+    if workers is None:
+        if address is not None:
+            raise UserError(f"got --cluster {address} alone, expected --workers too: say how many")
+        return None
+    if device not in (None, "cpu", "cuda"):
+        raise UserError(f"got --device {device} with --workers, expected cpu or cuda: each worker has its own GPU")
+    crew = Cluster(workers, LOCAL if address is None else address, None if device is None else device == "cuda")
+    return crew if is_installed() or address is not None else None
+
+
+def _schedule(crew: Cluster, base: str, machine: Machine, config: PreoptimizeConfig) -> Schedule:
+    """How the people are fitted by a crew: each worker opens the base by itself."""
+    from hyperdreambooth.cluster import scatter
+
+    there = base if base == "embedded" or not Path(base).exists() else str(Path(base).resolve())
+    return partial(scatter, partial(_open_fitting, there, machine, config), cluster=crew)
+
+
+def _open_fitting(base: str, machine: Machine, config: PreoptimizeConfig) -> FitShard:
+    """What a worker does first."""
+    from hyperdreambooth.fitting.preoptimize import fit_shard
+
+    booth = load_booth(Job(quiet=True), base, machine=machine)
+    return partial(fit_shard, booth.base, booth.adapters, config)
 
 
 def train(
