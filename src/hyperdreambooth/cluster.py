@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -28,11 +29,12 @@ News = TypeVar("News")
 
 LOCAL = "local"
 _MOST_LOSSES = 3  # of workers at one task: then it is the task that kills them
-_QUIET = {  # read when Ray is imported or started
+QUIET = {  # read when Ray is imported or started
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing is sent to anybody
     "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # what it prints on standard output; dead workers are told of here
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # without it, a warning
 }
+"""Of Ray's environment, what is set unless the user did."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def scatter(
         raise UserError(
             "Ray is not installed, expected it for work on a cluster: pip install 'hyperdreambooth[cluster]'"
         )
-    os.environ.update({name: value for name, value in _QUIET.items() if name not in os.environ})
+    os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
     import ray
 
     with _joined(ray, cluster):
@@ -98,9 +100,12 @@ def _joined(ray: Any, cluster: Cluster) -> Iterator[None]:
         yield
         return
     local = {"num_cpus": cluster.workers, "include_dashboard": False} if cluster.address == LOCAL else {}
+    host, _, port = cluster.address.rpartition(":")
     try:
+        if port.isdecimal():
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10.0).close()  # Ray tries for minutes
         ray.init(cluster.address, log_to_driver=False, logging_level=logging.ERROR, **local)
-    except (OSError, RuntimeError, ValueError) as error:  # a ConnectionError is an OSError
+    except (OSError, OverflowError, RuntimeError, ValueError) as error:  # a ConnectionError is an OSError
         raise UserError(
             f"no Ray cluster at {cluster.address} ({one_line(error)}): check the address, and that ray start ran there"
         ) from error

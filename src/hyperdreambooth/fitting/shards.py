@@ -128,8 +128,11 @@ class Manifest:
         for shard in shards:
             if shard.output.exists():
                 entry = ShardEntry.of(shard.output, len(shard.names))
-                same = entry == before.get(shard.output.name)
-                if same or (fault := shard.fault(shape)) is None:
+                known = before.get(entry.file)
+                fault = None if known == entry else shard.fault(shape)
+                if fault is None and known not in (None, entry):
+                    fault = "is not what was written"
+                if fault is None:
                     self.entries[entry.file] = entry
                     Path(shard.checkpoint.path).unlink(missing_ok=True)
                     continue
