@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Generator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -152,16 +153,21 @@ def test_in_any_order_they_are_the_same_people(world: World, finished: Path, tmp
     assert load_people(tmp_path).names == tuple(NAMES)
 
 
-def test_a_worker_with_another_base_is_refused(world: World, tmp_path: Path) -> None:
+def test_a_worker_with_another_base_or_without_the_folder_is_refused(world: World, tmp_path: Path) -> None:
     other = make_world()
     with torch.no_grad():
         next(other.base.unet.parameters()).add_(1.0)
 
-    def elsewhere(shards: Sequence[Shard]) -> Generator[tuple[int, StepReport | ShardEntry]]:
+    def elsewhere(at: World, folder: Path, shards: Sequence[Shard]) -> Generator[tuple[int, StepReport | ShardEntry]]:
         for shard in shards:
-            yield from fit_shard(other.base, other.adapters, CONFIG, shard)
+            yield from fit_shard(at.base, at.adapters, CONFIG, replace(shard, folder=folder))
 
-    pictures = world.pictures(5, views=2)
+    names, pictures, folder = NAMES, world.pictures(5, views=2), tmp_path / "people"
     with pytest.raises(WrongBase, match="put the same base on all machines"):
-        list(preoptimize(world.base, world.adapters, NAMES, pictures, tmp_path, CONFIG, elsewhere))
-    assert not list(tmp_path.glob("shard-*"))
+        list(
+            preoptimize(world.base, world.adapters, names, pictures, folder, CONFIG, partial(elsewhere, other, folder))
+        )
+    nowhere = partial(elsewhere, world, tmp_path / "not shared")
+    with pytest.raises(UserError, match=r"has no plan\.json on .*: put it on a disk that all machines share"):
+        list(preoptimize(world.base, world.adapters, names, pictures, folder, CONFIG, nowhere))
+    assert not list(tmp_path.rglob("shard-*")) and not (tmp_path / "not shared").exists()

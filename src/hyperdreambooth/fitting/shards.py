@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import platform
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -72,7 +73,12 @@ class Shard:
 
     @contextmanager
     def fitting(self) -> Iterator[None]:
-        """Be the only one who fits them. Raises WorkError where another does not end."""
+        """Be the only one who fits them. Raises WorkError where another does not end, UserError in no such folder."""
+        if not (self.folder / PLAN_FILE).is_file():
+            raise UserError(
+                f"{self.folder} has no {PLAN_FILE} on {platform.node()}, expected the folder that the command writes: "
+                "put it on a disk that all machines share, under the same path"
+            )
         taken = WorkError(f"another process has been fitting {self.output} for long: end it, and run again")
         with locked(self.output.with_suffix(".lock"), taken, _PATIENCE):
             yield
