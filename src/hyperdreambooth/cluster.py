@@ -83,6 +83,13 @@ def scatter(
         WorkError: several workers died at the same task. DiskFull: on every worker, one after the other.
         Whatever the work raises; other workers are stopped then, where they are.
     """
+    with joined(cluster) as ray:
+        yield from _Crew(ray, open_work, tasks, cluster)
+
+
+@contextmanager
+def joined(cluster: Cluster) -> Iterator[Any]:
+    """Be of the cluster, and give its library; what is inside uses the same one. Raises UserError as `scatter`."""
     if not is_installed():
         raise UserError(
             "Ray is not installed, expected it for work on a cluster: pip install 'hyperdreambooth[cluster]'"
@@ -90,14 +97,8 @@ def scatter(
     os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
     import ray
 
-    with _joined(ray, cluster):
-        yield from _Crew(ray, open_work, tasks, cluster)
-
-
-@contextmanager
-def _joined(ray: Any, cluster: Cluster) -> Iterator[None]:
     if ray.is_initialized():
-        yield
+        yield ray
         return
     local = {"num_cpus": cluster.workers, "include_dashboard": False} if cluster.address == LOCAL else {}
     host, _, port = cluster.address.rpartition(":")
@@ -110,7 +111,7 @@ def _joined(ray: Any, cluster: Cluster) -> Iterator[None]:
             f"no Ray cluster at {cluster.address} ({one_line(error)}): check the address, and that ray start ran there"
         ) from error
     try:
-        yield
+        yield ray
     finally:
         ray.shutdown()
 

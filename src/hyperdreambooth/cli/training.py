@@ -13,6 +13,7 @@ from hyperdreambooth.cli.console import Job
 from hyperdreambooth.cli.options import (
     LOAD,
     BaseOption,
+    ClusterOption,
     DeviceOption,
     FolderOutput,
     JsonOption,
@@ -20,8 +21,11 @@ from hyperdreambooth.cli.options import (
     Machine,
     PrecisionOption,
     SeedOption,
+    WorkersOption,
     check_outputs,
+    crew_of,
     load_booth,
+    whole_path,
 )
 from hyperdreambooth.errors import UserError
 from hyperdreambooth.progress import Progress
@@ -75,22 +79,8 @@ def preoptimize(
     views: ViewsOption = 4,
     steps: Annotated[int | None, typer.Option(min=1, help="Of each fit.", show_default="the preset's")] = None,
     blocks: BlocksOption = True,
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Ray workers that share the people: a CPU each, or a GPU where there is one.",
-            show_default="this process alone",
-        ),
-    ] = None,
-    cluster: Annotated[
-        str | None,
-        typer.Option(
-            help='Where they are: "auto", the Ray cluster of this machine, or HOST:PORT of its head. The output folder '
-            "must be on a disk that all its machines share, under the same path.",
-            show_default="here",
-        ),
-    ] = None,
+    workers: WorkersOption = None,
+    cluster: ClusterOption = None,
     device: DeviceOption = None,
     precision: PrecisionOption = None,
     low_memory: LowMemoryOption = "off",
@@ -98,13 +88,8 @@ def preoptimize(
 ) -> None:
     """People to fitted LiDB numbers, many at once, for a hypernetwork to learn from."""
     check_outputs(output / "plan.json")
-    crew = _crew(workers, cluster, device)
     machine = Machine(device, precision, low_memory)
-    with Job(as_json) as job:
-        if workers is not None and crew is None:
-            job.note(
-                "Ray is not installed: this process fits everybody; pip install 'hyperdreambooth[cluster]' for more"
-            )
+    with Job(as_json) as job, crew_of(workers, cluster, device) as crew:
         booth = load_booth(job, base, machine=machine)
         from hyperdreambooth.fitting import preoptimize as fitting
         from hyperdreambooth.people import ENCODE, READ, encode_people, read_people
@@ -135,26 +120,11 @@ def preoptimize(
         )
 
 
-def _crew(workers: int | None, address: str | None, device: str | None) -> Cluster | None:
-    """The workers that are asked for; None is this process alone, as it is without Ray. Raises UserError."""
-    from hyperdreambooth.cluster import LOCAL, Cluster, is_installed
-
-    if workers is None:
-        if address is not None:
-            raise UserError(f"got --cluster {address} alone, expected --workers too: say how many")
-        return None
-    if device not in (None, "cpu", "cuda"):
-        raise UserError(f"got --device {device} with --workers, expected cpu or cuda: each worker has its own GPU")
-    crew = Cluster(workers, LOCAL if address is None else address, None if device is None else device == "cuda")
-    return crew if is_installed() or address is not None else None
-
-
 def _schedule(crew: Cluster, base: str, machine: Machine, config: PreoptimizeConfig) -> Schedule:
     """How the people are fitted by a crew: each worker opens the base by itself."""
     from hyperdreambooth.cluster import scatter
 
-    there = base if base == "embedded" or not Path(base).exists() else str(Path(base).resolve())
-    return partial(scatter, partial(_open_fitting, there, machine, config), cluster=crew)
+    return partial(scatter, partial(_open_fitting, whole_path(base), machine, config), cluster=crew)
 
 
 def _open_fitting(base: str, machine: Machine, config: PreoptimizeConfig) -> FitShard:
