@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,8 @@ import torch
 from hyperdreambooth import cluster
 from hyperdreambooth.cluster import Cluster, scatter
 from hyperdreambooth.errors import DiskFull, UserError, WorkError
+from hyperdreambooth.evaluation.records import RunFolder
+from hyperdreambooth.evaluation.scores import load_pictures
 from hyperdreambooth.fitting.preoptimize import PreoptimizeReport, Schedule, load_people, preoptimize
 from tests.fitting.conftest import World, make_world
 from tests.fitting.journalled import (
@@ -208,6 +211,36 @@ def test_the_command_gives_the_same_people(ray: Any, hdb: Hdb, tmp_path: Path) -
     assert [(entry["file"], entry["people"]) for entry in manifest["shards"]] == [(SHARDS[0], 3)]
 
 
+HDB = "from hyperdreambooth.cli import main; main()"
+
+
+def test_a_killed_evaluation_goes_on_and_draws_what_one_process_draws(ray: Any, hdb: Hdb, tmp_path: Path) -> None:
+    def command(name: str) -> list[object]:
+        asked = ("evaluate", "portraits:15000-15002", "-o", tmp_path / name, "--methods", "no-hyper@1", "--people", 3)
+        return [*asked, "--base", hdb.base, "--hypernetwork", "none", "--device", "cpu"]
+
+    expected, run = hdb.json(*command("here")), RunFolder(tmp_path / "there")
+    workers = ["--workers", 2, "--cluster", ray.get_runtime_context().gcs_address]
+    words = [str(word) for word in (*command("there"), *workers)]
+    driver = subprocess.Popen([sys.executable, "-c", HDB, *words])
+    while not run.people():
+        assert driver.poll() is None
+        time.sleep(0.1)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    got = hdb.json(*command("there"), *workers)
+    assert {key: got[key] for key in ("people", "made", "pictures")} == {
+        key: expected[key] for key in ("people", "made", "pictures")
+    }
+    records = list(run.records())
+    assert len(records) == len(set(records)) == len(run.people()) + len(run.pictures())  # nobody and nothing twice
+    files = sorted(one.file for one in run.pictures())
+    assert files == sorted(one.file for one in RunFolder(tmp_path / "here").pictures())
+    apart = load_pictures([run.path / file for file in files]) - load_pictures([tmp_path / "here" / f for f in files])
+    assert apart.abs().max() < 3 / 255
+    assert not list(run.path.glob("evaluate.lock"))
+
+
 def test_without_ray_the_command_fits_here_and_says_so(
     hdb: Hdb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -221,3 +254,5 @@ def test_without_ray_the_command_fits_here_and_says_so(
     assert "expected --workers too" in err
     _, err = hdb(*command, "--workers", 2, "--device", "cuda:1", status=2)
     assert "expected cpu or cuda" in err
+    _, err = hdb("evaluate", "-o", tmp_path / "run", "--workers", 2, "--share", "0/2", status=2)
+    assert "workers take all shares" in err
