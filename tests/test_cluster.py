@@ -119,6 +119,13 @@ def test_a_gpu_that_is_not_there_is_named(ray: Any, monkeypatch: pytest.MonkeyPa
         list(scatter(open_counting, [0], Cluster(2, gpu=True)))
 
 
+def test_a_cluster_that_is_not_there_is_named(ray: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    for address in ("127.0.0.1:1", "nonsense"):
+        with pytest.raises(UserError, match=rf"no Ray cluster at {address} \(.*check the address"):
+            list(scatter(open_counting, [0], Cluster(1, address)))
+
+
 def test_settings_without_sense_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="got 0 workers"):
         Cluster(0)

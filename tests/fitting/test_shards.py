@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
 import shutil
 from collections.abc import Generator, Sequence
 from dataclasses import replace
@@ -17,7 +18,7 @@ import torch
 from hyperdreambooth.errors import UserError, WrongBase
 from hyperdreambooth.files import load_tensors, save_tensors
 from hyperdreambooth.fitting.preoptimize import PreoptimizeReport, fit_shard, load_people, preoptimize
-from hyperdreambooth.fitting.shards import Shard, ShardEntry
+from hyperdreambooth.fitting.shards import Shard, ShardEntry, deal
 from hyperdreambooth.fitting.steps import StepReport
 from tests.fitting.conftest import World, make_world
 from tests.fitting.journalled import CONFIG, NAMES
@@ -151,6 +152,17 @@ def test_in_any_order_they_are_the_same_people(world: World, finished: Path, tmp
     for file in (*FILES, "manifest.json"):
         assert (tmp_path / file).read_bytes() == (finished / file).read_bytes()
     assert load_people(tmp_path).names == tuple(NAMES)
+
+
+def test_a_shard_travels_without_the_others(world: World, finished: Path) -> None:
+    pictures = world.pictures(5, views=2, masks=True)
+    for shard in deal(finished, NAMES, pictures, 2, world.base.fingerprint):
+        sent, own = pickle.dumps(shard), (shard.pictures.latents, shard.pictures.masks)
+        assert len(sent) < 1500 + sum(tensor.nbytes for tensor in own if tensor is not None)
+        got = pickle.loads(sent)
+        assert (got.number, got.names, got.output) == (shard.number, shard.names, shard.output)
+        assert torch.equal(got.pictures.latents, shard.pictures.latents)
+        assert torch.equal(got.pictures.masks, shard.pictures.masks)
 
 
 def test_a_worker_with_another_base_or_without_the_folder_is_refused(world: World, tmp_path: Path) -> None:

@@ -61,6 +61,11 @@ class Shard:
     base: str  # fingerprint of the base that they are to be fitted on
     plan: str  # digest of the folder's plan
 
+    def __getstate__(self) -> dict[str, object]:
+        # A slice of a tensor is pickled with everybody's numbers, unless it is copied.
+        masks = None if self.pictures.masks is None else self.pictures.masks.clone()
+        return self.__dict__ | {"pictures": Pictures(self.pictures.latents.clone(), masks)}
+
     @property
     def output(self) -> Path:
         """The file of the finished people."""
