@@ -18,6 +18,7 @@ HEAVY = {"torch", "diffusers", "transformers", "cv2", "numpy", "PIL", "peft"}
 LAYERS = (
     ("embedded", "errors"),
     ("files", "progress"),
+    ("cluster",),
     ("folders", "sheet"),
     ("lidb",),
     ("base",),

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hyperdreambooth.errors import BadFile, DiskFull, NotWritable, WorkError
+from hyperdreambooth.errors import BadFile, DiskFull, HyperDreamBoothError, NotWritable, WorkError
 
 if TYPE_CHECKING:  # torch takes seconds to import: only the functions on tensors pay for it
     from torch import Tensor
@@ -87,6 +87,30 @@ def append(path: str | Path, data: bytes) -> None:
         if file.exists():
             os.truncate(file, before)
         raise _write_error(path, error) from error
+
+
+@contextmanager
+def locked(path: str | Path, otherwise: HyperDreamBoothError, seconds: float = 0.0) -> Iterator[None]:
+    """Be the only process that is in here with this lock file, which is there as long; the system lets go of the dead.
+
+    Raises `otherwise` where another process still is after so many seconds.
+    """
+    from filelock import FileLock, Timeout
+
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path)
+        lock.acquire(timeout=seconds)
+    except Timeout as error:
+        raise otherwise from error
+    except OSError as error:
+        raise _write_error(path, error) from error
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)  # while it is held: whoever waits for it finds it gone, and makes another
+        lock.release()
 
 
 def write_folder(folder: str | Path, write: Callable[[Path], object]) -> None:

@@ -14,16 +14,14 @@ import torch
 
 from hyperdreambooth.errors import UserError
 from hyperdreambooth.fitting.fit import Objective, Pictures
-from hyperdreambooth.fitting.preoptimize import PreoptimizeConfig, PreoptimizeReport, load_people, preoptimize
-from hyperdreambooth.fitting.steps import FitConfig
-from tests.fitting.conftest import World, assert_same_fit
-
-NAMES = ["ann", "ben", "cem", "dia", "eva"]
-CONFIG = PreoptimizeConfig(
-    fit=FitConfig(steps=3, lr=1e-2, average_last=0.5, checkpoint_every_seconds=0.0),
-    objective=Objective(noises=2, pull=1e-3),
-    shard=2,
+from hyperdreambooth.fitting.preoptimize import (
+    PreoptimizeConfig,
+    PreoptimizeReport,
+    load_people,
+    preoptimize,
 )
+from tests.fitting.conftest import World, assert_same_fit
+from tests.fitting.journalled import CONFIG, NAMES
 
 
 def everybody(world: World, folder: Path, config: PreoptimizeConfig = CONFIG) -> list[PreoptimizeReport]:

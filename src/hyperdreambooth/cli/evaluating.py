@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,23 +15,34 @@ from hyperdreambooth.cli.console import Job
 from hyperdreambooth.cli.options import (
     LOAD,
     BaseOption,
+    ClusterOption,
     DeviceOption,
     FolderOutput,
     JsonOption,
     LowMemoryOption,
     Machine,
     PrecisionOption,
+    WorkersOption,
     check_outputs,
+    crew_of,
     load_booth,
+    whole_path,
 )
 from hyperdreambooth.errors import UserError
 from hyperdreambooth.folders import read_names
+from hyperdreambooth.progress import Progress
 
 if TYPE_CHECKING:
-    from hyperdreambooth.evaluation.protocol import Share
-    from hyperdreambooth.people import People
+    from hyperdreambooth.baselines.work import Method
+    from hyperdreambooth.cluster import Cluster
+    from hyperdreambooth.evaluation.prompts import EvaluationSet
+    from hyperdreambooth.evaluation.protocol import Evaluation, Share
+    from hyperdreambooth.people import OnProgress, People
+    from hyperdreambooth.pipeline import HyperDreamBooth
 
 EVERYBODY = "portraits:15900-15999"
+_ALL = "0/1"  # shares
+_PATIENCE = 120.0  # seconds for a worker whose command was killed to end too
 
 
 def evaluate(
@@ -48,7 +62,9 @@ def evaluate(
         int | None,
         typer.Option(min=1, help="People made at once; 1 times each alone.", show_default="what methods can"),
     ] = None,
-    share: Annotated[str, typer.Option(help="Which of several processes this is: 0/2, 1/2.")] = "0/1",
+    share: Annotated[str, typer.Option(help="Which of several processes this is: 0/2, 1/2.")] = _ALL,
+    workers: WorkersOption = None,
+    cluster: ClusterOption = None,
     base: BaseOption = "embedded",
     hypernetwork: Annotated[str, typer.Option(help='"embedded", a file, or "none".')] = "embedded",
     device: DeviceOption = None,
@@ -62,32 +78,139 @@ def evaluate(
     paper 100 in 30, ten pictures of each. hdb report makes tables of it.
     """
     check_outputs(output / "plan.json")
-    with Job(as_json) as job:
-        from hyperdreambooth.baselines.methods import TABLES, costly, method_of
-        from hyperdreambooth.evaluation.prompts import set_of
-
-        chosen = {name: method_of(name) for name in (methods.split(",") if methods else TABLES)}
-        size = set_of(sets)
-        part = _share(share)
-        booth = load_booth(job, base, hypernetwork, Machine(device, precision, low_memory))
-        for method in chosen.values():
-            method.check(booth)
-        everybody = _people(job, people, booth.base.picture_size, only, max(size.people, count or 0))
-        from hyperdreambooth.evaluation.protocol import Evaluation
-
-        evaluation = Evaluation(booth, everybody, size, output, part, together)
-        for name, method in chosen.items():
-            most = size.costly_people if costly(name) else size.people
-            for progress in evaluation.of(name, method, count or most, job.report):
+    if workers is not None and share != _ALL:
+        raise UserError(f"got --share {share} with --workers {workers}, expected one of them: workers take all shares")
+    part, machine = _share(share), Machine(device, precision, low_memory)
+    with Job(as_json) as job, crew_of(workers, cluster, device) as crew:
+        order = _Order(output, people, sets, methods, count, only, together, base, hypernetwork, machine)
+        opened = order.open(job)
+        evaluation = opened.evaluation(part, 0.0 if crew is None else _PATIENCE)
+        if crew is None:
+            for _, progress in opened.work(evaluation, job.report):
+                job.report(progress)
+        else:
+            evaluation.writer.close()  # its share is a worker's
+            for progress in _scattered(order, opened.total(evaluation), crew):
                 job.report(progress)
         run = evaluation.run
         job.finish(
             run=str(output),
-            people=len(everybody.names),
+            people=len(opened.people.names),
             made=len(run.people()),
             failed=len(run.failures()),
             pictures=len(run.pictures()),
         )
+
+
+@dataclass(frozen=True)
+class _Order:
+    """What is asked for, as every worker is told of it; the options of the command."""
+
+    output: Path
+    people: str
+    sets: str
+    methods: str | None
+    count: int | None
+    only: Path | None
+    together: int | None
+    base: str
+    hypernetwork: str
+    machine: Machine
+
+    def open(self, job: Job) -> _Opened:
+        """Check the order, then open all that it needs. Raises UserError."""
+        from hyperdreambooth.baselines.methods import TABLES, method_of
+        from hyperdreambooth.evaluation.prompts import set_of
+
+        chosen = {name: method_of(name) for name in (self.methods.split(",") if self.methods else TABLES)}
+        size = set_of(self.sets)
+        booth = load_booth(job, self.base, self.hypernetwork, self.machine)
+        for method in chosen.values():
+            method.check(booth)
+        most = max(size.people, self.count or 0)
+        everybody = _people(job, self.people, booth.base.picture_size, self.only, most)
+        return _Opened(self, booth, everybody, chosen, size)
+
+    def elsewhere(self) -> _Order:
+        """The same order for a process that works in another folder."""
+        people = self.people
+        if not people.startswith("portraits:"):
+            kind, mark, rest = people.rpartition(":")  # dataset:folder, or a folder
+            people = kind + mark + whole_path(rest)
+        only = None if self.only is None else self.only.resolve()
+        base, hypernetwork = whole_path(self.base), whole_path(self.hypernetwork)
+        return replace(
+            self, output=self.output.resolve(), people=people, only=only, base=base, hypernetwork=hypernetwork
+        )
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """An order, and what it needs."""
+
+    order: _Order
+    booth: HyperDreamBooth
+    people: People
+    methods: Mapping[str, Method]
+    size: EvaluationSet
+
+    def evaluation(self, share: Share, patience: float = 0.0) -> Evaluation:
+        """The run, or a share of it."""
+        from hyperdreambooth.evaluation.protocol import Evaluation
+
+        order = self.order
+        return Evaluation(self.booth, self.people, self.size, order.output, share, order.together, patience)
+
+    def work(self, evaluation: Evaluation, report: OnProgress) -> Iterator[tuple[str, Progress]]:
+        """Do what is missing of a share, method after method."""
+        for name, method in self.methods.items():
+            for progress in evaluation.of(name, method, self._most(name), report):
+                yield name, progress
+
+    def total(self, evaluation: Evaluation) -> int:
+        """People and pictures of all methods together."""
+        of_one = 1 + sum(one.count for one in evaluation.asked)
+        return sum(min(self._most(name), len(self.people.names)) * of_one for name in self.methods)
+
+    def _most(self, name: str) -> int:
+        from hyperdreambooth.baselines.methods import costly
+
+        return self.order.count or (self.size.costly_people if costly(name) else self.size.people)
+
+
+def _scattered(order: _Order, total: int, crew: Cluster) -> Iterator[Progress]:
+    """Have as many shares done as there are workers; how far all of them are together."""
+    from hyperdreambooth.cluster import scatter
+    from hyperdreambooth.evaluation.protocol import Share
+    from hyperdreambooth.files import locked
+
+    taken = UserError(f"another command works on {order.output} with workers, expected one: wait for it")
+    shares = [Share(index, crew.workers) for index in range(crew.workers)]
+    done = dict[int, int]()
+    with (
+        locked(order.output / "evaluate.lock", taken),
+        closing(scatter(partial(_open_shares, order.elsewhere()), shares, crew)) as told,
+    ):
+        for index, so_far in told:
+            done[index] = so_far
+            yield Progress("evaluate", sum(done.values()), total)
+
+
+def _open_shares(order: _Order) -> Callable[[Share], Iterator[tuple[int, int]]]:
+    """What a worker does first; then shares, saying how much of which is done."""
+    opened = order.open(Job(quiet=True))
+
+    def work(share: Share) -> Iterator[tuple[int, int]]:
+        evaluation, done = opened.evaluation(share, _PATIENCE), dict[str, int]()
+        try:
+            for name, progress in opened.work(evaluation, lambda _: None):
+                if progress.phase == name:
+                    done[name] = progress.done
+                    yield share.index, sum(done.values())
+        finally:
+            evaluation.writer.close()
+
+    return work
 
 
 def report(

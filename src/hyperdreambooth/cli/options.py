@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
@@ -11,10 +12,12 @@ import typer
 
 from hyperdreambooth.base.memory import LowMemory
 from hyperdreambooth.cli.console import Job
-from hyperdreambooth.errors import NotWritable
+from hyperdreambooth.errors import NotWritable, UserError
 from hyperdreambooth.files import check_writable
+from hyperdreambooth.progress import log
 
 if TYPE_CHECKING:
+    from hyperdreambooth.cluster import Cluster
     from hyperdreambooth.pipeline import HyperDreamBooth
 
 LOAD, SAVE = "load", "save"
@@ -40,6 +43,22 @@ LowMemoryOption = Annotated[
 ]
 SeedOption = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the noises.")]
 DTypeOption = Annotated[Literal["fp16", "fp32", "int8"], typer.Option(help="Of the numbers in the file.")]
+WorkersOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Ray workers that share the people: a CPU each, or a GPU where there is one.",
+        show_default="this process alone",
+    ),
+]
+ClusterOption = Annotated[
+    str | None,
+    typer.Option(
+        help='Where they are: "auto", the Ray cluster of this machine, or HOST:PORT of its head. The output folder '
+        "must be on a disk that all its machines share, under the same path.",
+        show_default="here",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 
 
@@ -92,3 +111,32 @@ def load_booth(job: Job, base: str, hypernetwork: str = "none", machine: Machine
         job.about |= {"device": str(booth.base.device), "precision": name_of(booth.base.dtype)}
         job.about |= {} if machine.low_memory == "off" else {"low_memory": machine.low_memory}
     return booth
+
+
+@contextmanager
+def crew_of(workers: int | None, address: str | None, device: str | None) -> Iterator[Cluster | None]:
+    """The workers that are asked for, joined; None is this process alone, as it is, with a note, without Ray.
+
+    Raises UserError for options without sense together, or no cluster there.
+    """
+    from hyperdreambooth.cluster import LOCAL, Cluster, is_installed, joined
+
+    if workers is None and address is not None:
+        raise UserError(f"got --cluster {address} alone, expected --workers too: say how many")
+    if workers is not None and device not in (None, "cpu", "cuda"):
+        raise UserError(f"got --device {device} with --workers, expected cpu or cuda: each worker has its own GPU")
+    if workers is not None and address is None and not is_installed():
+        log.warning("Ray is not installed: this process does everything (pip install 'hyperdreambooth[cluster]')")
+        workers = None
+    if workers is None:
+        yield None
+        return
+    crew = Cluster(workers, LOCAL if address is None else address, None if device is None else device == "cuda")
+    with joined(crew):
+        yield crew
+
+
+def whole_path(name_or_path: str) -> str:
+    """A base or a hypernetwork as a process that works in another folder finds it."""
+    there = Path(name_or_path)
+    return str(there.resolve()) if name_or_path not in ("embedded", "none") and there.exists() else name_or_path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -12,6 +13,7 @@ from hyperdreambooth.cli.console import Job
 from hyperdreambooth.cli.options import (
     LOAD,
     BaseOption,
+    ClusterOption,
     DeviceOption,
     FolderOutput,
     JsonOption,
@@ -19,14 +21,19 @@ from hyperdreambooth.cli.options import (
     Machine,
     PrecisionOption,
     SeedOption,
+    WorkersOption,
     check_outputs,
+    crew_of,
     load_booth,
+    whole_path,
 )
 from hyperdreambooth.errors import UserError
 from hyperdreambooth.folders import SPLITS, read_names, write_splits
 from hyperdreambooth.progress import Progress
 
 if TYPE_CHECKING:
+    from hyperdreambooth.cluster import Cluster
+    from hyperdreambooth.fitting.preoptimize import FitShard, PreoptimizeConfig, Schedule
     from hyperdreambooth.hypernetwork.model import HyperNetwork
     from hyperdreambooth.hypernetwork.training import TrainConfig
 
@@ -98,6 +105,8 @@ def preoptimize(
     views: ViewsOption = 4,
     steps: Annotated[int | None, typer.Option(min=1, help="Of each fit.", show_default="the preset's")] = None,
     blocks: BlocksOption = True,
+    workers: WorkersOption = None,
+    cluster: ClusterOption = None,
     device: DeviceOption = None,
     precision: PrecisionOption = None,
     low_memory: LowMemoryOption = "off",
@@ -105,9 +114,10 @@ def preoptimize(
 ) -> None:
     """People to fitted LiDB numbers, many at once, for a hypernetwork to learn from."""
     check_outputs(output / "plan.json")
-    with Job(as_json) as job:
+    machine = Machine(device, precision, low_memory)
+    with Job(as_json) as job, crew_of(workers, cluster, device) as crew:
         names = None if only is None else read_names(only)
-        booth = load_booth(job, base, machine=Machine(device, precision, low_memory))
+        booth = load_booth(job, base, machine=machine)
         from hyperdreambooth.fitting import preoptimize as fitting
         from hyperdreambooth.people import ENCODE, READ, encode_people, read_people
 
@@ -119,12 +129,13 @@ def preoptimize(
         with job.phase(ENCODE):
             pictures = encode_people(booth.base, chosen, job.report)
         samples, total = 0, len(chosen.names)
+        schedule = None if crew is None else _schedule(crew, base, machine, config)
         with job.phase("fit"):
-            for report in fitting.preoptimize(booth.base, booth.adapters, chosen.names, pictures, output, config):
-                at_once = min(config.shard, total - report.people)
-                samples += config.objective.noises * at_once
-                done = report.people + int(at_once * report.step.progress)
-                job.report(Progress("fit", done, total, report.step.metrics["denoising"]))
+            for report in fitting.preoptimize(
+                booth.base, booth.adapters, chosen.names, pictures, output, config, schedule
+            ):
+                samples += config.objective.noises * min(config.shard, total - report.shard * config.shard)
+                job.report(Progress("fit", int(report.done), total, report.step.metrics["denoising"]))
         job.finish(
             folder=str(output),
             people=total,
@@ -134,6 +145,21 @@ def preoptimize(
             samples=samples,
             seed=config.objective.seed,
         )
+
+
+def _schedule(crew: Cluster, base: str, machine: Machine, config: PreoptimizeConfig) -> Schedule:
+    """How the people are fitted by a crew: each worker opens the base by itself."""
+    from hyperdreambooth.cluster import scatter
+
+    return partial(scatter, partial(_open_fitting, whole_path(base), machine, config), cluster=crew)
+
+
+def _open_fitting(base: str, machine: Machine, config: PreoptimizeConfig) -> FitShard:
+    """What a worker does first."""
+    from hyperdreambooth.fitting.preoptimize import fit_shard
+
+    booth = load_booth(Job(quiet=True), base, machine=machine)
+    return partial(fit_shard, booth.base, booth.adapters, config)
 
 
 def train(

@@ -82,6 +82,7 @@ class Evaluation:
         share: of several processes.
         together: how many people are made at once, at most; None is as many as a method can. More are sooner done, one
             at a time shows what a single person takes; the pictures are the same but for rounding.
+        patience: seconds that another process has to leave this share.
 
     Raises:
         UserError: the folder's run is of another base, other people, prompts or settings (what differs is named).
@@ -95,6 +96,7 @@ class Evaluation:
         folder: Path,
         share: Share = Share(),
         together: int | None = None,
+        patience: float = 0.0,
     ) -> None:
         self.booth, self.people, self.run, self.share = booth, people, RunFolder(folder), share
         self.asked = asked(sets)
@@ -110,7 +112,7 @@ class Evaluation:
         for name, picture in zip(people.names, people.pictures[:, 0], strict=True):
             if not self.run.reference(name).exists():
                 save_png(self.run.reference(name), to_image(picture))
-        self.writer, self._together = Writer(self.run, share.index), together
+        self.writer, self._together = Writer(self.run, share.index, patience), together
 
     def of(
         self, name: str, method: Method, people: int, progress: Callable[[Progress], None] = lambda _: None

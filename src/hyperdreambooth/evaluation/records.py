@@ -111,15 +111,15 @@ class Writer:
     """Appends records to one shard of a run; what a kill left half-written is cut off first.
 
     Raises:
-        UserError: another process writes this shard.
+        UserError: another process writes this shard, still after `patience` seconds.
     """
 
-    def __init__(self, folder: RunFolder, shard: int = 0) -> None:
+    def __init__(self, folder: RunFolder, shard: int = 0, patience: float = 0.0) -> None:
         self.path = folder.path / RECORDS / f"{shard:03d}.jsonl"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(self.path.with_suffix(".lock"))  # the system lets go of it when the process ends
         try:
-            self._lock.acquire(timeout=0)
+            self._lock.acquire(timeout=patience)
         except Timeout as error:
             raise UserError(
                 f"another process does this share of {folder.path}, expected one: wait for it, or choose another share"

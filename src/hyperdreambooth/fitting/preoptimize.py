@@ -1,14 +1,16 @@
 """Pre-optimisation: fit the LiDB numbers of many people, so that a hypernetwork can learn to predict them (eq. 2).
 
 People are fitted a shard at a time, all of a shard in one batch, from one common start under one common sequence of
-noises, timesteps and views. A folder holds the plan, the finished shards and the checkpoint of the shard in progress:
-whatever the moment a process dies, running the same again continues at the last checkpoint.
+noises, timesteps and views. A folder holds the plan, the finished shards and the checkpoints of those in progress
+(`shards.py`): whatever the moment a process dies, running the same again continues at the last checkpoint. Who fits
+which shard, and on which machine, is nobody's business here: a schedule may be given.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -16,10 +18,11 @@ import torch
 from torch import Tensor
 
 from hyperdreambooth.base.model import Base
-from hyperdreambooth.errors import UserError
-from hyperdreambooth.files import load_tensors, save_tensors
+from hyperdreambooth.errors import UserError, WrongBase
+from hyperdreambooth.files import load_tensors, locked, save_tensors
 from hyperdreambooth.fitting.fit import Objective, Pictures, fit
 from hyperdreambooth.fitting.plan import PLAN_FILE, keep_plan, read_plan
+from hyperdreambooth.fitting.shards import Manifest, Shard, ShardEntry, deal, save_people, shard_file, taken
 from hyperdreambooth.fitting.steps import Checkpoint, FitConfig, Run, StepReport
 from hyperdreambooth.lidb import Adapters, LiDBSpace
 
@@ -48,6 +51,7 @@ class PreoptimizeReport:
     total: int
     shard: int  # from 0
     step: StepReport
+    done: float  # of `total`, where people in the making count by the share of their steps
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,39 @@ def fit_people(
     )
 
 
+def fit_shard(
+    base: Base, adapters: Adapters, config: PreoptimizeConfig, shard: Shard
+) -> Iterator[tuple[int, StepReport | ShardEntry]]:
+    """Fit the people of one shard and write them; says the shard's number with each step, and at last with its entry.
+
+    It goes on at the shard's checkpoint. Of several processes that try, one fits, and the others find it done.
+
+    Raises:
+        WrongBase: this is not the base of the plan (another machine may have another one under the same name).
+        DiskFull, WorkError: the disk; the checkpoint before stays.
+    """
+    if base.fingerprint != shard.base:
+        raise WrongBase(
+            f'{shard.folder} is fitted on base {shard.base[:8]}..., a worker has "{base.name}" '
+            f"({base.fingerprint[:8]}...): put the same base on all machines"
+        )
+    with shard.fitting():
+        if not shard.output.exists():
+            run = fit_people(base, adapters, shard.pictures, config, checkpoint=shard.checkpoint)
+            for step in run:
+                yield shard.number, step
+            shard.save(run.averages["weights"])
+        Path(shard.checkpoint.path).unlink(missing_ok=True)
+    yield shard.number, ShardEntry.of(shard.output, len(shard.names))
+
+
+FitShard = Callable[[Shard], Iterator[tuple[int, StepReport | ShardEntry]]]
+"""`fit_shard` with everything that does not change from shard to shard."""
+
+Schedule = Callable[[Sequence[Shard]], Generator[tuple[int, StepReport | ShardEntry]]]
+"""Has every shard fitted by `fit_shard`, somewhere, and passes on what that says, in any order; closed, it stops."""
+
+
 def preoptimize(
     base: Base,
     adapters: Adapters,
@@ -90,6 +127,7 @@ def preoptimize(
     pictures: Pictures,
     folder: Path | str,
     config: PreoptimizeConfig,
+    schedule: Schedule | None = None,
 ) -> Iterator[PreoptimizeReport]:
     """Fit everybody into `folder`, one report per step; stop at any moment, call again to go on.
 
@@ -97,27 +135,43 @@ def preoptimize(
         names: of the N people, each once.
         pictures: V of each; any float type, moved to the base's device a shard at a time.
         folder: made if absent; `load_people` reads what is finished.
+        schedule: None fits the shards here, one after the other. Where does not decide the numbers, to the last bit on
+            machines that compute alike.
 
     Raises:
-        UserError: the folder is of other people or pictures, another base, space or settings (before the first step).
+        UserError: the folder is of other people or pictures, another base, space or settings, or another process fits
+            into it (before the first step).
+        DiskFull, WorkError: while iterating; what is finished stays.
     """
     folder = Path(folder)
     if len(names) != len(pictures.latents) or len(set(names)) != len(names):
         raise ValueError(f"got {len(set(names))} different names for {len(pictures.latents)} people, expected one each")
-    data = {"latents": pictures.latents} | ({} if pictures.masks is None else {"masks": pictures.masks})
-    keep_plan(folder, _plan(base, adapters, names, config), data)
-    if not _start(folder).exists():
-        save_tensors(_start(folder), {"start": config.space(adapters).start()})
-    for shard, first in enumerate(range(0, len(names), config.shard)):
-        people = slice(first, first + config.shard)
-        output, checkpoint = _shard(folder, shard), Checkpoint(folder / f"shard-{shard:05d}.run.safetensors")
-        if not output.exists():
-            masks = None if pictures.masks is None else pictures.masks[people]
-            run = fit_people(base, adapters, Pictures(pictures.latents[people], masks), config, checkpoint=checkpoint)
-            for step in run:
-                yield PreoptimizeReport(first, len(names), shard, step)
-            save_tensors(output, {"weights": run.averages["weights"]}, {"people": json.dumps(names[people])})
-        Path(checkpoint.path).unlink(missing_ok=True)
+    with locked(folder / "preoptimize.lock", taken(folder)):
+        data = {"latents": pictures.latents} | ({} if pictures.masks is None else {"masks": pictures.masks})
+        keep_plan(folder, _plan(base, adapters, names, config), data)
+        start = config.space(adapters).start()  # (S, 1, a + b)
+        if not _start(folder).exists():
+            save_tensors(_start(folder), {"start": start})
+        shards, manifest = deal(folder, names, pictures, config.shard, base.fingerprint), Manifest(folder)
+        missing = manifest.check(shards, start.shape)
+        here = (news for shard in missing for news in fit_shard(base, adapters, config, shard))
+        with closing(here if schedule is None else schedule(missing)) as told:
+            yield from _reports(told, shards, manifest)
+
+
+def _reports(
+    told: Iterator[tuple[int, StepReport | ShardEntry]], shards: Sequence[Shard], manifest: Manifest
+) -> Iterator[PreoptimizeReport]:
+    """Of what each shard says of itself, how far all of them are together; who is finished goes into the manifest."""
+    total, begun = sum(len(shard.names) for shard in shards), dict[int, float]()  # people's worth of steps, by shard
+    for number, news in told:
+        people = sum(entry.people for entry in manifest.entries.values())
+        if isinstance(news, ShardEntry):
+            begun.pop(number, None)
+            manifest.add(news)
+            continue
+        begun[number] = len(shards[number].names) * news.progress
+        yield PreoptimizeReport(people, total, number, news, people + sum(begun.values()))
 
 
 def write_people(
@@ -137,7 +191,7 @@ def write_people(
     plan = {"format": _FORMAT, "base": base.fingerprint, "space": asdict(space.info), "config": dict(config)}
     keep_plan(folder, {**plan, "names": list(names)}, {"weights": weights})
     save_tensors(_start(folder), {"start": space.start()})
-    save_tensors(_shard(folder, 0), {"weights": weights}, {"people": json.dumps(list(names))})
+    save_people(shard_file(folder, 0), names, weights)
 
 
 def load_people(folder: Path | str) -> FittedPeople:
@@ -160,10 +214,6 @@ def load_people(folder: Path | str) -> FittedPeople:
 
 def _start(folder: Path) -> Path:
     return folder / "start.safetensors"
-
-
-def _shard(folder: Path, shard: int) -> Path:
-    return folder / f"shard-{shard:05d}.safetensors"
 
 
 def _plan(base: Base, adapters: Adapters, names: Sequence[str], config: PreoptimizeConfig) -> dict[str, object]:

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from hyperdreambooth.errors import UserError, WorkError
-from hyperdreambooth.files import load_tensors, save_tensors
+from hyperdreambooth.files import load_metadata, load_tensors, save_tensors
 from hyperdreambooth.fitting.processes import ALONE, Processes
 
 Loss = Callable[[int], Tensor | tuple[Tensor, Mapping[str, float]]]
@@ -92,9 +92,14 @@ class StepReport:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where a run keeps itself: one safetensors file, replaced whole, never half-written."""
+    """Where a run keeps itself: one safetensors file, replaced whole, never half-written.
+
+    `of` says what it is a run of, such as a digest of all settings: the state of another one is refused. Where either
+    side says nothing, the shapes of the tensors decide alone.
+    """
 
     path: Path | str
+    of: str = ""
 
     def exists(self) -> bool:
         """Whether there is a state to resume from."""
@@ -102,15 +107,26 @@ class Checkpoint:
 
     def write(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, float]) -> None:
         """Replace the file by this state. Raises DiskFull or WorkError; the previous state then stays."""
-        save_tensors(self.path, tensors, {"format": _FORMAT, "run": json.dumps(dict(numbers))})
+        about = {"format": _FORMAT, "run": json.dumps(dict(numbers))} | ({"of": self.of} if self.of else {})
+        save_tensors(self.path, tensors, about)
 
     def read(self) -> tuple[dict[str, Tensor], dict[str, float]]:
         """The state that was last written. Raises UserError where the file is no checkpoint of a run."""
+        self.check()
         tensors, metadata = load_tensors(self.path)
+        return tensors, json.loads(metadata["run"])
+
+    def check(self) -> None:
+        """Raise BadFile where the file is not whole, UserError where it is no checkpoint, or one of another run."""
+        metadata = load_metadata(self.path)
         if metadata.get("format") != _FORMAT:
             got = metadata.get("format", "no format")
             raise UserError(f"{self.path} holds {got}, expected {_FORMAT}: choose another path for the checkpoint")
-        return tensors, json.loads(metadata["run"])
+        if self.of and metadata.get("of", self.of) != self.of:
+            raise UserError(
+                f"{self.path} is of a run with other settings ({metadata['of']}, expected {self.of}): "
+                "remove it, or run with the settings that it was saved with"
+            )
 
 
 class _Average:

@@ -1,0 +1,201 @@
+"""The folder of pre-optimised people, shard by shard: what is finished, what is missing, and who works there.
+
+    FOLDER/plan.json                    what decides the numbers, and everybody's names
+    FOLDER/start.safetensors            the common start
+    FOLDER/shard-00000.safetensors      the finished people of one shard
+    FOLDER/shard-00000.run.safetensors  the checkpoint of a shard in progress
+    FOLDER/manifest.json                file, people, bytes and hash of each finished shard
+
+A shard's file appears whole, or not at all. Lock files are there while somebody works: on the folder who deals the
+shards out, on a shard who fits it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from hyperdreambooth.errors import BadFile, UserError, WorkError
+from hyperdreambooth.files import load_tensors, locked, save_tensors, write_text
+from hyperdreambooth.fitting.fit import Pictures
+from hyperdreambooth.fitting.plan import PLAN_FILE
+from hyperdreambooth.fitting.steps import Checkpoint
+from hyperdreambooth.progress import log
+
+MANIFEST_FILE = "manifest.json"
+_FORMAT = "hyperdreambooth-people-manifest-1"
+_PATIENCE = 120.0  # seconds for a worker whose driver was killed to end too, and let go of its shard
+
+
+def shard_file(folder: Path, number: int) -> Path:
+    """The file of the finished people of a shard."""
+    return folder / f"shard-{number:05d}.safetensors"
+
+
+def save_people(path: Path, names: Sequence[str], weights: Tensor) -> None:
+    """Write the finished people of a shard, (N, S, 1, a + b)."""
+    save_tensors(path, {"weights": weights}, {"people": json.dumps(names)})
+
+
+@dataclass(frozen=True)
+class ShardEntry:
+    """One finished shard, as the manifest has it."""
+
+    file: str  # in the folder
+    people: int
+    bytes: int
+    sha256: str
+
+    @classmethod
+    def of(cls, path: Path, people: int) -> ShardEntry:
+        """The entry of a file as it is now."""
+        data = path.read_bytes()
+        return cls(path.name, people, len(data), hashlib.sha256(data).hexdigest())
+
+
+@dataclass(frozen=True)
+class Shard:
+    """People who are fitted in one batch, as whoever fits them is told of them; it may be another machine."""
+
+    folder: Path  # on a disk that all machines share
+    number: int
+    names: tuple[str, ...]
+    pictures: Pictures  # of N people
+    base: str  # fingerprint of the base that they are to be fitted on
+    plan: str  # digest of the folder's plan
+
+    def __getstate__(self) -> dict[str, object]:
+        # A slice of a tensor is pickled with everybody's numbers, unless it is copied.
+        masks = None if self.pictures.masks is None else self.pictures.masks.clone()
+        return self.__dict__ | {"pictures": Pictures(self.pictures.latents.clone(), masks)}
+
+    @property
+    def output(self) -> Path:
+        """The file of the finished people."""
+        return shard_file(self.folder, self.number)
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """Where the fit keeps itself; of the folder's plan alone."""
+        return Checkpoint(self.folder / f"shard-{self.number:05d}.run.safetensors", self.plan)
+
+    @contextmanager
+    def fitting(self) -> Iterator[None]:
+        """Be the only one who fits them. Raises WorkError where another does not end, UserError in no such folder."""
+        if not (self.folder / PLAN_FILE).is_file():
+            raise UserError(
+                f"{self.folder} has no {PLAN_FILE} on {platform.node()}, expected the folder that the command writes: "
+                "put it on a disk that all machines share, under the same path"
+            )
+        taken = WorkError(f"another process has been fitting {self.output} for long: end it, and run again")
+        with locked(self.output.with_suffix(".lock"), taken, _PATIENCE):
+            yield
+
+    def save(self, weights: Tensor) -> None:
+        """Write the finished people (N, S, 1, a + b)."""
+        save_people(self.output, self.names, weights)
+
+    def fault(self, shape: Sequence[int]) -> str | None:
+        """What is wrong with the finished file, where the people's numbers should be (N, *shape); None is nothing."""
+        try:
+            tensors, metadata = load_tensors(self.output)
+        except BadFile:
+            return "is cut short or damaged"
+        weights = tensors.get("weights")
+        if weights is None or weights.shape != (len(self.names), *shape):
+            return "holds numbers of another shape"
+        if metadata.get("people") != json.dumps(self.names):
+            return "holds other people"
+        return None if weights.isfinite().all() else "holds numbers that are not finite"
+
+
+def deal(folder: Path, names: Sequence[str], pictures: Pictures, size: int, base: str) -> list[Shard]:
+    """Everybody in shards of so many, in the order of the plan, which the folder has already."""
+    plan = hashlib.sha256((folder / PLAN_FILE).read_bytes()).hexdigest()[:16]
+    shards = []
+    for number, first in enumerate(range(0, len(names), size)):
+        people = slice(first, first + size)
+        masks = None if pictures.masks is None else pictures.masks[people]
+        own = Pictures(pictures.latents[people], masks)
+        shards.append(Shard(folder.resolve(), number, tuple(names[people]), own, base, plan))
+    return shards
+
+
+class Manifest:
+    """What is finished in a folder. It follows from the shards themselves: a manifest that is lost is made again.
+
+    Attributes:
+        entries: by file.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / MANIFEST_FILE
+        self.entries = _read(self._path)
+
+    def check(self, shards: Sequence[Shard], shape: Sequence[int]) -> list[Shard]:
+        """The shards that are still to be fitted. Files that are not what they were are removed, with a note.
+
+        Raises:
+            UserError: a checkpoint is of other settings.
+        """
+        before, self.entries, missing = self.entries, {}, []
+        for shard in shards:
+            if shard.output.exists():
+                entry = ShardEntry.of(shard.output, len(shard.names))
+                known = before.get(entry.file)
+                fault = None if known == entry else shard.fault(shape)
+                if fault is None and known not in (None, entry):
+                    fault = "is not what was written"
+                if fault is None:
+                    self.entries[entry.file] = entry
+                    Path(shard.checkpoint.path).unlink(missing_ok=True)
+                    continue
+                log.warning("%s %s: its %d people are fitted again", shard.output, fault, len(shard.names))
+                shard.output.unlink()
+            missing.append(shard)
+            _check_checkpoint(shard.checkpoint)
+        if self.entries != before:
+            self._write()
+        return missing
+
+    def add(self, entry: ShardEntry) -> None:
+        """Note a shard as finished. Raises DiskFull or WorkError."""
+        self.entries[entry.file] = entry
+        self._write()
+
+    def _write(self) -> None:
+        shards = [asdict(self.entries[file]) for file in sorted(self.entries)]
+        write_text(self._path, json.dumps({"format": _FORMAT, "shards": shards}, indent=1) + "\n")
+
+
+def _read(path: Path) -> dict[str, ShardEntry]:
+    try:
+        return {one["file"]: ShardEntry(**one) for one in json.loads(path.read_text())["shards"]}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        log.warning("%s cannot be read (%s): it is made again", path, type(error).__name__)
+        return {}
+
+
+def _check_checkpoint(checkpoint: Checkpoint) -> None:
+    try:
+        if checkpoint.exists():
+            checkpoint.check()
+    except BadFile:
+        log.warning("%s is cut short or damaged: that shard begins anew", checkpoint.path)
+        Path(checkpoint.path).unlink()
+
+
+def taken(folder: Path) -> UserError:
+    """The error of a folder that somebody else deals out."""
+    return UserError(
+        f"another process fits people into {folder}, expected one at a time: wait for it, or choose another folder"
+    )

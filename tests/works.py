@@ -1,0 +1,39 @@
+"""What tests have Ray workers do where only the scheduling counts: nothing heavy is imported."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+
+from hyperdreambooth.errors import DiskFull
+
+
+def open_counting() -> Callable[[int], Iterator[tuple[int, int, int]]]:
+    """Task, part and process, three times."""
+    return lambda task: ((task, part, os.getpid()) for part in range(3))
+
+
+def open_deadly() -> Callable[[int], Iterator[int]]:
+    """Task 1 kills whoever tries it."""
+
+    def work(task: int) -> Iterator[int]:
+        if task == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield task
+
+    return work
+
+
+def open_full() -> Callable[[int], Iterator[int]]:
+    """Every worker comes as far as its first report."""
+
+    def work(task: int) -> Iterator[int]:
+        yield task
+        raise DiskFull("no room to write a shard: free some space and run again")
+
+    return work
+
+
+def open_wrong() -> Callable[[int], Iterator[int]]:
+    raise LookupError("nothing can be opened")
