@@ -140,6 +140,17 @@ def test_of_two_at_once_the_second_is_refused(world: World, finished: Path, tmp_
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(path.name for path in finished.iterdir())
 
 
+def test_what_killed_processes_left_is_gone_at_the_end(world: World, finished: Path, tmp_path: Path) -> None:
+    everybody(world, tmp_path, 2)
+    left = [tmp_path / ".fa4ad09335e5.part.safetensors", tmp_path / "shard-00000.lock"]
+    for path in left:
+        path.write_bytes(b"half")
+    everybody(world, tmp_path, 2)
+    assert left[0].exists()  # others may still be at work
+    everybody(world, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(path.name for path in finished.iterdir())
+
+
 def test_in_any_order_they_are_the_same_people(world: World, finished: Path, tmp_path: Path) -> None:
     def backwards(shards: Sequence[Shard]) -> Generator[tuple[int, StepReport | ShardEntry]]:
         for shard in reversed(shards):

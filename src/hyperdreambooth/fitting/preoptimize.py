@@ -22,7 +22,7 @@ from hyperdreambooth.errors import UserError, WrongBase
 from hyperdreambooth.files import load_tensors, locked, save_tensors
 from hyperdreambooth.fitting.fit import Objective, Pictures, fit
 from hyperdreambooth.fitting.plan import PLAN_FILE, keep_plan, read_plan
-from hyperdreambooth.fitting.shards import Manifest, Shard, ShardEntry, deal, save_people, shard_file, taken
+from hyperdreambooth.fitting.shards import Manifest, Shard, ShardEntry, deal, save_people, shard_file, taken, tidy
 from hyperdreambooth.fitting.steps import Checkpoint, FitConfig, Run, StepReport
 from hyperdreambooth.lidb import Adapters, LiDBSpace
 
@@ -157,6 +157,7 @@ def preoptimize(
         here = (news for shard in missing for news in fit_shard(base, adapters, config, shard))
         with closing(here if schedule is None else schedule(missing)) as told:
             yield from _reports(told, shards, manifest)
+        tidy(folder)
 
 
 def _reports(

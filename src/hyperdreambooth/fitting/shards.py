@@ -194,6 +194,13 @@ def _check_checkpoint(checkpoint: Checkpoint) -> None:
         Path(checkpoint.path).unlink()
 
 
+def tidy(folder: Path) -> None:
+    """Remove what killed processes left in a folder in which everybody is finished: halves of files, and locks."""
+    for pattern in (".*.part.*", "shard-?????.lock"):
+        for path in folder.glob(pattern):
+            path.unlink(missing_ok=True)
+
+
 def taken(folder: Path) -> UserError:
     """The error of a folder that somebody else deals out."""
     return UserError(
