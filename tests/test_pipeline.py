@@ -149,7 +149,7 @@ def test_settings_without_sense_are_refused(settings: dict[str, int]) -> None:
 
 def test_full_space_relaxation(booth: HyperDreamBooth, portrait_file: Path, tmp_path: Path) -> None:
     alice = booth.personalize(portrait_file, steps=2, noises=1, relax="lora", rank=2)
-    assert alice.lora is not None and alice.lora.shape == (LoRALayout(booth.space.spoken.sites, 2).size,)
+    assert alice.lora is not None and alice.lora.shape == (LoRALayout(booth.space.sites, 2).size,)
     alice.save(tmp_path / "alice.safetensors", "fp32")
     back = booth.open(tmp_path / "alice.safetensors")
     assert torch.equal(booth.draw(back, "a [V] face", QUICK), booth.draw(alice, "a [V] face", QUICK))

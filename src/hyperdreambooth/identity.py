@@ -72,7 +72,7 @@ class Identity:
         return sum(int(tensor.numel()) for tensor in (*self._parts().values(), self.lora) if tensor is not None)
 
     def _parts(self) -> dict[str, Tensor]:
-        """The numbers as a file holds them: of the sites that are spoken of, and of the blocks, each in its own ranks.
+        """The numbers as a file holds them: of the 192-layer rule's sites, and of the blocks, each in its own ranks.
 
         Those that were fine-tuned in the blocks have one rank elsewhere, the prediction, and several there.
         """

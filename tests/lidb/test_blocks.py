@@ -100,7 +100,7 @@ def test_the_blocks_of_stable_diffusion() -> None:
     assert [site.path.split(".")[0] for site in blocks] == sorted(
         (site.path.split(".")[0] for site in blocks), key=("down_blocks", "mid_block", "up_blocks").index
     )
-    assert 192 * 150 + 6 * len(blocks) * 150 <= 120_000  # a prediction and six ranks in int8
+    assert 192 * 150 + (1 + 6) * len(blocks) * 150 <= 115_000  # a prediction and six ranks; int8 has scales beside
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "fp16", "int8"])

@@ -88,7 +88,7 @@ def find_sites(
 def find_blocks(unet: nn.Module) -> tuple[Site, ...]:
     """The layers of the U-Net's residual blocks in order of execution: where fine-tuning sharpens a person.
 
-    They are beside the rule, and no hypernetwork speaks of them: docs/notes.md has what they hold of a person.
+    They are beside the paper's rule: docs/notes.md has what they hold of a person.
     """
     found = []
     for path, layer in unet.named_modules():

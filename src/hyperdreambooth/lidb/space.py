@@ -56,7 +56,8 @@ class LiDBSpace:
         b: dimensions of the basis on each layer's output, below every m.
         seed: seed of the bases and of the start.
         scale: factor of dW.
-        spoken_sites: how many of the first sites a hypernetwork speaks of; 0 is all of them.
+        spoken_sites: how many of the first sites are of the paper's 192-layer rule, of which the paper's hypernetwork
+            speaks; those behind are the residual blocks'. 0 is all of them.
 
     Raises:
         SiteTooNarrow: a >= n or b >= m at some layer.
@@ -79,12 +80,12 @@ class LiDBSpace:
 
     @cached_property
     def spoken(self) -> "LiDBSpace":
-        """The space of the first sites alone, in which hypernetworks speak and people are until they are fine-tuned."""
+        """The space of the 192-layer rule's sites alone, which is the paper's."""
         return replace(self, sites=self.sites[: self.spoken_sites], spoken_sites=0) if self.spoken_sites else self
 
     @property
     def blocks(self) -> int:
-        """How many of the sites are the residual blocks', which no hypernetwork speaks of."""
+        """How many of the sites are the residual blocks', behind those of the 192-layer rule."""
         return len(self.sites) - len(self.spoken.sites)
 
     def of(self, *persons: Tensor) -> "LiDBSpace":
