@@ -91,7 +91,8 @@ class Adapters:
 
         Args:
             weights: packed LiDB numbers of one person (S, R, a + b), or of N persons (N, S, R, a + b), or None; of all
-                sites, or of the space's `spoken` ones. With N persons a batch of c * N rows is the N persons tiled c times.
+                sites, or of the space's `spoken` ones. With N persons a batch of c * N rows is the N persons tiled c
+                times.
             lora: full-space factors on the same sites, flat (size,) or (N, size) as in LoRALayout, or None.
             first: number of the first site that `weights` are of, where they are of the last ones alone.
             under: what `weights_with` made, which all wear in the place of the layers' own weights.
