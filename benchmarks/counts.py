@@ -1,10 +1,10 @@
-"""FLOPs and parameters of Stable Diffusion 1.5 and of the hypernetwork, counted from shapes; and what a device can do."""
+"""FLOPs and parameters of a base and of the hypernetwork, counted from shapes; and what a device can do."""
 
 from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,11 +30,11 @@ PUBLISHED = {
     "VAE (parameters)": 83_653_863,
     "ViT-H (parameters)": 630_764_800,
 }
-"""Counted by hand on Stable Diffusion 1.5 at 512 pixels and ViT-H/14 at 224; with one picture, products of attention in."""
+"""Of Stable Diffusion 1.5 at 512 pixels and ViT-H/14 at 224, one picture, products of attention in."""
 
 
 class Counted(NamedTuple):
-    """A quantity as it is counted here, and as it was counted by hand, or None."""
+    """A quantity as it is counted here, and as it was counted by hand before, or None."""
 
     name: str
     value: float
@@ -104,21 +104,23 @@ def _counted(name: str, value: float) -> Counted:
     return Counted(name, value, PUBLISHED.get(name))
 
 
-def matmul_peak(device: torch.device, dtype: torch.dtype, side: int, seconds: float = 2.0) -> float:
-    """FLOP/s of the product of two matrices (side, side): the fastest of those that are done in so many seconds."""
+def matmul_peak(device: torch.device, dtype: torch.dtype, side: int, times: int = 10) -> float:
+    """FLOP/s of the product of two matrices (side, side), the fastest of so many."""
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(side, side, generator=generator).to(device, dtype) for _ in range(2))
-    fastest, began = float("inf"), time.perf_counter()
-    while time.perf_counter() - began < seconds or fastest == float("inf"):
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        start = time.perf_counter()
-        product = a @ b
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        fastest = min(fastest, time.perf_counter() - start)
-    del product
-    return 2 * side**3 / fastest
+    return 2 * side**3 / min(seconds_of(lambda: a @ b, device) for _ in range(times))
+
+
+def seconds_of(work: Callable[[], object], device: torch.device) -> float:
+    """Seconds until a device has done a piece of work; of a CPU's single thread, those that it spent on it."""
+    clock = time.process_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    began = clock()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return clock() - began
 
 
 def device_name(device: torch.device) -> str:

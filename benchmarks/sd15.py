@@ -5,14 +5,14 @@
 
 Speed does not depend on what the numbers are, so no weights are fetched. FLOPs are counted on the operations that run
 (a multiply-add is two), and the peak that shares are taken of is that of a large matrix product, measured in the same
-run. On a CPU the phases are cut to a few steps: the table says to how many.
+run. On a CPU the phases are cut to a few steps: the table says to how many. Seconds of a CPU's single thread are those
+that it spends here: other work on the machine does not count.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from benchmarks.counts import Counted, counts, device_name, matmul_peak
+from benchmarks.counts import Counted, counts, device_name, matmul_peak, seconds_of
 from benchmarks.memory import _layout, peak_bytes, random_base
 from benchmarks.plain_lora import PlainLora
 from hyperdreambooth.base.hardware import PRECISIONS, choose, name_of
@@ -42,7 +42,7 @@ from hyperdreambooth.lidb import Adapters, inject
 from hyperdreambooth.pipeline import space_of
 
 PROMPT = "a [V] face"
-OURS, PLAIN = "fine-tune, 1 noise", "plain diffusers + PEFT, rank 4"
+OURS = "fine-tune, 1 noise"
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ class Bench:
         config = replace(preset, fit=replace(preset.fit, steps=1 + self.amount.fit_steps))
         for people in self.amount.people:
             pictures = Pictures(self.latents.expand(people, 1, *self.latents.shape[1:]))
-            name = f"pre-optimise, {people} people x {preset.objective.noises} noises"
+            name = f"pre-optimise, batch of {people} x {preset.objective.noises} noises"
             run = fit_people(self.base, self.adapters, pictures, config)
             try:
                 row = self._steps(name, run, self.amount.fit_steps, "step of all")
@@ -160,7 +160,7 @@ class Bench:
             yield row
 
     def _mixed(self) -> Iterator[Row]:
-        """One pass of the U-Net over N rows that wear nobody, one person, and N different ones."""
+        """One pass of the U-Net over N rows that wear nobody (as if merged), one person, and N different ones."""
         base, space = self.base, self.adapters.space
         rank = FINETUNE["lidb"].config.rank
         for count in self.amount.rows:
@@ -168,19 +168,19 @@ class Bench:
             latents = self.latents.expand(count, *self.latents.shape[1:])
             timestep = torch.zeros((), dtype=torch.long, device=base.device)
             states = torch.zeros(count, *base.encode_prompts([PROMPT]).shape[1:], device=base.device)
-            for who, worn in (("nobody", None), ("one person", people[0]), (f"{count} people", people)):
+            for who, worn in (("nobody", None), ("one person", people[0]), ("a person each", people)):
 
                 def work(latents: Tensor = latents, states: Tensor = states, timestep: Tensor = timestep) -> Tensor:
                     return base.predict(latents, timestep, states)
 
                 with torch.inference_mode(), self.adapters.use(worn):
-                    yield self._timed(f"U-Net, {count} rows of {who}", "pass", work)
+                    yield self._timed(f"U-Net, batch of {count}, {who}", "pass", work)
 
     def _timed(self, phase: str, unit: str, work: Callable[[], object], facts: dict[str, float] | None = None) -> Row:
         """Some work, after once that is counted and warms up."""
         self._forget_peak()
         flops = count_flops(work)
-        seconds = [self._seconds(work) for _ in range(self.amount.repeats)]
+        seconds = [seconds_of(work, self.base.device) for _ in range(self.amount.repeats)]
         return Row(phase, unit, median(seconds), flops, peak_bytes(self.base.device), dict(facts or {}))
 
     def _steps(self, phase: str, run: Iterable[object], count: int, unit: str = "step") -> Row:
@@ -188,19 +188,8 @@ class Bench:
         self._forget_peak()
         steps = iter(run)
         flops = count_flops(lambda: next(steps))
-        seconds = [self._seconds(lambda: next(steps)) for _ in range(count)]
+        seconds = [seconds_of(lambda: next(steps), self.base.device) for _ in range(count)]
         return Row(phase, unit, median(seconds), flops, peak_bytes(self.base.device))
-
-    def _seconds(self, work: Callable[[], object]) -> float:
-        self._settle()
-        began = time.perf_counter()
-        work()
-        self._settle()
-        return time.perf_counter() - began
-
-    def _settle(self) -> None:
-        if self.base.device.type == "cuda":
-            torch.cuda.synchronize(self.base.device)
 
     def _forget_peak(self) -> None:
         if self.base.device.type == "cuda":
@@ -257,20 +246,23 @@ def table(result: dict[str, Any]) -> Table:
     )
     shown = Table("phase", "seconds", "of a", "TFLOP", "TFLOP/s", "share", "peak (GB)", "", title=title)
     for row in result["rows"]:
-        rate = row["flops"] / row["seconds"]
         facts = ", ".join(f"{name} {value:,.3g}" for name, value in row["facts"].items())
         ratio = result["plain over ours"].get(row["phase"])
         shown.add_row(
             row["phase"],
             f"{row['seconds']:.3g}",
             row["unit"],
-            f"{row['flops'] / 1e12:.3f}",
-            f"{rate / 1e12:.3g}",
+            _tera(row["flops"]),
+            _tera(row["flops"] / row["seconds"]),
             f"{row['share']:.0%}",
             f"{row['peak_bytes'] / 1e9:.2f}",
             facts if ratio is None else f"{ratio:.2f} x ours",
         )
     return shown
+
+
+def _tera(value: float) -> str:
+    return f"{value / 1e12:,.3g}"
 
 
 def counted_table(counted: Iterable[Counted]) -> Table:

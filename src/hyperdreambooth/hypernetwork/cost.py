@@ -19,7 +19,27 @@ from hyperdreambooth.hypernetwork.model import HyperNetwork, HyperNetworkConfig,
 from hyperdreambooth.hypernetwork.training import TrainConfig, set_trained
 from hyperdreambooth.lidb import Adapters
 
-Shape = Sequence[int]
+_Shape = Sequence[int]
+
+
+def _attention_flops(q: _Shape, k: _Shape, v: _Shape, *_: object, **__: object) -> int:
+    """Of shapes (B, H, T, D)."""
+    return int(sdpa_flop_count(q, k, v))
+
+
+def _attention_backward_flops(_: _Shape, q: _Shape, k: _Shape, v: _Shape, *__: object, **___: object) -> int:
+    """Two products, each with two gradients."""
+    return 2 * _attention_flops(q, k, v)
+
+
+_FUSED = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # of which torch has no formula
+_BACKWARD = (
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward,
+    torch.ops.aten._scaled_dot_product_flash_attention_backward,
+    torch.ops.aten._scaled_dot_product_efficient_attention_backward,
+    torch.ops.aten._scaled_dot_product_cudnn_attention_backward,
+)
+_FORMULAS = {_FUSED: _attention_flops} | dict.fromkeys(_BACKWARD, _attention_backward_flops)
 
 
 @dataclass(frozen=True)
@@ -101,35 +121,14 @@ def count_flops(work: Callable[[], object]) -> int:
 
     A multiply-add is two. What attention computes a second time, to save memory, is not counted.
     """
-    aten = torch.ops.aten
-    formulas = {aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}  # for which torch has none
-    formulas |= dict.fromkeys(
-        (
-            aten._scaled_dot_product_flash_attention_for_cpu_backward,
-            aten._scaled_dot_product_flash_attention_backward,
-            aten._scaled_dot_product_efficient_attention_backward,
-            aten._scaled_dot_product_cudnn_attention_backward,
-        ),
-        _attention_backward_flops,
-    )
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # a whole layer in one operation, which has no formula
     try:
-        with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
+        with FlopCounterMode(display=False, custom_mapping=_FORMULAS) as counter:
             work()
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
     return int(counter.get_total_flops())
-
-
-def _attention_flops(q: Shape, k: Shape, v: Shape, *_: object, **__: object) -> int:
-    """Of shapes (B, H, T, D)."""
-    return int(sdpa_flop_count(q, k, v))
-
-
-def _attention_backward_flops(_: Shape, q: Shape, k: Shape, v: Shape, *__: object, **___: object) -> int:
-    """Two products, each with two gradients."""
-    return 2 * _attention_flops(q, k, v)
 
 
 def _step(network: HyperNetwork, base: Base, adapters: Adapters, people: int, noises: int, prompt: str) -> None:
