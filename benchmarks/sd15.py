@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import median
@@ -42,6 +42,7 @@ from hyperdreambooth.lidb import Adapters, inject
 from hyperdreambooth.pipeline import space_of
 
 PROMPT = "a [V] face"
+PHASES = ("hypernetwork", "encode", "finetune", "picture", "preoptimise", "mixed", "plain")
 OURS = "fine-tune, 1 noise"
 
 
@@ -90,48 +91,56 @@ class Bench:
         side = base.picture_size
         self.face = torch.rand(1, 3, side, side, generator=self.generator).to(base.device)
         self.latents = base.noise(1, self.generator)
-        self.prediction: Tensor | None = None
 
-    def rows(self) -> Iterator[Row]:
-        """All phases; the base is without adapters then."""
-        yield from self._hypernetwork()
-        with torch.no_grad():
-            yield self._timed("VAE encode", "picture", lambda: self.base.encode_pictures(self.face))
-        for noises in self.amount.noises:
-            yield self._finetune(noises)
-        yield self._picture()
-        yield from self._preoptimize()
-        yield from self._mixed()
-        self.adapters.eject()
-        for name, plain in (
-            ("rank 1", PlainLora(1)),
-            ("rank 4", PlainLora(4)),
-            ("rank 4, encodes", PlainLora(4, True)),
-        ):
-            losses = plain.losses(self.base, self.face, self.generator)
-            yield self._steps(f"plain diffusers + PEFT, {name}", losses, self.amount.steps)
-            losses.close()
+    def rows(self, phases: Sequence[str]) -> Iterator[Row]:
+        """The phases by name; after "plain" the base is without adapters."""
+        methods = (
+            self._hypernetwork,
+            self._encode,
+            self._finetune,
+            self._picture,
+            self._preoptimise,
+            self._mixed,
+            self._plain,
+        )
+        for phase, method in zip(PHASES, methods, strict=True):
+            if phase in phases:
+                yield from method()
 
     def _hypernetwork(self) -> Iterator[Row]:
         """In float32, as `personalize` runs it."""
         network = random_hypernetwork(PRESETS[self.preset], self.adapters.space, "").to(self.base.device).eval()
-        self.prediction = network.predict(self.face)  # (1, S, 1, a + b)
         with torch.no_grad():
             yield self._timed(f"encoder of {self.preset}", "picture", lambda: network.encoder(self.face))
         rounds = network.config.rounds
         yield self._timed(f"hypernetwork, {rounds} rounds", "picture", lambda: network.predict(self.face))
 
-    def _finetune(self, noises: int) -> Row:
-        config = FINETUNE["lidb"].config
-        objective = replace(config.objective, noises=noises)
-        config = replace(config, objective=objective, fit=replace(config.fit, steps=1 + self.amount.steps))
-        masks = face_masks(self.latents)
-        tuning = finetune(self.base, self.adapters, self.latents, self.prediction, config, masks=masks)
-        row = self._steps(f"fine-tune, {noises} noise{'s' * (noises > 1)}", tuning, self.amount.steps)
-        row.facts["40 steps (s)"] = 40 * row.seconds
-        return row
+    def _encode(self) -> Iterator[Row]:
+        with torch.no_grad():
+            yield self._timed("VAE encode", "picture", lambda: self.base.encode_pictures(self.face))
 
-    def _picture(self) -> Row:
+    def _finetune(self) -> Iterator[Row]:
+        """On a prediction that changes nothing yet, on the sites that the hypernetwork speaks of."""
+        preset, space = FINETUNE["lidb"].config, self.adapters.space
+        predicted = (space if PRESETS[self.preset].blocks else space.spoken).start().unsqueeze(0)  # (1, S, 1, a + b)
+        masks = face_masks(self.latents)
+        for noises in self.amount.noises:
+            objective = replace(preset.objective, noises=noises)
+            config = replace(preset, objective=objective, fit=replace(preset.fit, steps=1 + self.amount.steps))
+            tuning = finetune(self.base, self.adapters, self.latents, predicted, config, masks=masks)
+            row = self._steps(f"fine-tune, {noises} noise{'s' * (noises > 1)}", tuning, self.amount.steps)
+            row.facts["40 steps (s)"] = 40 * row.seconds
+            yield row
+
+    def _plain(self) -> Iterator[Row]:
+        self.adapters.eject()
+        for plain in (PlainLora(1), PlainLora(4), PlainLora(4, encodes=True)):
+            losses = plain.losses(self.base, self.face, self.generator)
+            name = f"plain loop, rank {plain.rank}" + ", encodes" * plain.encodes
+            yield self._steps(name, losses, self.amount.steps)
+            losses.close()
+
+    def _picture(self) -> Iterator[Row]:
         """A guided picture of one person, the person in both answers, from the prompt to the decoded picture."""
         steps, space = self.amount.sampler_steps, self.adapters.space
         weights = 0.01 * torch.randn(len(space.sites), 1, space.width, generator=self.generator)
@@ -142,9 +151,9 @@ class Bench:
             return draw(self.base, self.adapters, [person], [PROMPT], config)
 
         name = f"guided picture, {steps} step{'s' * (steps > 1)}"
-        return self._timed(name, "picture", work, {"passes": float(self.base.evaluations(steps))})
+        yield self._timed(name, "picture", work, {"passes": float(self.base.evaluations(steps))})
 
-    def _preoptimize(self) -> Iterator[Row]:
+    def _preoptimise(self) -> Iterator[Row]:
         """Seconds are of a step of everybody; people per hour by the preset's steps and noises."""
         preset = PreoptimizeConfig()
         config = replace(preset, fit=replace(preset.fit, steps=1 + self.amount.fit_steps))
@@ -217,10 +226,12 @@ def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     with console.status("the peak of a matrix product"):
         peak = matmul_peak(device, dtype, amount.matmul)
     rows: list[Row] = []
-    with console.status("hypernetwork") as status:
-        for row in Bench(base, options.preset, amount).rows():
-            status.update(f"{len(rows) + 1} phases measured, the last {row.phase}: {row.seconds:.3g} s")
+    with console.status("the bases of the adapters") as status:
+        for row in Bench(base, options.preset, amount).rows(options.phases):
             rows.append(row)
+            status.update(f"{len(rows)} rows measured, the last {row.phase}: {row.seconds:.3g} s")
+            if not console.is_terminal:
+                console.print(f"{row.phase}: {row.seconds:.3g} s")
     return facts | {"peak": peak, "rows": [asdict(row) | {"share": row.rate / peak} for row in rows], **ratios(rows)}
 
 
@@ -297,6 +308,7 @@ def main() -> None:
     parser.add_argument("--device", help="cpu, cuda, mps; what the hardware does well")
     parser.add_argument("--precision", choices=list(PRECISIONS), help="what the hardware does well")
     parser.add_argument("--channels-last", action="store_true", help="the U-Net's convolutions in that order")
+    parser.add_argument("--phases", nargs="+", choices=PHASES, default=list(PHASES), help="what is timed")
     parser.add_argument("--steps", type=int, help="of fine-tuning and of the plain loop")
     parser.add_argument("--noises", type=int, nargs="+", help="of a step of fine-tuning")
     parser.add_argument("--sampler-steps", type=int, help="of a picture")
