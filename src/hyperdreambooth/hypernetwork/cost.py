@@ -90,7 +90,7 @@ def training_cost(sizes: HyperNetworkConfig, base: Base, adapters: Adapters, con
                 people = config.both_batch if noises else config.weights_batch
                 _step(network, base, adapters, people, noises, config.prompt)
 
-            kept = _Kept(held)
+            kept = Kept(held)
             with kept:
                 flops = count_flops(step)
             phases[name] = PhaseCost(fit.steps, fit.accumulate * flops, kept.bytes)
@@ -110,7 +110,7 @@ def training_cost(sizes: HyperNetworkConfig, base: Base, adapters: Adapters, con
 def shapes_alone() -> Iterator[FakeTensorMode]:
     """Inside, operations give tensors of the right shape, dtype and device without numbers, in no time and memory.
 
-    Tensors from outside may take part, and are not changed.
+    Tensors from outside may take part, and are not changed; if they require gradients, those they get have no numbers.
     """
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         yield mode
@@ -150,7 +150,7 @@ def _pictures(network: HyperNetwork, count: int) -> Tensor:
     return torch.zeros(count, 3, side, side, device=network.start.device)
 
 
-class _Kept(saved_tensors_hooks):
+class Kept(saved_tensors_hooks):
     """Inside, what autograd keeps is noted, each storage once, without those that are held anyway."""
 
     def __init__(self, held: set[int]) -> None:
