@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.memory import random_base
 from hyperdreambooth.base.diffusion import denoising_loss
 from hyperdreambooth.base.model import Base
-from hyperdreambooth.hypernetwork.cost import count_flops, shapes_alone
+from hyperdreambooth.hypernetwork.cost import Kept, count_flops, shapes_alone
 from hyperdreambooth.hypernetwork.model import PRESETS, random_hypernetwork
-from hyperdreambooth.lidb import Adapters
+from hyperdreambooth.lidb import Adapters, inject
+from hyperdreambooth.pipeline import space_of
 
 PUBLISHED = {
     "U-Net, forward (GFLOP)": 803.3,
@@ -41,12 +44,18 @@ class Counted(NamedTuple):
     published: float | None
 
 
-def counts(base: Base, adapters: Adapters, preset: str) -> Iterator[Counted]:
-    """Every quantity, one after the other, of one picture of the base's size; nothing is computed."""
-    device, first = base.device, torch.zeros((), device=base.device)
-    latents, timestep = first.expand(1, *base.latent_shape), torch.zeros(1, dtype=torch.long, device=device)
-    picture = first.expand(1, 3, base.picture_size, base.picture_size)
-    with shapes_alone():
+def counts(layout: Path, size: int | None, a: int, b: int, preset: str) -> Iterator[Counted]:
+    """Every quantity, one after the other, of one picture of a layout and of a hypernetwork; nothing is computed.
+
+    size, a, b: as of `random_base`.
+    """
+    mode = shapes_alone()
+    base = random_base(layout, size, a, b, mode)
+    with mode:
+        adapters = inject(base.adapted, space_of(base))
+        latents, timestep = torch.zeros(1, *base.latent_shape), torch.zeros(1, dtype=torch.long)
+        picture = torch.zeros(1, 3, base.picture_size, base.picture_size)
+        held = [t for one in (base.vae, *base.adapted.values()) for t in (*one.parameters(), *one.buffers())]
         with torch.no_grad():
             states = base.encode_prompts([""])
 
@@ -59,36 +68,40 @@ def counts(base: Base, adapters: Adapters, preset: str) -> Iterator[Counted]:
             yield _giga("text encoder, 77 tokens", count_flops(lambda: base.encode_prompts([""])))
             yield _giga("VAE, encode", count_flops(lambda: base.encode_pictures(picture)))
             yield _giga("VAE, decode", count_flops(lambda: base.decode(latents)))
-        for name, shape in _worn(adapters).items():
-            worn = torch.zeros(1, *shape, device=device, requires_grad=True)
-
-            def step(worn: Tensor = worn) -> None:
-                with adapters.use(worn):
-                    denoising_loss(base, latents, states, timestep, latents).sum().backward()
-
-            yield _giga(f"U-Net, forward and backward of {name}", count_flops(step))
+        spoken = adapters.space.spoken.start().unsqueeze(0).requires_grad_()  # (1, S, 1, a + b)
+        yield _giga("U-Net, forward and backward of rank 1", count_flops(_step(base, adapters, spoken, states, 1)))
+        everywhere = adapters.space.start().unsqueeze(0).requires_grad_()
+        for noises in (1, 4):
+            kept = Kept(held)
+            with kept:
+                flops = count_flops(_step(base, adapters, everywhere, None, noises))
+            name = f"a person's step of {noises} noise{'s' * (noises > 1)}"
+            yield _giga(name, flops)
+            yield _counted(f"{name}, kept in float32 (bytes)", kept.bytes)
         for network, module in (("U-Net", base.unet), ("text encoder", base.text_encoder), ("VAE", base.vae)):
             yield _parameters(network, module)
-        with device, torch.no_grad():
+        with torch.no_grad():
             network = random_hypernetwork(PRESETS[preset], adapters.space, "").eval()
             side = network.config.encoder.picture_size
             face = torch.zeros(1, 3, side, side)
             name = "ViT-H" if preset == "vit-h" else "encoder"
             yield _giga(name, count_flops(lambda: network.encoder(face)))
-            features = network.encoder(face)
-            sites = len(network.space.sites)
-            yield _giga(f"decoder, one round of {sites} sites", count_flops(lambda: network.decode(features, 1)))
+            yield _giga(f"prediction, {network.config.rounds} rounds", count_flops(lambda: network(face)))
             yield _parameters(name, network.encoder)
             yield _parameters("decoder", network, network.encoder)
 
 
-def _worn(adapters: Adapters) -> dict[str, tuple[int, int, int]]:
-    """What is trained, (S, R, a + b), by name."""
-    space = adapters.space
-    return {
-        "rank 1": (len(space.spoken.sites), 1, space.width),
-        "6 ranks on all sites": (len(space.sites), 6, space.width),
-    }
+def _step(base: Base, adapters: Adapters, worn: Tensor, states: Tensor | None, noises: int) -> Callable[[], None]:
+    """Forward and backward of one person who wears (1, S, R, a + b); states: None reads the prompt on the way."""
+
+    def work() -> None:
+        latents = torch.zeros(noises, *base.latent_shape)
+        with adapters.use(worn):
+            read = base.encode_prompts([""]) if states is None else states  # (1, L, D)
+            timesteps = torch.zeros(noises, dtype=torch.long)
+            denoising_loss(base, latents, read.repeat(noises, 1, 1), timesteps, latents).sum().backward()
+
+    return work
 
 
 def _giga(name: str, flops: int) -> Counted:
@@ -104,11 +117,19 @@ def _counted(name: str, value: float) -> Counted:
     return Counted(name, value, PUBLISHED.get(name))
 
 
-def matmul_peak(device: torch.device, dtype: torch.dtype, side: int, times: int = 10) -> float:
-    """FLOP/s of the product of two matrices (side, side), the fastest of so many."""
+def peaks(device: torch.device, dtype: torch.dtype, side: int, times: int = 10) -> dict[str, float]:
+    """FLOP/s of a large product of matrices and of a large convolution, the fastest of so many of each.
+
+    The matrices are (side, side); the convolution is of 3 x 3 places, of
+    side / 8 channels: on some CPUs the faster of the two.
+    """
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(side, side, generator=generator).to(device, dtype) for _ in range(2))
-    return 2 * side**3 / min(seconds_of(lambda: a @ b, device) for _ in range(times))
+    channels = side // 8
+    x = torch.randn(1, channels, 64, 64, generator=generator).to(device, dtype)
+    kernel = torch.randn(channels, channels, 3, 3, generator=generator).to(device, dtype)
+    work = {"product": lambda: a @ b, "convolution": lambda: F.conv2d(x, kernel, padding=1)}
+    return {name: count_flops(one) / min(seconds_of(one, device) for _ in range(times)) for name, one in work.items()}
 
 
 def seconds_of(work: Callable[[], object], device: torch.device) -> float:

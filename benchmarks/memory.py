@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +40,19 @@ from hyperdreambooth.lidb.recompute import recompute
 WORK = ("personalise", "draw")
 
 
-def random_base(layout: Path, size: int | None = None, a: int = 100, b: int = 50, device: str = "cpu") -> Base:
-    """A base of a layout with random numbers, float32; size: of its pictures, None its own; on "meta" it has none."""
+def random_base(
+    layout: Path,
+    size: int | None = None,
+    a: int = 100,
+    b: int = 50,
+    making: AbstractContextManager[object] | None = None,
+) -> Base:
+    """A base of a layout with random numbers, float32 on the CPU.
+
+    size: of its pictures, None its own; making: the context to make the networks in, such as one without numbers.
+    """
     torch.manual_seed(0)
-    with torch.device(device):
+    with making or nullcontext():
         vae = AutoencoderKL.from_config(AutoencoderKL.load_config(layout / "vae"))
         unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(layout / "unet"))
         second = None

@@ -65,7 +65,7 @@ class PlainLora:
                 optimizer.zero_grad(set_to_none=True)
                 yield loss.item()
         finally:
-            unet.delete_adapters("default")
+            unet.unload_lora()
 
     @torch.no_grad()
     def _encode(self, base: Base, picture: Tensor) -> tuple[Tensor, Tensor]:

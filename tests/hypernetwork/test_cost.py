@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 import torch
 from torch import nn
 from torch.nn import functional
@@ -85,7 +86,18 @@ def test_a_pretrained_encoder_is_counted_and_not_fetched(world) -> None:
 def test_a_linear_layer_by_hand() -> None:
     layer, x = nn.Linear(8, 4), torch.zeros(3, 8)
     with shapes_alone() as mode:
-        kept = Kept({mode.from_tensor(p).untyped_storage()._cdata for p in layer.parameters()})
+        kept = Kept(map(mode.from_tensor, layer.parameters()))
         with kept:
             assert count_flops(lambda: functional.relu(layer(x)).sum().backward()) == 2 * (2 * 3 * 8 * 4)
     assert kept.bytes == 4 * (3 * 8 + 3 * 4)  # the layer's input, the result of relu; the weight is there anyway
+
+
+@pytest.mark.parametrize("persons", [1, 4])
+def test_convolutions_of_many_persons_cost_so_many_times_as_much(persons: int) -> None:
+    x = torch.zeros(1, persons * 8, 10, 10, requires_grad=True)
+    weight = torch.zeros(persons * 4, 8, 3, 3, requires_grad=True)
+
+    def work() -> None:
+        functional.conv2d(x, weight, stride=2, padding=1, groups=persons).sum().backward()
+
+    assert count_flops(work) == persons * 3 * (2 * 5 * 5 * 4 * 8 * 9)

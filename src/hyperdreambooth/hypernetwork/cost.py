@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,24 @@ def _attention_backward_flops(_: _Shape, q: _Shape, k: _Shape, v: _Shape, *__: o
     return 2 * _attention_flops(q, k, v)
 
 
+def _convolution_backward_flops(
+    grad: _Shape,
+    x: _Shape,
+    weight: _Shape,
+    _b: object,
+    _s: object,
+    _p: object,
+    _d: object,
+    transposed: bool,
+    *rest: Any,
+    **_: object,
+) -> int:
+    """As much as forward for each gradient that is asked for; torch's own counts groups (a person each) too often."""
+    _, _, wanted = rest  # output padding, groups, whether of x, of the weight, of the bias
+    batch, _, *places = x if transposed else grad
+    return 2 * batch * math.prod(places) * math.prod(weight) * sum(wanted[:2])
+
+
 _FUSED = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # of which torch has no formula
 _BACKWARD = (
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward,
@@ -39,7 +58,11 @@ _BACKWARD = (
     torch.ops.aten._scaled_dot_product_efficient_attention_backward,
     torch.ops.aten._scaled_dot_product_cudnn_attention_backward,
 )
-_FORMULAS = {_FUSED: _attention_flops} | dict.fromkeys(_BACKWARD, _attention_backward_flops)
+_FORMULAS = {
+    _FUSED: _attention_flops,
+    **dict.fromkeys(_BACKWARD, _attention_backward_flops),
+    torch.ops.aten.convolution_backward: _convolution_backward_flops,
+}
 
 
 @dataclass(frozen=True)
@@ -82,7 +105,7 @@ def training_cost(sizes: HyperNetworkConfig, base: Base, adapters: Adapters, con
         with torch.no_grad():
             prediction = count_flops(lambda: network(_pictures(network, 1)))
         networks = (base.vae, *base.adapted.values())
-        held = {_storage(mode.from_tensor(t)) for one in (network, *networks) for t in _tensors(one)}
+        held = [mode.from_tensor(t) for one in (network, *networks) for t in _tensors(one)]
         phases = {}
         for name, fit in config.phases().items():
 
@@ -106,14 +129,12 @@ def training_cost(sizes: HyperNetworkConfig, base: Base, adapters: Adapters, con
         )
 
 
-@contextmanager
-def shapes_alone() -> Iterator[FakeTensorMode]:
-    """Inside, operations give tensors of the right shape, dtype and device without numbers, in no time and memory.
+def shapes_alone() -> FakeTensorMode:
+    """A context in which operations give tensors of the right shape, dtype and device without numbers, in no memory.
 
     Tensors from outside may take part, and are not changed; if they require gradients, those they get have no numbers.
     """
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        yield mode
+    return FakeTensorMode(allow_non_fake_inputs=True)
 
 
 def count_flops(work: Callable[[], object]) -> int:
@@ -153,8 +174,8 @@ def _pictures(network: HyperNetwork, count: int) -> Tensor:
 class Kept(saved_tensors_hooks):
     """Inside, what autograd keeps is noted, each storage once, without those that are held anyway."""
 
-    def __init__(self, held: set[int]) -> None:
-        self._held = held
+    def __init__(self, held: Iterable[Tensor]) -> None:
+        self._held = set(map(_storage, held))
         self._kept: dict[int, torch.UntypedStorage] = {}
         super().__init__(self._keep, lambda tensor: tensor)
 
