@@ -43,12 +43,12 @@ def _convolution_backward_flops(
     _d: object,
     transposed: bool,
     *rest: Any,
-    **_: object,
+    **__: object,
 ) -> int:
     """As much as forward for each gradient that is asked for; torch's own counts groups (a person each) too often."""
     _, _, wanted = rest  # output padding, groups, whether of x, of the weight, of the bias
     batch, _, *places = x if transposed else grad
-    return 2 * batch * math.prod(places) * math.prod(weight) * sum(wanted[:2])
+    return 2 * batch * math.prod(places) * math.prod(weight) * (int(wanted[0]) + int(wanted[1]))
 
 
 _FUSED = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # of which torch has no formula
