@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -39,16 +40,26 @@ from hyperdreambooth.lidb.recompute import recompute
 WORK = ("personalise", "draw")
 
 
-def random_base(layout: Path, size: int | None = None, a: int = 100, b: int = 50) -> Base:
-    """A base of a layout with random numbers, float32 on the CPU; size: of its pictures, None its own."""
+def random_base(
+    layout: Path,
+    size: int | None = None,
+    a: int = 100,
+    b: int = 50,
+    making: AbstractContextManager[object] | None = None,
+) -> Base:
+    """A base of a layout with random numbers, float32 on the CPU.
+
+    size: of its pictures, None its own; making: the context to make the networks in, such as one without numbers.
+    """
     torch.manual_seed(0)
-    vae = AutoencoderKL.from_config(AutoencoderKL.load_config(layout / "vae"))
-    unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(layout / "unet"))
-    second = None
-    if (layout / "text_encoder_2").is_dir():
-        config = CLIPTextConfig.from_pretrained(layout / "text_encoder_2")
-        second = SecondText(CLIPTextModelWithProjection(config), clip_tokenizer("!"))
-    text_encoder = CLIPTextModel(CLIPTextConfig.from_pretrained(layout / "text_encoder"))
+    with making or nullcontext():
+        vae = AutoencoderKL.from_config(AutoencoderKL.load_config(layout / "vae"))
+        unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(layout / "unet"))
+        second = None
+        if (layout / "text_encoder_2").is_dir():
+            config = CLIPTextConfig.from_pretrained(layout / "text_encoder_2")
+            second = SecondText(CLIPTextModelWithProjection(config), clip_tokenizer("!"))
+        text_encoder = CLIPTextModel(CLIPTextConfig.from_pretrained(layout / "text_encoder"))
     side = unet.config.sample_size * 2 ** (len(vae.config.block_out_channels) - 1)
     scheduler = scheduler_of(read_json(layout / "scheduler" / "scheduler_config.json"), str(layout))
     card = Card(layout.name, a=a, b=b, picture_size=size or side)

@@ -286,7 +286,10 @@ def test_people_to_a_hypernetwork_to_a_person(hdb: Hdb, tmp_path: Path, portrait
     )
     got = hdb.json(*training, "--dry-run")
     assert got["training"]["both"]["steps"] == 1 and got["network"]["rounds"] >= 1 and not folder.exists()
+    cost = got["cost"]
+    assert cost["phases"]["both"]["flops_per_step"] > cost["phases"]["weights"]["flops_per_step"] > 0
     got = hdb.json(*training)
+    assert got["parameters"] == cost["parameters"]
     assert got["bytes"] == (folder / "hypernetwork.safetensors").stat().st_size
     prompts = json.loads((folder / "plan.json").read_text())["training people prompts"]
     assert len(prompts) == len(STYLES) - 1 and "a watercolor of a [V] face" in prompts

@@ -34,10 +34,11 @@ from hyperdreambooth.progress import Progress
 if TYPE_CHECKING:
     from hyperdreambooth.cluster import Cluster
     from hyperdreambooth.fitting.preoptimize import FitShard, PreoptimizeConfig, Schedule
-    from hyperdreambooth.hypernetwork.model import HyperNetwork
+    from hyperdreambooth.hypernetwork.model import HyperNetwork, HyperNetworkConfig
     from hyperdreambooth.hypernetwork.training import TrainConfig
+    from hyperdreambooth.pipeline import HyperDreamBooth
 
-TRAIN = "train"
+TRAIN, COUNT = "train", "count"
 
 PeopleArgument = Annotated[
     str,
@@ -188,7 +189,9 @@ def train(
         ),
     ] = None,
     seed: SeedOption = 0,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print all settings and stop.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print all settings, count FLOPs and memory from shapes, and stop.")
+    ] = False,
     device: DeviceOption = None,
     precision: PrecisionOption = None,
     low_memory: LowMemoryOption = "off",
@@ -210,23 +213,28 @@ def train(
         from hyperdreambooth.people import ENCODE, READ, encode_crowd, read_people, split_people
         from hyperdreambooth.portraits.captions import STYLES
 
-        blocks = load_people(weights).space != asdict(booth.space.spoken.info)  # it speaks of what they were fitted in
+        fitted = None if dry_run and not weights.exists() else load_people(weights)  # costs may be asked for before
+        blocks = fitted is None or fitted.space != asdict(booth.space.spoken.info)  # it speaks of what they have
         sizes = replace(model.PRESETS[preset], blocks=blocks)
-        network = model.build_hypernetwork(sizes, booth.space, booth.fingerprint, booth.base.name, seed)
-        if encoder is not None:
-            _take_encoder(network, encoder)
         config = _train_config(training.TrainConfig(seed=seed, freeze_encoder=encoder is not None), steps)
         facts = {
             "folder": str(output),
-            "parameters": sum(p.numel() for p in network.parameters()),
-            "network": asdict(network.config),
+            "network": asdict(sizes),
             "training": asdict(config),
             "encoder": encoder,
             "seed": seed,
         }
         if dry_run:
-            job.finish(**facts)
+            from hyperdreambooth.hypernetwork.cost import training_cost
+
+            if encoder is not None:
+                _network(sizes, booth, seed, encoder)  # whether it fits
+            with job.phase(COUNT):
+                cost = asdict(training_cost(sizes, booth.base, booth.adapters, config))
+            job.finish(**facts, cost=cost)
             return
+        network = _network(sizes, booth, seed, encoder)
+        facts["parameters"] = sum(p.numel() for p in network.parameters())
         with job.phase(READ):
             chosen = read_people(people, booth.base.picture_size, views, job.report, names)
         with job.phase(ENCODE):
@@ -244,16 +252,24 @@ def train(
         job.finish(**facts, hypernetwork=str(file), bytes=file.stat().st_size, samples=samples)
 
 
-def _take_encoder(network: HyperNetwork, choice: str) -> None:
-    """Put a hypernetwork's encoder, or the shipped one's, into a network. Raises UserError where it does not fit."""
+def _network(sizes: HyperNetworkConfig, booth: HyperDreamBooth, seed: int, encoder: str | None) -> HyperNetwork:
+    """A random hypernetwork, with the encoder of another one, or of the shipped one, where that is asked for.
+
+    Raises:
+        UserError: that encoder does not fit.
+    """
     from hyperdreambooth.embedded import HYPERNETWORK
     from hyperdreambooth.hypernetwork.encoder import FaceEncoder
+    from hyperdreambooth.hypernetwork.model import build_hypernetwork
     from hyperdreambooth.hypernetwork.training import RESULT_FILE
 
-    if not isinstance(network.encoder, FaceEncoder):
-        raise UserError(f"got --encoder {choice} for a preset with a pretrained encoder: leave one of them out")
-    path = HYPERNETWORK if choice == "embedded" else Path(choice)
-    network.encoder.load(path / RESULT_FILE if path.is_dir() else path)
+    if encoder is not None and sizes.encoder.pretrained is not None:
+        raise UserError(f"got --encoder {encoder} for a preset with a pretrained encoder: leave one of them out")
+    network = build_hypernetwork(sizes, booth.space, booth.fingerprint, booth.base.name, seed)
+    if encoder is not None and isinstance(network.encoder, FaceEncoder):
+        path = HYPERNETWORK if encoder == "embedded" else Path(encoder)
+        network.encoder.load(path / RESULT_FILE if path.is_dir() else path)
+    return network
 
 
 def _train_config(config: TrainConfig, steps: int | None) -> TrainConfig:

@@ -21,8 +21,8 @@ class EncoderConfig:
     """Sizes of a face encoder; `picture_size` is a multiple of `patch`, `patch` a power of 2.
 
     With `pretrained`, a vision transformer of the transformers library that has a class token, by folder or hub id,
-    `patch`, `width`, `depth` and `heads` are its own; it stays frozen, and is never saved beside the numbers learnt
-    here.
+    `patch`, `width`, `depth` and `heads` are its own, whatever stands here: what stands here is what is counted before
+    it is fetched. It stays frozen, and is never saved beside the numbers learnt here.
     """
 
     picture_size: int = 64
@@ -132,6 +132,27 @@ def build_encoder(config: EncoderConfig) -> FaceEncoder | PretrainedEncoder:
             "folder or on the hub: fetch it first, or choose another preset"
         ) from error
     return PretrainedEncoder(model, config)
+
+
+def random_encoder(config: EncoderConfig) -> FaceEncoder | PretrainedEncoder:
+    """An encoder of these sizes with random numbers; in the place of a pretrained one CLIP's, of which none is fetched.
+
+    That has `depth` layers of `width`, each with an inner width of four times as much.
+    """
+    if config.pretrained is None:
+        return FaceEncoder(config)
+    from transformers import CLIPVisionConfig, CLIPVisionModel  # slow, as above
+
+    shape = CLIPVisionConfig(
+        hidden_size=config.width,
+        intermediate_size=4 * config.width,
+        num_hidden_layers=config.depth,
+        num_attention_heads=config.heads,
+        image_size=config.picture_size,
+        patch_size=config.patch,
+        hidden_act="gelu",
+    )
+    return PretrainedEncoder(CLIPVisionModel(shape), config)
 
 
 def blocks(width: int, heads: int, depth: int) -> nn.Sequential:

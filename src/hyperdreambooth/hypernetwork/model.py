@@ -18,7 +18,15 @@ from torch import Tensor, nn
 
 from hyperdreambooth.errors import BadFile, WrongBase, WrongSpace
 from hyperdreambooth.files import load_tensors, save_tensors
-from hyperdreambooth.hypernetwork.encoder import EncoderConfig, blocks, build_encoder, load_parameters
+from hyperdreambooth.hypernetwork.encoder import (
+    EncoderConfig,
+    FaceEncoder,
+    PretrainedEncoder,
+    blocks,
+    build_encoder,
+    load_parameters,
+    random_encoder,
+)
 from hyperdreambooth.lidb import LiDBSpace
 
 FORMAT = "hyperdreambooth-hypernetwork-3"
@@ -45,6 +53,10 @@ PRESETS = {
     "vit-h": HyperNetworkConfig(
         EncoderConfig(
             picture_size=224,
+            patch=14,
+            width=1280,
+            depth=32,
+            heads=16,
             pretrained="laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
             pixel_mean=(0.48145466, 0.4578275, 0.40821073),
             pixel_std=(0.26862954, 0.26130258, 0.27577711),
@@ -76,6 +88,7 @@ class HyperNetwork(nn.Module):
         space: the weight space of the numbers; S sites of a + b numbers.
         base: fingerprint of the base model.
         base_name: that base's name, for people.
+        encoder: in the place of the one that the config names; None builds that.
 
     Attributes:
         offset_mean, offset_std: (S, a + b) statistics of people's offsets from the start, 0 and 1 until
@@ -86,11 +99,18 @@ class HyperNetwork(nn.Module):
     offset_mean: Tensor
     offset_std: Tensor
 
-    def __init__(self, config: HyperNetworkConfig, space: LiDBSpace, base: str, base_name: str = "") -> None:
+    def __init__(
+        self,
+        config: HyperNetworkConfig,
+        space: LiDBSpace,
+        base: str,
+        base_name: str = "",
+        encoder: FaceEncoder | PretrainedEncoder | None = None,
+    ) -> None:
         super().__init__()
         self.config, self.space, self.base, self.base_name = config, space, base, base_name
         sites = len(space.sites)
-        self.encoder = build_encoder(config.encoder)
+        self.encoder = build_encoder(config.encoder) if encoder is None else encoder
         self.project = nn.Linear(self.encoder.width, config.hidden)
         self.position = nn.Parameter(torch.randn(sites, config.hidden) * 0.02)  # which site, in order of execution
         self.decoder = blocks(config.hidden, config.heads, config.layers)
@@ -225,6 +245,11 @@ def build_hypernetwork(
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
         return HyperNetwork(config, _spoken_of(config, space), base, base_name)
+
+
+def random_hypernetwork(config: HyperNetworkConfig, space: LiDBSpace, base: str, base_name: str = "") -> HyperNetwork:
+    """A hypernetwork of those sizes of which nothing is fetched, to be counted or timed: see `random_encoder`."""
+    return HyperNetwork(config, _spoken_of(config, space), base, base_name, random_encoder(config.encoder))
 
 
 def _spoken_of(config: HyperNetworkConfig, space: LiDBSpace) -> LiDBSpace:

@@ -108,8 +108,7 @@ def train(
     processes.wait()
     if not network.has_statistics:  # a network that was trained before means its own by its theta
         network.set_statistics(torch.cat([people.numbers for people in worlds.values()]).to(base.device))
-    network.requires_grad_(True)
-    network.encoder.requires_grad_(not config.freeze_encoder and network.config.encoder.pretrained is None)
+    set_trained(network, config)
     left = _after_finished(folder, network, config)
     processes.wait()
     measured = held_out if processes.main else {}
@@ -139,6 +138,12 @@ def train(
     if processes.main:
         network.save(folder / RESULT_FILE)
     processes.wait()
+
+
+def set_trained(network: HyperNetwork, config: TrainConfig) -> None:
+    """Mark the parameters that are trained: all, or all but a frozen or pretrained encoder's."""
+    network.requires_grad_(True)
+    network.encoder.requires_grad_(not config.freeze_encoder and network.config.encoder.pretrained is None)
 
 
 def _keep_plan(

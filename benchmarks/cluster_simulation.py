@@ -1,0 +1,149 @@
+"""Hours of a pre-optimisation on many GPUs that fail now and then, simulated event by event.
+
+    python -m benchmarks.cluster_simulation --gpus 1 8 64
+
+Shards wait in one queue, and whoever is free takes the next. A GPU that fails starts again after a while and goes on
+with its shard at the last checkpoint, as `fitting.preoptimize` does. Nothing here is measured: `docs/scale.md` says
+where the seconds of a shard come from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+
+HOUR = 3600.0
+
+
+@dataclass(frozen=True)
+class Work:
+    """People to fit, a shard of them at a time."""
+
+    people: int = 15_000
+    shard: int = 32  # people in one batch
+    seconds: float = 71.0  # of a shard of that many, nothing failing
+    spread: float = 0.05  # standard deviation of a shard's seconds, as a share of them
+    checkpoint: float = 60.0  # seconds of work between two of them
+
+    @property
+    def shards(self) -> int:
+        """How many there are; the last may be smaller, and is counted as whole."""
+        return math.ceil(self.people / self.shard)
+
+
+@dataclass(frozen=True)
+class Failures:
+    """How GPUs fail: each by itself, equally likely at any moment of its work, and never while it starts again."""
+
+    per_hour: float = 0.0  # of one GPU
+    restart: float = 300.0  # seconds until it works again
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One run: `hours` from the first shard to the last, the rest in shares of the GPUs' time until then."""
+
+    hours: float
+    failures: int
+    lost: float  # work done since a checkpoint when a failure came
+    restarting: float
+    idle: float  # at the end, when no shard is left
+
+
+def simulate(work: Work, failures: Failures, gpus: int, random: np.random.RandomState) -> Outcome:
+    """One run of all shards on so many GPUs."""
+    free = [0.0] * gpus  # when each is free, a heap
+    lost, failed, ends = 0.0, 0, 0.0
+    for _ in range(work.shards):
+        needed = work.seconds * max(0.0, 1.0 + work.spread * random.standard_normal())
+        spent, wasted, times = _shard(needed, work.checkpoint, failures, random)
+        end = heapq.heappop(free) + spent
+        heapq.heappush(free, end)
+        lost, failed, ends = lost + wasted, failed + times, max(ends, end)
+    held = gpus * ends
+    return Outcome(
+        hours=ends / HOUR,
+        failures=failed,
+        lost=lost / held,
+        restarting=failed * failures.restart / held,
+        idle=sum(ends - end for end in free) / held,
+    )
+
+
+def _shard(
+    needed: float, checkpoint: float, failures: Failures, random: np.random.RandomState
+) -> tuple[float, float, int]:
+    """Seconds that a shard takes, seconds of work lost in it, and how often it failed."""
+    done = spent = lost = 0.0
+    times = 0
+    while failures.per_hour:
+        until = random.exponential(HOUR / failures.per_hour)
+        if until >= needed - done:
+            break
+        reached = done + until
+        kept = reached // checkpoint * checkpoint
+        spent, lost, times = spent + until + failures.restart, lost + reached - kept, times + 1
+        done = kept
+    return spent + needed - done, lost, times
+
+
+def expected_lost(checkpoint: float, per_hour: float) -> float:
+    """The share of work that is lost in the long run, 1 - x / (e^x - 1) with x = checkpoint * rate.
+
+    To get through a stretch of c seconds without a failure takes (e^(rate c) - 1) / rate seconds of work on average.
+    """
+    x = checkpoint * per_hour / HOUR
+    return 1.0 - x / math.expm1(x) if x else 0.0
+
+
+def mean(outcomes: Sequence[Outcome]) -> Outcome:
+    """Of several runs, figure by figure; failures are rounded."""
+    rows = [asdict(outcome) for outcome in outcomes]
+    means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+    return Outcome(**means | {"failures": round(means["failures"])})
+
+
+def main() -> None:
+    """Simulate, print a table in Markdown, and write JSON where asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gpus", type=int, nargs="+", default=[1, 8, 64])
+    parser.add_argument("--failures", type=float, nargs="+", default=[0.0, 0.001, 0.1, 1.0], help="of a GPU, an hour")
+    parser.add_argument("--people", type=int, default=Work.people)
+    parser.add_argument("--shard", type=int, default=Work.shard, help="people in one batch")
+    parser.add_argument("--seconds", type=float, default=Work.seconds, help="of a shard")
+    parser.add_argument("--spread", type=float, default=Work.spread, help="of these seconds, as a share")
+    parser.add_argument("--checkpoint", type=float, default=Work.checkpoint, help="seconds between two of them")
+    parser.add_argument("--restart", type=float, default=Failures.restart, help="seconds after a failure")
+    parser.add_argument("--runs", type=int, default=20, help="whose mean is printed")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", "-o", type=Path, help="a JSON file to write")
+    options = parser.parse_args()
+    work = Work(options.people, options.shard, options.seconds, options.spread, options.checkpoint)
+    cases = [(gpus, rate) for gpus in options.gpus for rate in options.failures]
+    rows = []
+    for gpus, rate in track(cases, "simulating", console=Console(stderr=True), transient=True):
+        random = np.random.RandomState(options.seed)
+        failures = Failures(rate, options.restart)
+        outcome = mean([simulate(work, failures, gpus, random) for _ in range(options.runs)])
+        rows.append({"gpus": gpus, "failures an hour": rate, **asdict(outcome)})
+    print(f"{work.shards} shards of {work.shard} people, {work.seconds:g} s each, mean of {options.runs} runs\n")
+    print("| GPUs | failures of one, an hour | hours | failures | work lost | restarting | idle at the end |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    for row in rows:
+        shares = " | ".join(f"{row[name]:.2%}" for name in ("lost", "restarting", "idle"))
+        print(f"| {row['gpus']} | {row['failures an hour']:g} | {row['hours']:.2f} | {row['failures']} | {shares} |")
+    if options.output:
+        options.output.write_text(json.dumps({"work": asdict(work), "rows": rows}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

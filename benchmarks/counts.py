@@ -1,0 +1,161 @@
+"""FLOPs and parameters of a base and of the hypernetwork, counted from shapes; and what a device can do."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.memory import random_base
+from hyperdreambooth.base.diffusion import denoising_loss
+from hyperdreambooth.base.model import Base
+from hyperdreambooth.hypernetwork.cost import Kept, count_flops, shapes_alone
+from hyperdreambooth.hypernetwork.model import PRESETS, random_hypernetwork
+from hyperdreambooth.lidb import Adapters, inject
+from hyperdreambooth.pipeline import space_of
+
+PUBLISHED = {
+    "U-Net, forward (GFLOP)": 803.3,
+    "guided step (GFLOP)": 1606.5,
+    "U-Net, forward and backward of rank 1 (GFLOP)": 1712.0,
+    "text encoder, 77 tokens (GFLOP)": 13.3,
+    "VAE, encode (GFLOP)": 1116.7,
+    "VAE, decode (GFLOP)": 2514.5,
+    "ViT-H (GFLOP)": 334.6,
+    "U-Net (parameters)": 859_520_964,
+    "text encoder (parameters)": 123_060_480,
+    "VAE (parameters)": 83_653_863,
+    "ViT-H (parameters)": 630_764_800,
+}
+"""Of Stable Diffusion 1.5 at 512 pixels and ViT-H/14 at 224, one picture, products of attention in."""
+
+
+class Counted(NamedTuple):
+    """A quantity as it is counted here, and as it was counted by hand before, or None."""
+
+    name: str
+    value: float
+    published: float | None
+
+
+def counts(layout: Path, size: int | None, a: int, b: int, preset: str) -> Iterator[Counted]:
+    """Every quantity, one after the other, of one picture of a layout and of a hypernetwork; nothing is computed.
+
+    size, a, b: as of `random_base`.
+    """
+    mode = shapes_alone()
+    base = random_base(layout, size, a, b, mode)
+    with mode:
+        adapters = inject(base.adapted, space_of(base))
+        latents, timestep = torch.zeros(1, *base.latent_shape), torch.zeros(1, dtype=torch.long)
+        picture = torch.zeros(1, 3, base.picture_size, base.picture_size)
+        held = [t for one in (base.vae, *base.adapted.values()) for t in (*one.parameters(), *one.buffers())]
+        with torch.no_grad():
+            states = base.encode_prompts([""])
+
+            def pass_of(rows: int) -> int:
+                noisy, read = latents.expand(rows, *latents.shape[1:]), states.expand(rows, *states.shape[1:])
+                return count_flops(lambda: base.predict(noisy, timestep.expand(rows), read))
+
+            yield _giga("U-Net, forward", pass_of(1))
+            yield _giga("guided step", pass_of(2))
+            yield _giga("text encoder, 77 tokens", count_flops(lambda: base.encode_prompts([""])))
+            yield _giga("VAE, encode", count_flops(lambda: base.encode_pictures(picture)))
+            yield _giga("VAE, decode", count_flops(lambda: base.decode(latents)))
+        spoken = adapters.space.spoken.start().unsqueeze(0).requires_grad_()  # (1, S, 1, a + b)
+        yield _giga("U-Net, forward and backward of rank 1", count_flops(_step(base, adapters, spoken, states, 1)))
+        everywhere = adapters.space.start().unsqueeze(0).requires_grad_()
+        for noises in (1, 4):
+            kept = Kept(held)
+            with kept:
+                flops = count_flops(_step(base, adapters, everywhere, None, noises))
+            name = f"a person's step of {noises} noise{'s' * (noises > 1)}"
+            yield _giga(name, flops)
+            yield _counted(f"{name}, kept in float32 (bytes)", kept.bytes)
+        for network, module in (("U-Net", base.unet), ("text encoder", base.text_encoder), ("VAE", base.vae)):
+            yield _parameters(network, module)
+        with torch.no_grad():
+            network = random_hypernetwork(PRESETS[preset], adapters.space, "").eval()
+            side = network.config.encoder.picture_size
+            face = torch.zeros(1, 3, side, side)
+            name = "ViT-H" if preset == "vit-h" else "encoder"
+            yield _giga(name, count_flops(lambda: network.encoder(face)))
+            yield _giga(f"prediction, {network.config.rounds} rounds", count_flops(lambda: network(face)))
+            yield _parameters(name, network.encoder)
+            yield _parameters("decoder", network, network.encoder)
+
+
+def _step(base: Base, adapters: Adapters, worn: Tensor, states: Tensor | None, noises: int) -> Callable[[], None]:
+    """Forward and backward of one person who wears (1, S, R, a + b); states: None reads the prompt on the way."""
+
+    def work() -> None:
+        latents = torch.zeros(noises, *base.latent_shape)
+        with adapters.use(worn):
+            read = base.encode_prompts([""]) if states is None else states  # (1, L, D)
+            timesteps = torch.zeros(noises, dtype=torch.long)
+            denoising_loss(base, latents, read.repeat(noises, 1, 1), timesteps, latents).sum().backward()
+
+    return work
+
+
+def _giga(name: str, flops: int) -> Counted:
+    return _counted(f"{name} (GFLOP)", flops / 1e9)
+
+
+def _parameters(name: str, network: torch.nn.Module, without: torch.nn.Module | None = None) -> Counted:
+    count = sum(p.numel() for p in network.parameters())
+    return _counted(f"{name} (parameters)", count - sum(p.numel() for p in without.parameters()) if without else count)
+
+
+def _counted(name: str, value: float) -> Counted:
+    return Counted(name, value, PUBLISHED.get(name))
+
+
+def peaks(device: torch.device, dtype: torch.dtype, side: int, times: int = 10) -> dict[str, float]:
+    """FLOP/s of a large product of matrices and of a large convolution, the fastest of so many of each.
+
+    The matrices are (side, side); the convolution is of 3 x 3 places, of
+    side / 8 channels: on some CPUs the faster of the two.
+    """
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(side, side, generator=generator).to(device, dtype) for _ in range(2))
+    channels = side // 8
+    x = torch.randn(1, channels, 64, 64, generator=generator).to(device, dtype)
+    kernel = torch.randn(channels, channels, 3, 3, generator=generator).to(device, dtype)
+    work = {"product": lambda: a @ b, "convolution": lambda: F.conv2d(x, kernel, padding=1)}
+    return {name: count_flops(one) / min(seconds_of(one, device) for _ in range(times)) for name, one in work.items()}
+
+
+def seconds_of(work: Callable[[], object], device: torch.device) -> float:
+    """Seconds until a device has done a piece of work; of a CPU's single thread, those that it spent on it."""
+    clock = time.process_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    began = clock()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return clock() - began
+
+
+def device_name(device: torch.device) -> str:
+    """What the device calls itself; of a CPU with the number of threads at work."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{_processor()}, {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}"
+
+
+def _processor() -> str:
+    """The name of a CPU; on Linux, as the kernel has it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

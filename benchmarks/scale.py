@@ -1,0 +1,213 @@
+"""A plan on paper: many people pre-optimised and served at Stable Diffusion 1.5, by counted work and assumed hardware.
+
+    python -m benchmarks.sd15 --counts --output counts.json
+    python -m benchmarks.scale counts.json
+
+Prints tables in Markdown. FLOPs and bytes are counted; what the hardware does and costs is assumed, and asked for by
+the options. `docs/scale.md` has the formulas.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from hyperdreambooth.base.single_file import LAYOUTS
+from hyperdreambooth.identity import Dtype, Identity
+from hyperdreambooth.lidb import LiDBSpace, find_blocks, find_sites
+
+GPUS = (1, 8, 64)
+FINETUNED = 7  # ranks in the blocks: one predicted, six fresh
+LATENTS = 4 * 64 * 64 * 4  # bytes of a picture's, in float32
+HOUR, DAY = 3600.0, 86_400.0
+
+
+@dataclass(frozen=True)
+class Assumed:
+    """What is not counted."""
+
+    peak: float = 790e12  # FLOP/s of one GPU's matrix products in bfloat16
+    share: float = 0.4  # of the peak, that all this work reaches
+    price: float = 3.5  # dollars for an hour of one GPU
+    people: int = 15_000  # pre-optimised
+    steps: int = 100  # of each
+    views: int = 4  # photographs of each
+    shard: int = 32  # people in one batch
+    checkpoint: float = 60.0  # seconds between two checkpoints
+    served: int = 1_000_000  # people who are made, and drawn
+    pictures: int = 10  # of each of them in a month of 30 days
+    passes: int = 51  # of the U-Net for a picture in 50 steps, by the sampler of Stable Diffusion 1.5
+    photograph: int = 100_000  # bytes of one, as a file
+    picture: int = 400_000  # bytes of one that was drawn, as a file
+
+    @property
+    def rate(self) -> float:
+        """FLOP/s that one GPU does."""
+        return self.peak * self.share
+
+
+def sd15_space() -> LiDBSpace:
+    """The space of Stable Diffusion 1.5, with the residual blocks' sites, from shapes."""
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(LAYOUTS / "sd1" / "unet"))
+        text_encoder = CLIPTextModel(CLIPTextConfig.from_pretrained(LAYOUTS / "sd1" / "text_encoder"))
+    spoken = find_sites(text_encoder=text_encoder, unet=unet)
+    return LiDBSpace((*spoken, *find_blocks(unet)), 100, 50, spoken_sites=len(spoken))
+
+
+def identity_bytes(space: LiDBSpace, ranks: int, dtype: Dtype) -> int:
+    """The file of a person as it is written: one rank on the rule's sites, and so many in the blocks."""
+    sites, spoken = len(space.sites), len(space.spoken.sites)
+    weights = torch.randn(sites, max(ranks, 1), space.width, generator=torch.Generator().manual_seed(0))
+    weights[:spoken, 1:] = 0.0
+    if ranks == 0:
+        weights = weights[:spoken]
+    own = space.of(weights)
+    person = Identity(weights, own.info, base="0" * 16, base_name="stable-diffusion-v1-5", blocks=own.blocks)
+    with tempfile.TemporaryDirectory() as folder:
+        return person.save(Path(folder) / "person.safetensors", dtype)
+
+
+def sizes(space: LiDBSpace, assumed: Assumed) -> list[list[str]]:
+    """Bytes of a person, and of all who are served."""
+    rows = [["a person", "sites", "fp16 (bytes)", "int8 (bytes)", f"{assumed.served:,} in int8 (GB)"]]
+    kinds = {
+        "predicted on the rule's sites": 0,
+        "predicted on all sites": 1,
+        "the first, fine-tuned: six ranks in the blocks": 6,
+        "the second, fine-tuned: seven ranks in the blocks": FINETUNED,
+    }
+    for name, ranks in kinds.items():
+        fp16, int8 = (identity_bytes(space, ranks, kind) for kind in ("fp16", "int8"))
+        sites = len(space.sites) if ranks else len(space.spoken.sites)
+        rows.append([name, str(sites), f"{fp16:,}", f"{int8:,}", f"{assumed.served * int8 / 1e9:.1f}"])
+    return rows
+
+
+def _base_bytes(counted: Mapping[str, float]) -> float:
+    """Of the networks, in bfloat16."""
+    return 2 * sum(counted[f"{name} (parameters)"] for name in ("U-Net", "text encoder", "VAE"))
+
+
+def shard_seconds(counted: Mapping[str, float], assumed: Assumed) -> float:
+    """Of a batch of people: steps of four noises each."""
+    return assumed.shard * assumed.steps * counted["a person's step of 4 noises (GFLOP)"] * 1e9 / assumed.rate
+
+
+def preoptimised(counted: Mapping[str, float], space: LiDBSpace, assumed: Assumed) -> list[list[str]]:
+    """Hours, money and what moves, by number of GPUs."""
+    seconds, numbers = shard_seconds(counted, assumed), 4 * space.size()
+    shards = math.ceil(assumed.people / assumed.shard)
+    latents = assumed.views * LATENTS
+    rows = [
+        ["GPUs", "shards of each, at most", "hours", "dollars", "to the GPUs (GB)", "back (GB)", "checkpoints (MB/s)"]
+    ]
+    for gpus in GPUS:
+        rounds = math.ceil(shards / gpus)
+        hours = rounds * seconds / HOUR
+        there = gpus * _base_bytes(counted) + assumed.people * latents
+        written = gpus * 4 * numbers * assumed.shard / assumed.checkpoint
+        rows.append(
+            [
+                str(gpus),
+                str(rounds),
+                f"{hours:.2f}",
+                f"{gpus * hours * assumed.price:.0f}",
+                f"{there / 1e9:.1f}",
+                f"{assumed.people * numbers / 1e9:.2f}",
+                f"{written / 1e6:.2f}",
+            ]
+        )
+    return rows
+
+
+def needed(counted: Mapping[str, float], space: LiDBSpace, assumed: Assumed) -> list[list[str]]:
+    """Disk of a pre-optimisation, and memory of one GPU."""
+    kept = counted["a person's step of 4 noises, kept in float32 (bytes)"] / 2
+    numbers = 4 * space.size()
+    rows = [["what", "GB"]]
+    for name, value in (
+        ("disk: photographs", assumed.people * assumed.views * assumed.photograph),
+        ("disk: their latents, float32", assumed.people * assumed.views * LATENTS),
+        ("disk: fitted numbers, float32", assumed.people * numbers),
+        ("memory: base, bfloat16", _base_bytes(counted)),
+        ("memory: kept for the backward pass, a person of 4 noises, bfloat16", kept),
+        (f"memory: the same, {assumed.shard} people", assumed.shard * kept),
+        (f"memory: numbers, gradient, moments, average of {assumed.shard} people", 5 * numbers * assumed.shard),
+    ):
+        rows.append([name, f"{value / 1e9:.2f}"])
+    return rows
+
+
+def served(counted: Mapping[str, float], space: LiDBSpace, assumed: Assumed) -> list[list[str]]:
+    """People made and drawn, by number of GPUs."""
+    made = 1e9 * (
+        counted["prediction, 3 rounds (GFLOP)"]
+        + counted["VAE, encode (GFLOP)"]
+        + 40 * counted["a person's step of 1 noise (GFLOP)"]
+    )
+    drawn = 1e9 * (assumed.passes * counted["guided step (GFLOP)"] + counted["VAE, decode (GFLOP)"])
+    identity = identity_bytes(space, FINETUNED, "int8")
+    asked = assumed.served * assumed.pictures / 30  # a day
+    head = "GPUs, all people made (hours), dollars, pictures a day, of those asked for, identities read (MB/s)"
+    rows = [[*head.split(", "), "pictures sent (MB/s)"]]
+    for gpus in GPUS:
+        hours = assumed.served * made / (gpus * assumed.rate) / HOUR
+        pictures = DAY * gpus * assumed.rate / drawn
+        each = min(pictures, asked) / DAY
+        rows.append(
+            [
+                str(gpus),
+                f"{hours:.1f}",
+                f"{gpus * hours * assumed.price:,.0f}",
+                f"{pictures:,.0f}",
+                f"{pictures / asked:.0%}",
+                f"{each * identity / 1e6:.2f}",
+                f"{each * assumed.picture / 1e6:.2f}",
+            ]
+        )
+    return rows
+
+
+def markdown(rows: Iterable[Iterable[str]]) -> str:
+    """A table, its head first."""
+    head, *body = [list(row) for row in rows]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *body)) + "\n"
+
+
+def main() -> None:
+    """Print all tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("counts", type=Path, help="what benchmarks.sd15 --counts wrote")
+    for name in ("peak", "share", "price"):
+        parser.add_argument(f"--{name}", type=float, default=getattr(Assumed, name))
+    for name in ("people", "steps", "views", "shard", "served", "pictures"):
+        parser.add_argument(f"--{name}", type=int, default=getattr(Assumed, name))
+    options = parser.parse_args()
+    counted = {one["name"]: one["value"] for one in json.loads(options.counts.read_text())}
+    assumed = Assumed(**{name: value for name, value in vars(options).items() if name != "counts"})
+    space = sd15_space()
+    print(
+        f"Assumed: {assumed.peak / 1e12:g} TFLOP/s, {assumed.share:.0%} of it, {assumed.price:g} dollars a GPU hour\n"
+    )
+    print(f"A shard of {assumed.shard} people: {shard_seconds(counted, assumed):.1f} s\n")
+    for rows in (
+        sizes(space, assumed),
+        preoptimised(counted, space, assumed),
+        needed(counted, space, assumed),
+        served(counted, space, assumed),
+    ):
+        print(markdown(rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""Phases at full size, run on a narrow model; seconds are not looked at."""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks import sd15
+from benchmarks.plain_lora import PlainLora
+from benchmarks.sd15 import OURS, Row, ratios
+from hyperdreambooth.base.model import Base
+from hyperdreambooth.hypernetwork.cost import count_flops
+from tests.base.checkpoints import SIZE, write_layout
+from tests.conftest import left_as_it_was
+
+
+def narrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *more: object) -> Any:
+    """What the benchmark writes of a narrow model."""
+    layout, output = write_layout("sd1", tmp_path / "layout"), tmp_path / "sd15.json"
+    command = ["sd15", "--layout", layout, "--size", SIZE, "--a", 10, "--b", 6, "--preset", "tiny", "-o", output, *more]
+    monkeypatch.setattr(sys, "argv", [str(word) for word in command])
+    sd15.main()
+    return json.loads(output.read_text())
+
+
+def test_every_phase_is_a_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--device", "cpu", "--steps", 1, "--noises", 1, 2, "--people", 1, 2)
+    monkeypatch.setattr(sd15, "REDUCED", replace(sd15.REDUCED, matmul=64, rows=(1, 2)))
+    result = narrow(tmp_path, monkeypatch, *options)
+    assert result["reduced"] and result["picture"] == SIZE and result["peak"] > 0
+    rows = {row["phase"]: row for row in result["rows"]}
+    assert len(rows) == 2 + 1 + 2 + 1 + 2 + 2 * 3 + 3
+    assert all(row["flops"] > 0 and row["seconds"] > 0 and row["peak_bytes"] > 1e8 for row in rows.values())
+    alone, pair = (rows[f"pre-optimise, batch of {people} x 4 noises"]["flops"] for people in (1, 2))
+    assert pair == 2 * alone
+    once, every_step = rows["plain loop, rank 4"], rows["plain loop, rank 4, encodes"]
+    assert every_step["flops"] > once["flops"] > rows["plain loop, rank 1"]["flops"]
+    assert set(result["plain over ours"]) == {phase for phase in rows if phase.startswith("plain")}
+    assert "No CUDA: cut to" in capsys.readouterr().out
+
+
+def test_counts_agree_with_what_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = {one["name"]: one["value"] for one in narrow(tmp_path, monkeypatch, "--counts")}
+    options = ("--device", "cpu", "--phases", "encode", "mixed", "preoptimise", "--people", 1)
+    monkeypatch.setattr(sd15, "REDUCED", replace(sd15.REDUCED, matmul=64, rows=(1, 2)))
+    (tmp_path / "again").mkdir()
+    rows = {row["phase"]: row["flops"] for row in narrow(tmp_path / "again", monkeypatch, *options)["rows"]}
+    assert rows["VAE encode"] == counted["VAE, encode (GFLOP)"] * 1e9
+    assert rows["U-Net, batch of 1, nobody"] == counted["U-Net, forward (GFLOP)"] * 1e9
+    assert rows["U-Net, batch of 2, nobody"] == counted["guided step (GFLOP)"] * 1e9
+    assert rows["pre-optimise, batch of 1 x 4 noises"] == counted["a person's step of 4 noises (GFLOP)"] * 1e9
+
+
+def test_flops_of_a_linear_layer_by_hand() -> None:
+    layer, x = nn.Linear(7, 5), torch.ones(3, 7)
+    assert count_flops(lambda: layer(x)) == 2 * 3 * 7 * 5
+    assert count_flops(lambda: layer(x.requires_grad_()).sum().backward()) == 3 * 2 * 3 * 7 * 5
+
+
+def test_the_plain_loop_learns_and_leaves_nothing(fresh_base: Base, generator: torch.Generator) -> None:
+    keys = set(fresh_base.unet.state_dict())
+    with left_as_it_was(fresh_base):
+        losses = PlainLora(2).losses(fresh_base, torch.rand(1, 3, 16, 16, generator=generator), generator)
+        assert next(losses) != next(losses)
+        factors = [p for p in fresh_base.unet.parameters() if p.requires_grad]
+        assert factors and all(2 in p.shape and p.any() for p in factors)  # B starts at zero
+        losses.close()
+    assert set(fresh_base.unet.state_dict()) == keys
+
+
+def test_ratios_are_of_steps_with_one_noise() -> None:
+    rows = [Row(OURS, "step", 2.0, 1, 1), Row("plain loop, rank 1", "step", 3.0, 1, 1)]
+    assert ratios(rows) == {"plain over ours": {"plain loop, rank 1": 1.5}}
+    assert ratios(rows[1:]) == {"plain over ours": {}}
