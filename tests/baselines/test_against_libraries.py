@@ -102,7 +102,8 @@ def test_lora_steps_as_peft(world: World) -> None:
         inject_adapter_in_model(LoraConfig(r=1, lora_alpha=1, target_modules=paths), network)
     layers = [networks[site.model].get_submodule(site.path) for site in world.space.sites]
     for layer, (down, _) in zip(layers, start, strict=True):
-        layer.lora_A["default"].weight.data.copy_(down)  # (r, n); B begins at 0, as ours
+        weight = layer.lora_A["default"].weight.data  # (r, n), or (r, C, k, k) of a convolution
+        weight.copy_(down.view_as(weight))  # B begins at 0, as ours
     trained = [p for network in networks.values() for p in network.parameters() if p.requires_grad]
     assert len(trained) == 2 * len(layers)
     optimizer = torch.optim.AdamW(trained, lr=STEP.lr, weight_decay=0.0)
@@ -110,7 +111,8 @@ def test_lora_steps_as_peft(world: World) -> None:
     plain_loss(base, base.unet, base.text_encoder, pictures.latents[0], "a sks face", (noise, timestep)).backward()
     optimizer.step()
 
-    plain = layout.pack([(layer.lora_A["default"].weight, layer.lora_B["default"].weight) for layer in layers])
+    both = [(layer.lora_A["default"].weight, layer.lora_B["default"].weight) for layer in layers]
+    plain = layout.pack([(down.flatten(1), up.flatten(1)) for down, up in both])
     assert_same(tuning.lora[0], plain.detach(), layout.start(OBJECTIVE.seed))
 
 
