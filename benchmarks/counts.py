@@ -68,8 +68,8 @@ def counts(layout: Path, size: int | None, a: int, b: int, preset: str) -> Itera
             yield _giga("text encoder, 77 tokens", count_flops(lambda: base.encode_prompts([""])))
             yield _giga("VAE, encode", count_flops(lambda: base.encode_pictures(picture)))
             yield _giga("VAE, decode", count_flops(lambda: base.decode(latents)))
-        spoken = adapters.space.spoken.start().unsqueeze(0).requires_grad_()  # (1, S, 1, a + b)
-        yield _giga("U-Net, forward and backward of rank 1", count_flops(_step(base, adapters, spoken, states, 1)))
+        rule = adapters.space.rule.start().unsqueeze(0).requires_grad_()  # (1, S, 1, a + b)
+        yield _giga("U-Net, forward and backward of rank 1", count_flops(_step(base, adapters, rule, states, 1)))
         everywhere = adapters.space.start().unsqueeze(0).requires_grad_()
         for noises in (1, 4):
             kept = Kept(held)

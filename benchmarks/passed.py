@@ -135,7 +135,7 @@ def _gradients(
 ) -> Tensor:
     """Of each person's loss at one level, on their numbers at the start, (N, S, 1, a + b)."""
     base, people, device = booth.base, torch.arange(len(noise)), booth.base.device
-    worn = booth.space.spoken.start().expand(len(noise), -1, -1, -1) if start is None else start
+    worn = booth.space.rule.start().expand(len(noise), -1, -1, -1) if start is None else start
     worn = worn.to(device, copy=True).requires_grad_()
     masks = None if pictures.masks is None else pictures.masks[people, views].to(device)
     timesteps, latents = torch.full((len(noise),), int(level * base.timesteps)), pictures.latents[people, views]

@@ -60,17 +60,17 @@ def sd15_space() -> LiDBSpace:
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(LAYOUTS / "sd1" / "unet"))
         text_encoder = CLIPTextModel(CLIPTextConfig.from_pretrained(LAYOUTS / "sd1" / "text_encoder"))
-    spoken = find_sites(text_encoder=text_encoder, unet=unet)
-    return LiDBSpace((*spoken, *find_blocks(unet)), 100, 50, spoken_sites=len(spoken))
+    rule = find_sites(text_encoder=text_encoder, unet=unet)
+    return LiDBSpace((*rule, *find_blocks(unet)), 100, 50, rule_sites=len(rule))
 
 
 def identity_bytes(space: LiDBSpace, ranks: int, dtype: Dtype) -> int:
     """The file of a person as it is written: one rank on the rule's sites, and so many in the blocks."""
-    sites, spoken = len(space.sites), len(space.spoken.sites)
+    sites, rule = len(space.sites), len(space.rule.sites)
     weights = torch.randn(sites, max(ranks, 1), space.width, generator=torch.Generator().manual_seed(0))
-    weights[:spoken, 1:] = 0.0
+    weights[:rule, 1:] = 0.0
     if ranks == 0:
-        weights = weights[:spoken]
+        weights = weights[:rule]
     own = space.of(weights)
     person = Identity(weights, own.info, base="0" * 16, base_name="stable-diffusion-v1-5", blocks=own.blocks)
     with tempfile.TemporaryDirectory() as folder:
@@ -88,7 +88,7 @@ def sizes(space: LiDBSpace, assumed: Assumed) -> list[list[str]]:
     }
     for name, ranks in kinds.items():
         fp16, int8 = (identity_bytes(space, ranks, kind) for kind in ("fp16", "int8"))
-        sites = len(space.sites) if ranks else len(space.spoken.sites)
+        sites = len(space.sites) if ranks else len(space.rule.sites)
         rows.append([name, str(sites), f"{fp16:,}", f"{int8:,}", f"{assumed.served * int8 / 1e9:.1f}"])
     return rows
 

@@ -122,7 +122,7 @@ class Bench:
     def _finetune(self) -> Iterator[Row]:
         """On a prediction that changes nothing yet, on the sites that the hypernetwork speaks of."""
         preset, space = FINETUNE["lidb"].config, self.adapters.space
-        predicted = (space if PRESETS[self.preset].blocks else space.spoken).start().unsqueeze(0)  # (1, S, 1, a + b)
+        predicted = (space if PRESETS[self.preset].blocks else space.rule).start().unsqueeze(0)  # (1, S, 1, a + b)
         masks = face_masks(self.latents)
         for noises in self.amount.noises:
             objective = replace(preset.objective, noises=noises)

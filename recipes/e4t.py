@@ -23,7 +23,7 @@ def fresh_network(booth: HyperDreamBooth) -> E4TNetwork:
 
 def people_of(crowd: Crowd, booth: HyperDreamBooth) -> People:
     """A crowd as the loss takes it; nobody of it is pre-optimised, so the numbers are the start's."""
-    start = booth.space.spoken.start()
+    start = booth.space.rule.start()
     nobody = start.expand(2, *start.shape)
     return People(crowd.pictures, crowd.latents, nobody, crowd.masks, crowd.prompts)
 

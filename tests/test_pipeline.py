@@ -62,10 +62,10 @@ def test_personalize_is_its_parts(predicting: HyperDreamBooth, portrait_file: Pa
     tuning = finetune(base, booth.adapters, latents, prediction, config, masks=face_masks(latents))
     list(tuning)
     assert torch.allclose(alice.weights, tuning.weights[0], atol=1e-6)
-    spoken = len(booth.space.spoken.sites)
+    rule = len(booth.space.rule.sites)
     assert torch.equal(alice.weights[:, :1], prediction[0]) and alice.ranks == 3
-    assert not alice.weights[:spoken, 1:].any() and alice.weights[spoken:, :, alice.space.a :].any()
-    assert alice.blocks == booth.space.blocks > 0 and alice.numbers == (spoken + 3 * alice.blocks) * booth.space.width
+    assert not alice.weights[:rule, 1:].any() and alice.weights[rule:, :, alice.space.a :].any()
+    assert alice.blocks == booth.space.blocks > 0 and alice.numbers == (rule + 3 * alice.blocks) * booth.space.width
     assert (alice.base, alice.space, alice.prompt) == (booth.fingerprint, booth.space.info, "a [V] face")
 
 

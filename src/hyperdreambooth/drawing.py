@@ -193,7 +193,7 @@ def stack(people: Sequence[Identity | None], space: LiDBSpace) -> tuple[Tensor, 
 
     Missing ranks and factors are zero, and so is what they add to dW.
     """
-    weights = [space.spoken.start() if person is None else person.weights for person in people]
+    weights = [space.rule.start() if person is None else person.weights for person in people]
     own = space.of(*weights)
     ranks = max(one.shape[1] for one in weights)
     packed = torch.stack([own.fill(one, ranks) for one in weights])
@@ -228,7 +228,7 @@ def check_person(person: Subject, base: Base, fingerprint: str, space: LiDBSpace
         return
     if person.base != fingerprint:
         raise WrongBase.of("the person", person.base, person.base_name, fingerprint, base.name)
-    if isinstance(person, Identity) and person.space not in (space.info, space.spoken.info):
+    if isinstance(person, Identity) and person.space not in (space.info, space.rule.info):
         raise WrongSpace("got a person of another LiDB space: use the base and settings that it was made with")
 
 

@@ -263,13 +263,13 @@ def _not_finite(tensors: Mapping[str, Tensor]) -> str | None:
 
 def _check_space(what: str | Path, got: SpaceInfo, space: LiDBSpace) -> None:
     remedy = "use the base and settings it was made with"
-    if got != space.spoken.info:
+    if got != space.rule.info:
         WrongSpace.check(f"{what} lives in", asdict(got), asdict(space.info), remedy)
 
 
 def _check_sizes(path: str | Path, identity: Identity, space: LiDBSpace) -> None:
     """Raise BadIdentityFile unless there are numbers for every site of the space, and whole ranks of full factors."""
-    own = space if identity.space == space.info else space.spoken
+    own = space if identity.space == space.info else space.rule
     if identity.sites != len(own.sites) or identity.blocks not in (0, own.blocks) or not identity.ranks:
         raise BadIdentityFile(
             f"{path} is damaged (numbers of {identity.sites} sites and {identity.ranks} ranks), expected "

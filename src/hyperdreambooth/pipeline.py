@@ -183,9 +183,9 @@ def space_of(base: Base) -> LiDBSpace:
 
     The sites of the rule, of which hypernetworks speak, and then those of the residual blocks that hold such bases.
     """
-    card, spoken = base.card, find_sites(**base.adapted)
+    card, rule = base.card, find_sites(**base.adapted)
     blocks = [site for site in find_blocks(base.unet) if card.a < site.n_in and card.b < site.n_out]
-    return LiDBSpace((*spoken, *blocks), card.a, card.b, card.seed, card.scale, spoken_sites=len(spoken))
+    return LiDBSpace((*rule, *blocks), card.a, card.b, card.seed, card.scale, rule_sites=len(rule))
 
 
 def _load_hypernetwork(booth: HyperDreamBooth, choice: str | Path | None) -> HyperNetwork | None:

@@ -31,8 +31,8 @@ def space() -> LiDBSpace:
 
 
 def test_bytes_of_a_person_are_the_numbers_and_a_little(space: LiDBSpace) -> None:
-    spoken, blocks = 192, 80
-    for ranks, numbers in ((0, spoken * 150), (1, (spoken + blocks) * 150), (7, (spoken + 7 * blocks) * 150)):
+    rule, blocks = 192, 80
+    for ranks, numbers in ((0, rule * 150), (1, (rule + blocks) * 150), (7, (rule + 7 * blocks) * 150)):
         assert 0 < identity_bytes(space, ranks, "fp16") - 2 * numbers < 3000
         scales = 2 * 2 * numbers // 150
         assert 0 < identity_bytes(space, ranks, "int8") - numbers - scales < 3000

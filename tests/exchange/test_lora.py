@@ -156,11 +156,11 @@ def test_loras_of_many_people_teach_a_hypernetwork(hdb: Hdb, booth: HyperDreamBo
     """Their numbers are those that were exported, each rank's sign and length aside; `hdb train` takes the folder."""
     loras, fitted = tmp_path / "loras", tmp_path / "fitted"
     loras.mkdir()
-    spoken = booth.space.spoken
+    rule = booth.space.rule
     random = torch.Generator().manual_seed(6)
     whole = booth.space.start() + 0.1 * torch.randn(4, *booth.space.start().shape, generator=random)
     people = {f"portrait-{seed}": own for seed, own in enumerate(whole)}
-    people["portrait-2"] = whole[2][: len(spoken.sites)]  # leaves the residual blocks alone
+    people["portrait-2"] = whole[2][: len(rule.sites)]  # leaves the residual blocks alone
     for name, own in people.items():
         save_kohya(loras / f"{name}.safetensors", booth.space.of(own), own)
     got = hdb("import", loras, "--people", "-o", fitted)

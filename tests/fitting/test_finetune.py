@@ -38,9 +38,9 @@ def trained(tuning: Finetuning) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("relax", RELAXATIONS)
-@pytest.mark.parametrize("predicted", ["nobody", "in all sites", "in the spoken ones"])
+@pytest.mark.parametrize("predicted", ["nobody", "in all sites", "in those of the rule"])
 def test_many_people_at_once_equal_one_by_one(world: World, relax: Relax, predicted: str) -> None:
-    sites = {"in all sites": len(world.space.sites), "in the spoken ones": len(world.space.spoken.sites)}.get(predicted)
+    sites = {"in all sites": len(world.space.sites), "in those of the rule": len(world.space.rule.sites)}.get(predicted)
     prediction = None if sites is None else world.people(3)[:, :sites]
     before, _ = tuned(world, slice(None), config(relax, steps=1, lr=0.0), prediction)
     together, reports = tuned(world, slice(None), config(relax), prediction)
@@ -64,11 +64,11 @@ def test_the_first_step_meets_exactly_the_prediction(world: World, relax: Relax)
 def test_lidb_keeps_the_prediction_and_adds_fresh_ranks(world: World) -> None:
     prediction = world.people(3)
     tuning, _ = tuned(world, slice(None), config("lidb"), prediction)
-    start, spoken = world.space.start(2, first=1), len(world.space.spoken.sites)
+    start, rule = world.space.start(2, first=1), len(world.space.rule.sites)
     assert tuning.weights.shape == (3, len(world.space.sites), 1 + 2, world.space.width)
     assert torch.equal(tuning.weights[:, :, :1], prediction)
     fresh = tuning.weights[:, :, 1:]  # in the residual blocks
-    assert 1e-3 < (fresh[:, spoken:] - start[spoken:]).abs().max() < 0.1 and not fresh[:, :spoken].any()
+    assert 1e-3 < (fresh[:, rule:] - start[rule:]).abs().max() < 0.1 and not fresh[:, :rule].any()
     assert tuning.lora is None
 
 
@@ -89,11 +89,11 @@ def test_none_trains_the_prediction_and_leaves_the_callers_alone(world: World) -
 
 def test_without_a_prediction_the_result_has_the_same_size(world: World) -> None:
     prediction = world.people(1)
-    spoken = prediction[:, : len(world.space.spoken.sites)]
+    rule = prediction[:, : len(world.space.rule.sites)]
     for settings, some in (
         (config("lora", steps=1), prediction),
         (config("none", steps=1), prediction),
-        (replace(config("lidb", steps=1), where="spoken"), spoken),
+        (replace(config("lidb", steps=1), where="rule"), rule),
     ):
         with_one, _ = tuned(world, slice(0, 1), settings, some)
         without, _ = tuned(world, slice(0, 1), settings, None)

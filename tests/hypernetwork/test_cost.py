@@ -54,7 +54,7 @@ def test_a_tiny_training_costs_what_it_costs_by_hand(world) -> None:
 def test_more_noises_cost_as_much_as_torch_counts_on_real_tensors(world) -> None:
     """In the attention alone: in the blocks, torch counts the people of a batch (groups) too often."""
     people, sizes = world.people(4), replace(TINY, blocks=False)
-    worn = people.numbers[:4, : len(world.space.spoken.sites)].clone().requires_grad_()
+    worn = people.numbers[:4, : len(world.space.rule.sites)].clone().requires_grad_()
 
     def real(noises: int) -> int:
         rows = torch.arange(4).repeat(noises)

@@ -20,7 +20,7 @@ SITES = (
     Site("unet.three", "unet", "three", 3 * 9, 6, 3),
     Site("unet.one", "unet", "one", 6, 5, 1),
 )
-SPACE = LiDBSpace(SITES, a=4, b=3, scale=0.5, spoken_sites=1)
+SPACE = LiDBSpace(SITES, a=4, b=3, scale=0.5, rule_sites=1)
 
 
 class Net(nn.Module):
@@ -107,12 +107,12 @@ def test_the_blocks_of_stable_diffusion() -> None:
 def test_a_file_holds_only_the_ranks_that_change_anything(
     booth: HyperDreamBooth, tmp_path: Path, dtype: str, generator: torch.Generator
 ) -> None:
-    space, spoken = booth.space, booth.space.spoken
+    space, rule = booth.space, booth.space.rule
     weights = torch.zeros(len(space.sites), 3, space.width)
-    weights[: len(spoken.sites), :1] = torch.randn(len(spoken.sites), 1, space.width, generator=generator)
-    weights[len(spoken.sites) :] = torch.randn(space.blocks, 3, space.width, generator=generator)
+    weights[: len(rule.sites), :1] = torch.randn(len(rule.sites), 1, space.width, generator=generator)
+    weights[len(rule.sites) :] = torch.randn(space.blocks, 3, space.width, generator=generator)
     person = Identity(weights, space.info, booth.fingerprint, blocks=space.blocks)
-    assert person.numbers == (len(spoken.sites) + 3 * space.blocks) * space.width
+    assert person.numbers == (len(rule.sites) + 3 * space.blocks) * space.width
     person.save(tmp_path / "a.safetensors", dtype)  # type: ignore[arg-type]
     again = booth.open(tmp_path / "a.safetensors")
     assert again.blocks == space.blocks and again.weights.shape == weights.shape
@@ -122,18 +122,18 @@ def test_a_file_holds_only_the_ranks_that_change_anything(
 def test_a_person_of_the_blocks_mixes_with_one_that_was_only_predicted(
     booth: HyperDreamBooth, generator: torch.Generator
 ) -> None:
-    space, spoken = booth.space, booth.space.spoken
+    space, rule = booth.space, booth.space.rule
     one = torch.randn(len(space.sites), 2, space.width, generator=generator)
-    other = torch.randn(len(spoken.sites), 1, space.width, generator=generator)
+    other = torch.randn(len(rule.sites), 1, space.width, generator=generator)
     mixed = mix(
         Identity(one, space.info, booth.fingerprint, blocks=space.blocks),
-        Identity(other, spoken.info, booth.fingerprint),
+        Identity(other, rule.info, booth.fingerprint),
         0.25,
         space,
     )
     assert mixed.blocks == space.blocks and mixed.space == space.info
     expected = 0.75 * space.cores(one)
-    expected[: len(spoken.sites)] += 0.25 * space.cores(other)
+    expected[: len(rule.sites)] += 0.25 * space.cores(other)
     best = torch.linalg.svd(expected)
     cut = (best.U[..., :2] * best.S[..., None, :2]) @ best.Vh[..., :2, :]
     assert torch.allclose(space.cores(mixed.weights), cut, atol=1e-4)

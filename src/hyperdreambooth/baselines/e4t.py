@@ -92,7 +92,7 @@ def e4t_network(booth: HyperDreamBooth) -> E4TNetwork:
     """A fresh one for this base and the eyes of its hypernetwork, on the base's device. Raises UserError without."""
     width = _hypernetwork(booth).encoder.width
     word = noun_embedding(booth.base).numel()
-    network = E4TNetwork(width, word, booth.space.spoken.start())
+    network = E4TNetwork(width, word, booth.space.rule.start())
     network.to(booth.base.device)
     return network
 

@@ -79,7 +79,7 @@ METHODS: Mapping[str, Method] = {
     "only-hyper": LiDB(PersonalizeConfig(steps=0, method="only-hyper")),
     "k-1": LiDB(PersonalizeConfig(rounds=1, method="k-1")),
     "fixed-rank": LiDB(PersonalizeConfig(relax="none", method="fixed-rank")),
-    "in-attention": LiDB(PersonalizeConfig(where="spoken", rank=3, lr=3e-2, method="in-attention")),
+    "in-attention": LiDB(PersonalizeConfig(where="rule", rank=3, lr=3e-2, method="in-attention")),
     "relaxed-2": LiDB(PersonalizeConfig(rank=1, method="relaxed-2")),
     "relaxed-8": LiDB(PersonalizeConfig(rank=7, method="relaxed-8")),
     "relaxed-full": LiDB(PersonalizeConfig(relax="lora", rank=4, method="relaxed-full")),

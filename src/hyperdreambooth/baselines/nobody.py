@@ -63,7 +63,7 @@ class _NobodyWork:
         return self._watch.seconds
 
     def __iter__(self) -> Iterator[Progress]:
-        base, space = self._booth.base, self._booth.space.spoken
+        base, space = self._booth.base, self._booth.space.rule
         self.faces = (yield from read_views(self._photos, base.picture_size, self._watch))[:, 0]
         nobody = Identity(space.start(), space.info, self._booth.fingerprint, base.name, how={"method": BASE})
         self.people = [nobody] * len(self._photos)

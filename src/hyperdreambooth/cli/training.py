@@ -214,7 +214,7 @@ def train(
         from hyperdreambooth.portraits.captions import STYLES
 
         fitted = None if dry_run and not weights.exists() else load_people(weights)  # costs may be asked for before
-        blocks = fitted is None or fitted.space != asdict(booth.space.spoken.info)  # it speaks of what they have
+        blocks = fitted is None or fitted.space != asdict(booth.space.rule.info)  # it speaks of what they have
         sizes = replace(model.PRESETS[preset], blocks=blocks)
         config = _train_config(training.TrainConfig(seed=seed, freeze_encoder=encoder is not None), steps)
         facts = {

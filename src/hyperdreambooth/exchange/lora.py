@@ -64,8 +64,8 @@ def import_lora(
         raise UserError(f"got {ranks} ranks without a projection, expected both: give --project too")
     space, base = booth.space, booth.base
     read = read_lora(path, space.sites, partial)
-    if not any(up.any() for _, up in read.factors[len(space.spoken.sites) :]):  # what most LoRAs leave alone
-        space, read = space.spoken, replace(read, factors=read.factors[: len(space.spoken.sites)])
+    if not any(up.any() for _, up in read.factors[len(space.rule.sites) :]):  # what most LoRAs leave alone
+        space, read = space.rule, replace(read, factors=read.factors[: len(space.rule.sites)])
     made_for = read.metadata.get(FINGERPRINT, booth.fingerprint)
     if made_for != booth.fingerprint:
         name = read.metadata.get("ss_sd_model_name", "another")

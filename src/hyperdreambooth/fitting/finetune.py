@@ -25,7 +25,7 @@ from hyperdreambooth.fitting.steps import FitConfig, Run, StepReport
 from hyperdreambooth.lidb import Adapters, LiDBSpace, LoRALayout
 
 Relax = Literal["lidb", "lora", "none"]
-Where = Literal["blocks", "spoken"]  # the residual blocks, or the prediction's own sites
+Where = Literal["blocks", "rule"]  # the residual blocks, or the sites of the 192-layer rule
 Compose = Callable[[Tensor], tuple[Tensor, Tensor | None]]  # from what is trained to what is worn
 
 
@@ -105,7 +105,7 @@ def finetune(
     Args:
         latents: (N, C, h, w), one encoded photograph of each, or (N, V, C, h, w), several.
         prediction: (N, S, R, a + b) from the hypernetwork; None starts from nobody: where relax is "lidb", with `rank`
-            fresh ranks on all sites, or with 1 + rank on the spoken ones, so that they come out as large as others.
+            fresh ranks on all sites, or with 1 + rank on those of the rule, so that they come out as large as others.
         masks: (N, 1, h, w) or (N, V, 1, h, w), how much each place in a photograph counts.
     """
     if prediction is not None and (prediction.dim() != 4 or len(prediction) != len(latents)):
@@ -134,7 +134,7 @@ def _wearing(
     if frozen is None or len(frozen) > 1 or config.relax != "lidb" or base.unet.dtype != torch.float32:
         return None
     under, space = adapters.weights_with(frozen[0]), adapters.space
-    first = len(space.spoken.sites) if _in_blocks(space, config) else 0
+    first = len(space.rule.sites) if _in_blocks(space, config) else 0
     return lambda: adapters.use(fresh, first=first, under=under)
 
 
@@ -142,7 +142,7 @@ def _begin(
     space: LiDBSpace, people: int, prediction: Tensor | None, config: FinetuneConfig
 ) -> tuple[Tensor | None, Tensor]:
     """What stays frozen, (N, S, R, a + b) or None, and what is trained, (N, S, R, a + b) or (N, size)."""
-    spoken, rank = space.spoken, config.rank
+    rule, rank = space.rule, config.rank
     if config.relax == "lora":
         frozen = prediction if prediction is not None else _for_all(space.start(), people)
         return frozen, _for_all(LoRALayout(space.of(frozen).sites, rank).start(config.objective.seed), people)
@@ -150,8 +150,8 @@ def _begin(
         return None, prediction if prediction is not None else _for_all(space.start(), people)
     if not _in_blocks(space, config):
         if prediction is None:
-            return None, _for_all(spoken.start(1 + rank), people)
-        return prediction, _for_all(spoken.start(rank, first=prediction.shape[-2]), people)
+            return None, _for_all(rule.start(1 + rank), people)
+        return prediction, _for_all(rule.start(rank, first=prediction.shape[-2]), people)
     if prediction is None:
         return None, _for_all(space.start(rank), people)
     predicted = prediction.shape[-2] if prediction.shape[-3] == len(space.sites) else 0  # ranks in the blocks

@@ -40,7 +40,7 @@ class PreoptimizeConfig:
 
     def space(self, adapters: Adapters) -> LiDBSpace:
         """The space that the people are fitted in, of the whole one that the adapters have."""
-        return adapters.space if self.blocks else adapters.space.spoken
+        return adapters.space if self.blocks else adapters.space.rule
 
 
 @dataclass(frozen=True)

@@ -220,7 +220,7 @@ class HyperNetwork(nn.Module):
             raise BadFile(f"{path} is damaged ({error!r}), expected a sound hypernetwork: make it anew") from error
         if made_for != base:
             raise WrongBase.of(path, made_for, made_name, base, base_name)
-        info = asdict(_spoken_of(config, space).info)
+        info = asdict(_space_of(config, space).info)
         WrongSpace.check(f"{path} predicts in", made_in, info, "use the base it was made for")
         network = build_hypernetwork(config, space, base, base_name)
         load_parameters(network, network._with_pretrained(tensors), path)
@@ -244,17 +244,17 @@ def build_hypernetwork(
     """A hypernetwork with random weights that depend on `seed` alone, for those sites that the config names."""
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
-        return HyperNetwork(config, _spoken_of(config, space), base, base_name)
+        return HyperNetwork(config, _space_of(config, space), base, base_name)
 
 
 def random_hypernetwork(config: HyperNetworkConfig, space: LiDBSpace, base: str, base_name: str = "") -> HyperNetwork:
     """A hypernetwork of those sizes of which nothing is fetched, to be counted or timed: see `random_encoder`."""
-    return HyperNetwork(config, _spoken_of(config, space), base, base_name, random_encoder(config.encoder))
+    return HyperNetwork(config, _space_of(config, space), base, base_name, random_encoder(config.encoder))
 
 
-def _spoken_of(config: HyperNetworkConfig, space: LiDBSpace) -> LiDBSpace:
+def _space_of(config: HyperNetworkConfig, space: LiDBSpace) -> LiDBSpace:
     """The space in which a hypernetwork of this config speaks, of a base's whole space."""
-    return space if config.blocks else space.spoken
+    return space if config.blocks else space.rule
 
 
 def _config(values: dict[str, object]) -> HyperNetworkConfig:

@@ -52,7 +52,7 @@ class Adapters:
     """The adapted layers of injected models. Made by ``inject``.
 
     Attributes:
-        space: of all sites; people may be of its `spoken` ones alone.
+        space: of all sites; people may be of its `rule`'s alone.
 
     What is worn is state of the models, so one thread at a time wears, merges or takes off; others wait for it.
     """
@@ -91,7 +91,7 @@ class Adapters:
 
         Args:
             weights: packed LiDB numbers of one person (S, R, a + b), or of N persons (N, S, R, a + b), or None; of all
-                sites, or of the space's `spoken` ones. With N persons a batch of c * N rows is the N persons tiled c
+                sites, or of the space's `rule`'s. With N persons a batch of c * N rows is the N persons tiled c
                 times.
             lora: full-space factors on the same sites, flat (size,) or (N, size) as in LoRALayout, or None.
             first: number of the first site that `weights` are of, where they are of the last ones alone.
@@ -185,7 +185,7 @@ class Adapters:
     def _check(self, weights: Tensor, first: int) -> None:
         expected = (len(self.space.sites) - first, "R", self.space.width)
         shape = tuple(weights.shape)
-        sites = {expected[0]} if first else {expected[0], len(self.space.spoken.sites)}
+        sites = {expected[0]} if first else {expected[0], len(self.space.rule.sites)}
         if weights.dim() not in (3, 4) or shape[-3] not in sites or shape[-1] != self.space.width:
             raise UserError(
                 f"got weights of shape {shape}, expected one person (S, R, a + b) = ({expected[0]}, R, {expected[2]}) "

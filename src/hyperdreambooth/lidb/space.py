@@ -56,7 +56,7 @@ class LiDBSpace:
         b: dimensions of the basis on each layer's output, below every m.
         seed: seed of the bases and of the start.
         scale: factor of dW.
-        spoken_sites: how many of the first sites are of the paper's 192-layer rule, of which the paper's hypernetwork
+        rule_sites: how many of the first sites are of the paper's 192-layer rule, of which the paper's hypernetwork
             speaks; those behind are the residual blocks'. 0 is all of them.
 
     Raises:
@@ -68,7 +68,7 @@ class LiDBSpace:
     b: int
     seed: int = 0
     scale: float = 1.0
-    spoken_sites: int = 0
+    rule_sites: int = 0
 
     def __post_init__(self) -> None:
         for site in self.sites:
@@ -79,18 +79,18 @@ class LiDBSpace:
                 )
 
     @cached_property
-    def spoken(self) -> "LiDBSpace":
+    def rule(self) -> "LiDBSpace":
         """The space of the 192-layer rule's sites alone, which is the paper's."""
-        return replace(self, sites=self.sites[: self.spoken_sites], spoken_sites=0) if self.spoken_sites else self
+        return replace(self, sites=self.sites[: self.rule_sites], rule_sites=0) if self.rule_sites else self
 
     @property
     def blocks(self) -> int:
         """How many of the sites are the residual blocks', behind those of the 192-layer rule."""
-        return len(self.sites) - len(self.spoken.sites)
+        return len(self.sites) - len(self.rule.sites)
 
     def of(self, *persons: Tensor) -> "LiDBSpace":
-        """The space of people's numbers (..., S, R, a + b), by their sites: this one if any has all, or `spoken`."""
-        return self if any(one.shape[-3] == len(self.sites) for one in persons) else self.spoken
+        """The space of people's numbers (..., S, R, a + b), by their sites: this one if any has all, or `rule`."""
+        return self if any(one.shape[-3] == len(self.sites) for one in persons) else self.rule
 
     def fill(self, weights: Tensor, ranks: int = 0) -> Tensor:
         """The same person on all sites, and in at least so many ranks: (..., S, R, a + b); what is added is zero."""
