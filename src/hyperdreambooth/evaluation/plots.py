@@ -13,7 +13,20 @@ from hyperdreambooth.evaluation.scores import MEASURES, TRUE, Scores, families
 from hyperdreambooth.files import write_bytes
 
 SHOWN = ("identified", "clip_t")
-_OURS, _OTHERS = "#c2410c", ("#334155", "#0f766e", "#7c3aed", "#a16207", "#be185d", "#2563eb", "#64748b", "#15803d")
+_OURS = "#c2410c"
+_OTHERS = (
+    "#334155",
+    "#0f766e",
+    "#7c3aed",
+    "#a16207",
+    "#be185d",
+    "#2563eb",
+    "#94a3b8",
+    "#65a30d",
+    "#06b6d4",
+    "#f472b6",
+    "#1e1b4b",
+)
 _PAPER, _INK = "#faf9f6", "#26262a"
 
 
