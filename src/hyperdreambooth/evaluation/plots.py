@@ -43,9 +43,16 @@ def plot_costs(path: Path, scores: Mapping[str, Scores], cost: str, label: str) 
         for number, (name, several) in enumerate(families(scores).items()):
             there = [one for one in several if getattr(one, cost)]  # the axis is logarithmic
             points = sorted((getattr(one, cost), float(one.measures[measure].nanmean())) for one in there)
-            colour = _OURS if name == OURS else _OTHERS[number % len(_OTHERS)]
+            ours = name == OURS
+            look = {"color": _OURS if ours else _OTHERS[number % len(_OTHERS)], "marker": "o", "linewidth": 1.2}
             said = name + (_shared(there) if cost == "seconds" else "")
-            axes.plot(*zip(*points, strict=True), marker="o", color=colour, label=said, linewidth=1.2, markersize=6)
+            # Ours lies on top and is larger, so that a method on the same spot hides nothing and is not hidden.
+            look |= (
+                {"zorder": 2.5, "markersize": 8, "fillstyle": "none", "markeredgewidth": 2}
+                if ours
+                else {"markersize": 6}
+            )
+            axes.plot(*zip(*points, strict=True), label=said, **look)
         if TRUE in scores:
             axes.axhline(float(scores[TRUE].measures[measure].nanmean()), color=_INK, linestyle=":", linewidth=1)
         axes.set(xscale="log", xlabel=label, ylabel=MEASURES[measure], facecolor=_PAPER)
