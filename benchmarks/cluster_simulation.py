@@ -21,6 +21,9 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
+from hyperdreambooth.evaluation.tables import rows as table
+from hyperdreambooth.files import write_text
+
 HOUR = 3600.0
 
 
@@ -136,13 +139,15 @@ def main() -> None:
         outcome = mean([simulate(work, failures, gpus, random) for _ in range(options.runs)])
         rows.append({"gpus": gpus, "failures an hour": rate, **asdict(outcome)})
     print(f"{work.shards} shards of {work.shard} people, {work.seconds:g} s each, mean of {options.runs} runs\n")
-    print("| GPUs | failures of one, an hour | hours | failures | work lost | restarting | idle at the end |")
-    print("| --- | --- | --- | --- | --- | --- | --- |")
+    header = ["GPUs", "failures of one, an hour", "hours", "failures", "work lost", "restarting", "idle at the end"]
+    body = []
     for row in rows:
-        shares = " | ".join(f"{row[name]:.2%}" for name in ("lost", "restarting", "idle"))
-        print(f"| {row['gpus']} | {row['failures an hour']:g} | {row['hours']:.2f} | {row['failures']} | {shares} |")
+        shares = [f"{row[name]:.2%}" for name in ("lost", "restarting", "idle")]
+        facts = [str(row["gpus"]), f"{row['failures an hour']:g}", f"{row['hours']:.2f}", str(row["failures"])]
+        body.append([*facts, *shares])
+    print("\n".join(table(header, body)))
     if options.output:
-        options.output.write_text(json.dumps({"work": asdict(work), "rows": rows}, indent=2) + "\n")
+        write_text(options.output, json.dumps({"work": asdict(work), "rows": rows}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

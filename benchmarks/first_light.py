@@ -29,7 +29,7 @@ from hyperdreambooth.drawing import DrawConfig
 from hyperdreambooth.embedded import JUDGES
 from hyperdreambooth.errors import UserError
 from hyperdreambooth.evaluation.subjects import Subjects
-from hyperdreambooth.files import write_atomically
+from hyperdreambooth.files import write_text
 from hyperdreambooth.fitting.plan import digest
 from hyperdreambooth.hypernetwork.model import HyperNetwork
 from hyperdreambooth.portraits.captions import STYLE_SCENES, STYLES, caption
@@ -148,7 +148,7 @@ def first_light(
 
     def write() -> None:
         text = json.dumps(results, indent=1) + "\n"
-        write_atomically(out / f"{split}.json", lambda part: part.write_text(text))
+        write_text(out / f"{split}.json", text)
 
     for subjects in worlds:
         scores = dict[str, Score]()

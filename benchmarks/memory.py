@@ -35,6 +35,7 @@ from hyperdreambooth.base.sampling import scheduler_of
 from hyperdreambooth.base.single_file import LAYOUTS
 from hyperdreambooth.base.tokenizer import clip_tokenizer
 from hyperdreambooth.embedded import DEMO_PHOTO
+from hyperdreambooth.files import write_text
 from hyperdreambooth.lidb.recompute import recompute
 
 WORK = ("personalise", "draw")
@@ -152,7 +153,7 @@ def main() -> None:
     measured = list(rows(options))
     Console(width=100).print(table(measured))
     if options.output:
-        options.output.write_text(json.dumps(measured, indent=2) + "\n")
+        write_text(options.output, json.dumps(measured, indent=2) + "\n")
 
 
 if __name__ == "__main__":

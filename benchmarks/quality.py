@@ -28,7 +28,7 @@ from hyperdreambooth.drawing import DrawConfig
 from hyperdreambooth.embedded import JUDGES
 from hyperdreambooth.evaluation.identification import scene_recognised, spread_ratio
 from hyperdreambooth.evaluation.subjects import Subjects
-from hyperdreambooth.files import write_atomically
+from hyperdreambooth.files import write_text
 from hyperdreambooth.portraits.captions import EDIT_SCENES, STYLES, Scene, caption
 from hyperdreambooth.portraits.pictures import draw, in_styles
 from hyperdreambooth.portraits.view import View
@@ -120,7 +120,7 @@ def quality(
         results[world] |= {"pictures": count, "true people": min(count, len(subjects.references))}
         Console().print(f"{world}:", ", ".join(f"{name} {value:.4g}" for name, value in results[world].items()))
         text = json.dumps({"base": base.fingerprint, **results}, indent=1) + "\n"
-        write_atomically(out / "quality.json", lambda part, text=text: part.write_text(text))
+        write_text(out / "quality.json", text)
     return results
 
 

@@ -13,7 +13,7 @@ import argparse
 import json
 import math
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from diffusers import UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from hyperdreambooth.base.single_file import LAYOUTS
+from hyperdreambooth.evaluation.tables import rows as table
 from hyperdreambooth.identity import Dtype, Identity
 from hyperdreambooth.lidb import LiDBSpace, find_blocks, find_sites
 
@@ -178,12 +179,6 @@ def served(counted: Mapping[str, float], space: LiDBSpace, assumed: Assumed) -> 
     return rows
 
 
-def markdown(rows: Iterable[Iterable[str]]) -> str:
-    """A table, its head first."""
-    head, *body = [list(row) for row in rows]
-    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *body)) + "\n"
-
-
 def main() -> None:
     """Print all tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -200,13 +195,13 @@ def main() -> None:
         f"Assumed: {assumed.peak / 1e12:g} TFLOP/s, {assumed.share:.0%} of it, {assumed.price:g} dollars a GPU hour\n"
     )
     print(f"A shard of {assumed.shard} people: {shard_seconds(counted, assumed):.1f} s\n")
-    for rows in (
+    for header, *body in (
         sizes(space, assumed),
         preoptimised(counted, space, assumed),
         needed(counted, space, assumed),
         served(counted, space, assumed),
     ):
-        print(markdown(rows))
+        print("\n".join(table(header, body)) + "\n")
 
 
 if __name__ == "__main__":

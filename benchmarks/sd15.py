@@ -31,6 +31,7 @@ from hyperdreambooth.base.hardware import PRECISIONS, choose, name_of
 from hyperdreambooth.base.model import Base
 from hyperdreambooth.drawing import DrawConfig, draw
 from hyperdreambooth.faces import face_masks
+from hyperdreambooth.files import write_text
 from hyperdreambooth.fitting.finetune import PRESETS as FINETUNE
 from hyperdreambooth.fitting.finetune import finetune
 from hyperdreambooth.fitting.fit import Pictures
@@ -335,7 +336,7 @@ def main() -> None:
         if result["reduced"]:
             console.print(f"No CUDA: cut to {result['amount']}; every figure of a step is of so few steps.")
     if options.output:
-        options.output.write_text(json.dumps(result, indent=2) + "\n")
+        write_text(options.output, json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from hyperdreambooth.drawing import DrawConfig
 from hyperdreambooth.embedded import JUDGES
 from hyperdreambooth.errors import UserError
 from hyperdreambooth.evaluation.subjects import Subjects
-from hyperdreambooth.files import write_atomically
+from hyperdreambooth.files import write_text
 from hyperdreambooth.fitting.finetune import FinetuneConfig
 from hyperdreambooth.portraits.captions import STYLES
 from hyperdreambooth.progress import log
@@ -116,7 +116,7 @@ def tune(
         rows.append((values, score(subjects, pictures, judges, galleries)))
         figures = [values | {"identification": value.share} | value.by_style for values, value in rows]
         text = json.dumps(figures, indent=1) + "\n"
-        write_atomically(out / f"{subjects.world}.json", lambda part, text=text: part.write_text(text))
+        write_text(out / f"{subjects.world}.json", text)
     Console(width=160).print(table(subjects.world, rows))
 
 

@@ -181,7 +181,7 @@ class HyperDreamBooth:
 def space_of(base: Base) -> LiDBSpace:
     """The weight space that a base's card names, over the layers that the base has.
 
-    The sites of the rule, of which hypernetworks speak, and then those of the residual blocks that hold such bases.
+    The sites of the 192-layer rule, and then those of the residual blocks that hold such bases.
     """
     card, rule = base.card, find_sites(**base.adapted)
     blocks = [site for site in find_blocks(base.unet) if card.a < site.n_in and card.b < site.n_out]

@@ -13,7 +13,7 @@ from hyperdreambooth.evaluation.scores import MEASURES, TRUE, Scores, families
 from hyperdreambooth.files import write_bytes
 
 SHOWN = ("identified", "clip_t")
-_OURS = "#c2410c"
+_OURS = {"color": "#c2410c", "zorder": 2.5, "markersize": 8, "fillstyle": "none", "markeredgewidth": 2}  # a ring on top
 _OTHERS = (
     "#334155",
     "#0f766e",
@@ -43,16 +43,9 @@ def plot_costs(path: Path, scores: Mapping[str, Scores], cost: str, label: str) 
         for number, (name, several) in enumerate(families(scores).items()):
             there = [one for one in several if getattr(one, cost)]  # the axis is logarithmic
             points = sorted((getattr(one, cost), float(one.measures[measure].nanmean())) for one in there)
-            ours = name == OURS
-            look = {"color": _OURS if ours else _OTHERS[number % len(_OTHERS)], "marker": "o", "linewidth": 1.2}
+            look = _OURS if name == OURS else {"color": _OTHERS[number % len(_OTHERS)], "markersize": 6}
             said = name + (_shared(there) if cost == "seconds" else "")
-            # Ours lies on top and is larger, so that a method on the same spot hides nothing and is not hidden.
-            look |= (
-                {"zorder": 2.5, "markersize": 8, "fillstyle": "none", "markeredgewidth": 2}
-                if ours
-                else {"markersize": 6}
-            )
-            axes.plot(*zip(*points, strict=True), label=said, **look)
+            axes.plot(*zip(*points, strict=True), label=said, marker="o", linewidth=1.2, **look)
         if TRUE in scores:
             axes.axhline(float(scores[TRUE].measures[measure].nanmean()), color=_INK, linestyle=":", linewidth=1)
         axes.set(xscale="log", xlabel=label, ylabel=MEASURES[measure], facecolor=_PAPER)

@@ -121,11 +121,12 @@ class Adapters:
         """
         if self.merged:
             raise UserError("a person is merged into the model already: call unmerge() first")
-        merged = self.weights_with(weights, lora)
+        originals = []
         with torch.no_grad():
-            self._unmerged = [place.adapted.weight.detach().clone() for place in self._places]
-            for place, weight in zip(self._places, merged, strict=True):
+            for place, weight in self._weights_with(weights, lora):  # one at a time: all at once are a second model
+                originals.append(place.adapted.weight.detach().clone())
                 place.adapted.weight.copy_(weight)
+        self._unmerged = originals
 
     def weights_with(self, weights: Tensor, lora: Tensor | None = None) -> list[Tensor]:
         """Each layer's own weight with one person's dW in it, for `use`; the layers stay as they are.
@@ -135,19 +136,21 @@ class Adapters:
         Raises:
             UserError: more than one person is given.
         """
+        return [weight for _, weight in self._weights_with(weights, lora)]
+
+    def _weights_with(self, weights: Tensor, lora: Tensor | None) -> Iterator[tuple[_Place, Tensor]]:
+        """`weights_with`, layer by layer."""
         if weights.dim() != 3:
             raise UserError(
                 f"got persons of shape {tuple(weights.shape)}, expected one (S, R, a + b): merge one person"
             )
-        made = []
         with self.use(weights, lora), torch.no_grad():
             for place in self._places:
                 weight, factors = place.adapted.weight, place.adapted.factors()
                 if factors is not None:
                     down, up = factors  # (n, k) (k, m)
                     weight = weight + (down @ up).T.reshape(weight.shape)
-                made.append(weight.detach())
-        return made
+                yield place, weight.detach()
 
     def unmerge(self) -> None:
         """Bring back the weights from before ``merge``, bit for bit; nothing happens if nothing is merged."""
