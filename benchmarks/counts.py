@@ -15,7 +15,7 @@ from torch import Tensor
 from benchmarks.memory import random_base
 from hyperdreambooth.base.diffusion import denoising_loss
 from hyperdreambooth.base.model import Base
-from hyperdreambooth.hypernetwork.cost import Kept, count_flops, shapes_alone
+from hyperdreambooth.hypernetwork.cost import Kept, count_flops, numbers_of, shapes_alone, tensors_of
 from hyperdreambooth.hypernetwork.model import PRESETS, random_hypernetwork
 from hyperdreambooth.lidb import Adapters, inject
 from hyperdreambooth.pipeline import space_of
@@ -55,7 +55,7 @@ def counts(layout: Path, size: int | None, a: int, b: int, preset: str) -> Itera
         adapters = inject(base.adapted, space_of(base))
         latents, timestep = torch.zeros(1, *base.latent_shape), torch.zeros(1, dtype=torch.long)
         picture = torch.zeros(1, 3, base.picture_size, base.picture_size)
-        held = [t for one in (base.vae, *base.adapted.values()) for t in (*one.parameters(), *one.buffers())]
+        held = [t for one in (base.vae, *base.adapted.values()) for t in tensors_of(one)]
         with torch.no_grad():
             states = base.encode_prompts([""])
 
@@ -109,8 +109,8 @@ def _giga(name: str, flops: int) -> Counted:
 
 
 def _parameters(name: str, network: torch.nn.Module, without: torch.nn.Module | None = None) -> Counted:
-    count = sum(p.numel() for p in network.parameters())
-    return _counted(f"{name} (parameters)", count - sum(p.numel() for p in without.parameters()) if without else count)
+    count = numbers_of(network.parameters()) - (numbers_of(without.parameters()) if without else 0)
+    return _counted(f"{name} (parameters)", count)
 
 
 def _counted(name: str, value: float) -> Counted:

@@ -173,7 +173,7 @@ class Bench:
     def _mixed(self) -> Iterator[Row]:
         """One pass of the U-Net over N rows that wear nobody (as if merged), one person, and N different ones."""
         base, space = self.base, self.adapters.space
-        rank = FINETUNE["lidb"].config.rank
+        rank = FINETUNE["lidb"].config.rank_in(space)
         for count in self.amount.rows:
             people = torch.randn(count, len(space.sites), rank, space.width, generator=self.generator).to(base.device)
             latents = self.latents.expand(count, *self.latents.shape[1:])

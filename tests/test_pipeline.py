@@ -270,7 +270,7 @@ def test_the_fingerprint_is_computed_once(
 
 def test_the_rank_is_the_presets_unless_given() -> None:
     configs = [PersonalizeConfig(relax=relax).finetune.rank for relax in ("lidb", "lora")]  # type: ignore[arg-type]
-    assert configs == [PRESETS["lidb"].config.rank, PRESETS["lora"].config.rank] == [6, 4]
+    assert configs == [PRESETS["lidb"].config.rank, PRESETS["lora"].config.rank] == [None, 4]
     assert PersonalizeConfig(relax="lora", rank=2).finetune.rank == 2
 
 

@@ -186,7 +186,8 @@ class Personalization:
         how: dict[str, str | int | float] = {"method": config.method, "hypernetwork": predicted, "steps": steps}
         if steps:
             fit = config.finetune.fit_of(self._hypernetwork is not None)
-            how |= {"noises": config.noises, "relax": config.relax, "rank": config.finetune.rank, "seed": config.seed}
+            rank = config.finetune.rank_in(self._adapters.space)
+            how |= {"noises": config.noises, "relax": config.relax, "rank": rank, "seed": config.seed}
             how |= {"lr": fit.lr, "samples": steps * config.noises}
         return how
 

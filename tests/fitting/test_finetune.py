@@ -10,7 +10,7 @@ import torch
 from hyperdreambooth.fitting.finetune import PRESETS, FinetuneConfig, Finetuning, Relax, finetune
 from hyperdreambooth.fitting.fit import Objective
 from hyperdreambooth.fitting.steps import FitConfig, StepReport
-from hyperdreambooth.lidb import LoRALayout
+from hyperdreambooth.lidb import LiDBSpace, LoRALayout, Site
 from tests.fitting.conftest import World, assert_same_fit
 
 RELAXATIONS: list[Relax] = ["lidb", "lora", "none"]
@@ -114,6 +114,24 @@ def test_the_result_worn_draws_what_was_trained(world: World, relax: Relax) -> N
 
     assert sum(r.loss for r in reports[-5:]) < sum(r.loss for r in reports[:5])
     assert (output(tuning.weights, tuning.lora) - output(world.people(3), None)).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("rule", "blocks", "a", "b", "ranks"),
+    [
+        (192, 80, 100, 50, 6),  # Stable Diffusion 1.5: 112,800 numbers, of 115,200
+        (71, 40, 64, 32, 12),  # the embedded base has room for more
+        (806, 100, 100, 50, 6),  # no room at all
+        (192, 0, 100, 50, 6),
+        (8, 10, 100, 50, 12),
+        (141, 61, 100, 50, 9),  # 30,300 numbers and 84,900 more, of 9,150 a rank
+    ],
+)
+def test_a_person_has_as_many_ranks_as_there_is_room_for(rule: int, blocks: int, a: int, b: int, ranks: int) -> None:
+    sites = tuple(Site(f"unet.{number}", "unet", str(number), 1000, 1000) for number in range(rule + blocks))
+    space = LiDBSpace(sites, a=a, b=b, rule_sites=rule)
+    assert PRESETS["lidb"].config.rank_in(space) == ranks
+    assert FinetuneConfig(rank=3).rank_in(space) == 3 and PRESETS["lora"].config.rank_in(space) == 4
 
 
 def test_weights_can_be_read_on_the_way(world: World) -> None:

@@ -26,6 +26,7 @@ from hyperdreambooth.lidb import Adapters, LiDBSpace, LoRALayout
 
 Relax = Literal["lidb", "lora", "none"]
 Where = Literal["blocks", "rule"]  # the residual blocks, or the sites of the 192-layer rule
+_ROOM = 115_200  # numbers of a person: those of the paper's, four ranks of 150 in 192 layers
 Compose = Callable[[Tensor], tuple[Tensor, Tensor | None]]  # from what is trained to what is worn
 
 
@@ -34,11 +35,21 @@ class FinetuneConfig:
     """How people are fine-tuned."""
 
     relax: Relax = "lidb"
-    rank: int = 6  # fresh ranks beside the prediction; without meaning where relax is "none"
+    rank: int | None = None  # fresh ranks beside the prediction; None: see `rank_in`; without meaning for relax "none"
     where: Where = "blocks"  # of relax "lidb"
-    fit: FitConfig = field(default_factory=lambda: FitConfig(steps=40, lr=2e-2, schedule="cosine"))
+    fit: FitConfig = field(default_factory=lambda: FitConfig(steps=40, lr=1.4e-2, schedule="cosine"))
     lr_alone: float | None = None  # learning rate of people whom nobody predicted; None is that of `fit`
     objective: Objective = field(default_factory=Objective)
+
+    def rank_in(self, space: LiDBSpace) -> int:
+        """The fresh ranks of people in this space: where nothing is said, as many of the blocks' as `_ROOM` holds.
+
+        At least 6 and at most 12: fewer lose likeness, more were not tried (docs/notes.md).
+        """
+        if self.rank is not None:
+            return self.rank
+        of_a_rank = (space.blocks or len(space.sites)) * space.width
+        return min(max((_ROOM - len(space.sites) * space.width) // of_a_rank, 6), 12)
 
     def fit_of(self, predicted: bool) -> FitConfig:
         """The steps of people who begin at a prediction, or from nobody: they have farther to go."""
@@ -55,9 +66,9 @@ class Preset:
 
 PRESETS = {
     "lidb": Preset(
-        FinetuneConfig(relax="lidb", rank=6),
-        "embedded base, 100 reporting portraits and photographs: 92 % and 94 % identified in the plain style, "
-        "65 % and 71 % over all eight",
+        FinetuneConfig(relax="lidb"),
+        "embedded base, 100 reporting portraits and photographs: 93 % and 99 % identified in the plain style, "
+        "68 % and 77 % over all eight",
     ),
     "lora": Preset(
         FinetuneConfig(relax="lora", rank=4, fit=FitConfig(steps=40, lr=2e-3, schedule="cosine")),
@@ -142,7 +153,7 @@ def _begin(
     space: LiDBSpace, people: int, prediction: Tensor | None, config: FinetuneConfig
 ) -> tuple[Tensor | None, Tensor]:
     """What stays frozen, (N, S, R, a + b) or None, and what is trained, (N, S, R, a + b) or (N, size)."""
-    rule, rank = space.rule, config.rank
+    rule, rank = space.rule, config.rank_in(space)
     if config.relax == "lora":
         frozen = prediction if prediction is not None else _for_all(space.start(), people)
         return frozen, _for_all(LoRALayout(space.of(frozen).sites, rank).start(config.objective.seed), people)

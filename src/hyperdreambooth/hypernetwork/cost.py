@@ -105,7 +105,7 @@ def training_cost(sizes: HyperNetworkConfig, base: Base, adapters: Adapters, con
         with torch.no_grad():
             prediction = count_flops(lambda: network(_pictures(network, 1)))
         networks = (base.vae, *base.adapted.values())
-        held = [mode.from_tensor(t) for one in (network, *networks) for t in _tensors(one)]
+        held = [mode.from_tensor(t) for one in (network, *networks) for t in tensors_of(one)]
         phases = {}
         for name, fit in config.phases().items():
 
@@ -118,13 +118,13 @@ def training_cost(sizes: HyperNetworkConfig, base: Base, adapters: Adapters, con
                 flops = count_flops(step)
             phases[name] = PhaseCost(fit.steps, fit.accumulate * flops, kept.bytes)
         return TrainingCost(
-            parameters=_numbers(network.parameters()),
-            parameters_trained=_numbers(trained),
-            parameters_of_encoder=_numbers(network.encoder.parameters()),
+            parameters=numbers_of(network.parameters()),
+            parameters_trained=numbers_of(trained),
+            parameters_of_encoder=numbers_of(network.encoder.parameters()),
             prediction_flops=prediction,
-            network_bytes=_bytes(_tensors(network)),
+            network_bytes=_bytes(tensors_of(network)),
             training_bytes=max(map(_copies, config.phases().values()), default=0) * _bytes(trained),
-            base_bytes=sum(_bytes(_tensors(one)) for one in networks),
+            base_bytes=sum(_bytes(tensors_of(one)) for one in networks),
             phases=phases,
         )
 
@@ -193,11 +193,13 @@ def _storage(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
 
 
-def _tensors(network: nn.Module) -> list[Tensor]:
+def tensors_of(network: nn.Module) -> list[Tensor]:
+    """What a network holds: its parameters and buffers."""
     return [*network.parameters(), *network.buffers()]
 
 
-def _numbers(tensors: Iterable[Tensor]) -> int:
+def numbers_of(tensors: Iterable[Tensor]) -> int:
+    """How many numbers some tensors have together."""
     return sum(tensor.numel() for tensor in tensors)
 
 
