@@ -93,7 +93,7 @@ class HyperDreamBooth:
             steps: of fine-tuning; 0 is the hypernetwork alone.
             noises: samples through the U-Net per step.
             relax: where the fresh factors of fine-tuning live: "lidb", "lora" (full space), "none" (no fresh ones).
-            rank: of the fresh factors; None is 3 for "lidb", 4 for "lora".
+            rank: of the fresh factors; None is 6 to 12 for "lidb", see `FinetuneConfig.rank_in`, 4 for "lora".
             prompt: that the photograph is fitted to, "[V]" standing for the person.
             seed: of the noises.
             progress: called at every step of the work.

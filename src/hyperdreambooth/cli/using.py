@@ -74,7 +74,12 @@ def personalize(
         Literal["lidb", "lora"] | None, typer.Option(help="Where the fresh ranks live.", show_default="lidb")
     ] = None,
     rank: Annotated[
-        int | None, typer.Option(min=1, help="Fresh ranks beside the prediction.", show_default="lidb: 6, lora: 4")
+        int | None,
+        typer.Option(
+            min=1,
+            help="Fresh ranks beside the prediction.",
+            show_default="lidb: 6 to 12, as the base has room; lora: 4",
+        ),
     ] = None,
     seed: SeedOption = 0,
     dtype: DTypeOption = "fp16",
