@@ -26,8 +26,9 @@ from hyperdreambooth.lidb import Adapters, LiDBSpace, LoRALayout
 
 Relax = Literal["lidb", "lora", "none"]
 Where = Literal["blocks", "rule"]  # the residual blocks, or the sites of the 192-layer rule
-_ROOM = 115_200  # numbers of a person: those of the paper's, four ranks of 150 in 192 layers
 Compose = Callable[[Tensor], tuple[Tensor, Tensor | None]]  # from what is trained to what is worn
+
+_ROOM = 115_200  # numbers of a person: those of the paper's, four ranks of 150 in 192 layers
 
 
 @dataclass(frozen=True)
