@@ -48,9 +48,9 @@ class Way:
     config: PersonalizeConfig
     drawing: DrawConfig = DrawConfig()  # noqa: RUF009  # frozen
 
-    def about(self) -> dict[str, str]:
+    def about(self, booth: HyperDreamBooth) -> dict[str, str]:
         """All of it, for a file's metadata."""
-        tuning = repr(self.config.finetune) if self.config.steps else "none"
+        tuning = repr(self.config.finetune_in(booth.space)) if self.config.steps else "none"
         return {
             "hypernetwork": digest_of(self.hypernetwork),
             "config": repr(self.config),
@@ -87,7 +87,7 @@ def drawn_people(booth: HyperDreamBooth, name: str, way: Way, subjects: Subjects
             console.print(f"  {subjects.world}, {name}: people {first + 1} to {first + len(references)}")
             return _draw(booth, way, references, first)
 
-        about = way.about() | {"base": booth.fingerprint, "people": digest(references), "prompts": repr(PROMPTS)}
+        about = way.about(booth) | {"base": booth.fingerprint, "people": digest(references), "prompts": repr(PROMPTS)}
         parts.append(kept(folder / f"people-{first:04d}.safetensors", about, make))
     return torch.cat(parts, dim=1)
 

@@ -32,6 +32,7 @@ from hyperdreambooth.errors import UserError
 from hyperdreambooth.evaluation.subjects import Subjects
 from hyperdreambooth.files import write_text
 from hyperdreambooth.fitting.finetune import FinetuneConfig
+from hyperdreambooth.lidb import LiDBSpace
 from hyperdreambooth.portraits.captions import STYLES
 from hyperdreambooth.progress import log
 
@@ -52,10 +53,9 @@ class Trial(PersonalizeConfig):
     pull: float = 0.0
     fade: float | None = None
 
-    @property
-    def finetune(self) -> FinetuneConfig:
+    def finetune_in(self, space: LiDBSpace) -> FinetuneConfig:
         """The preset, with this trial's numbers in it."""
-        config = super().finetune
+        config = super().finetune_in(space)
         objective = replace(config.objective, window=(self.low, self.high), pull=self.pull)
         if self.fade is not None:
             objective = replace(objective, weighting=Weighting(fade=self.fade))

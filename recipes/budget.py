@@ -29,7 +29,7 @@ class Budget:
     face_pictures: int = _row(24, "thousand plain portraits, four of each person, that the encoder learns from")
     vae_minutes: float = _row(28.0, "of the VAE")
     vae_batch: int = _row(8, "pictures in a batch of the VAE")
-    denoiser_minutes: float = _row(158.0, "of U-Net and text encoder")
+    denoiser_minutes: float = _row(151.0, "of U-Net and text encoder")
     denoiser_lr: float = _row(1e-3, "learning rate of U-Net and text encoder, falling to 0")
     denoiser_batch: int = _row(48, "pictures in a batch of U-Net and text encoder")
     judge_minutes: float = _row(10.0, "of each of the five judges")
@@ -47,6 +47,7 @@ class Budget:
     fit_steps: int = _row(50, "steps of pre-optimisation")
     fit_noises: int = _row(4, "samples through the U-Net per person and step of pre-optimisation")
     hypernetwork_portraits: int = _row(4096, "portraits that the hypernetwork learns from, those with numbers included")
+    lookalikes: int = _row(3, "people whom the hypernetwork learns from made of each photograph, beside the one in it")
     hypernetwork_people: int = _row(16, "people in a batch of the hypernetwork, twice that for the weight loss alone")
     hypernetwork_noises: int = _row(8, "samples through the U-Net per person and step of the hypernetwork")
     hypernetwork_lr: float = _row(5e-4, "learning rate of the hypernetwork, falling to 0 in either phase")
@@ -86,7 +87,7 @@ class Budget:
             "people": _DRAW_PORTRAITS * (self.people_pictures + self.face_pictures),
             "judges": 5 * self.judge_minutes,
             "encoder": self.encoder_minutes,
-            "crowd": _CROWD * (self.hypernetwork_portraits / 1000 + _FOLDER),
+            "crowd": _CROWD * (self.hypernetwork_portraits / 1000 + _FOLDER * (1 + self.lookalikes)),
             "fit": self.fit_minutes,
             "hypernetwork": self.hypernetwork_minutes,
             "ship": 0.0,

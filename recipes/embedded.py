@@ -257,7 +257,7 @@ def _crowd(shop: Workshop, world: str) -> int:
     """How many people of a world the hypernetwork learns from."""
     if world == "portraits":
         return max(shop.budget.fitted_portraits, shop.budget.hypernetwork_portraits)
-    return len(shop.split("training").names)
+    return len(shop.split("training").names) * (1 + shop.budget.lookalikes)
 
 
 def _to_fit(shop: Workshop, world: str) -> int:

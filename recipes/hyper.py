@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from hyperdreambooth.base.model import Base
 from hyperdreambooth.errors import UserError
@@ -20,10 +21,10 @@ from hyperdreambooth.fitting.processes import ALONE, Processes
 from hyperdreambooth.hypernetwork.curve import Curve
 from hyperdreambooth.hypernetwork.model import HyperNetwork
 from hyperdreambooth.hypernetwork.training import CURVE_FILE, TrainConfig, train
-from hyperdreambooth.people import Crowd, People, encode_crowd, prompts_of, read_people, split_people
+from hyperdreambooth.people import LOOKALIKE, Crowd, People, encode_crowd, prompts_of, read_people, split_people
 from hyperdreambooth.pipeline import HyperDreamBooth
 from hyperdreambooth.portraits.captions import STYLES
-from recipes.photographs import Photographs
+from recipes.photographs import Photographs, lookalike
 from recipes.workshop import UNTIL_TIME_IS_UP
 
 VIEWS = 4  # of a portrait; a photograph and its mirror image are two
@@ -40,11 +41,18 @@ def portraits(size: int) -> Callable[[int, int], People]:
 
 
 def photographed(photographs: Photographs, size: int) -> Callable[[int, int], People]:
-    """Takes the photographs from one up to another, each as it is and mirrored."""
+    """Takes the people from one up to another, each as in the photograph and mirrored; behind all, their lookalikes."""
+    everybody, plain = len(photographs.names), photographs.centre(size)
 
     def some(first: int, last: int) -> People:
-        plain = photographs.centre(size)[first:last]  # (n, 3, S, S)
-        return People(photographs.names[first:last], torch.stack([plain, plain.flip(-1)], dim=1))
+        names, pictures = list[str](), list[Tensor]()
+        for number in range(first, last):
+            copy, row = divmod(number, everybody)
+            names.append(photographs.names[row] + (f"{LOOKALIKE}{copy}" if copy else ""))
+            generator = torch.Generator().manual_seed(number)
+            pictures.append(lookalike(plain[row], generator) if copy else plain[row])
+        stacked = torch.stack(pictures)  # (n, 3, S, S)
+        return People(tuple(names), torch.stack([stacked, stacked.flip(-1)], dim=1))
 
     return some
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from hyperdreambooth.errors import HyperDreamBoothError, UserError
@@ -25,6 +26,10 @@ from hyperdreambooth.files import load_tensors, save_tensors
 SPLITS = ("training", "tuning", "reporting")
 _LISTS = Path(__file__).parent / "splits"
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
+
+_BENT, _BEND = (5, 5), 0.035  # points of the face that move, and how far, in halves of its side
+_STRETCH = 0.05  # of width and height
+_TINT, _SHADE = 0.12, 0.15  # of a colour, and of all, as the logarithm of its gamma
 
 
 @dataclass(frozen=True)
@@ -100,6 +105,21 @@ def load_photographs(cache: Path) -> Photographs:
     """What `frame_photographs` wrote."""
     tensors, metadata = load_tensors(cache)
     return Photographs(tensors["pictures"], tuple(metadata["names"].split("\n")))
+
+
+def lookalike(picture: Tensor, generator: torch.Generator) -> Tensor:
+    """A photograph (3, S, S) in [0, 1] -> somebody else's: the face bent smoothly, skin and hair in other colours.
+
+    There are too few photographs to learn from; these stand in for people whom nobody photographed.
+    """
+    side = picture.shape[-1]
+    ways = torch.randn((1, 2, *_BENT), generator=generator) * _BEND
+    bend = F.interpolate(ways, size=(side, side), mode="bicubic", align_corners=True)[0]  # (2, S, S)
+    stretch = torch.eye(2, 3) * (1 + _STRETCH * torch.randn((2, 1), generator=generator))
+    grid = F.affine_grid(stretch.unsqueeze(0), [1, 3, side, side], align_corners=False)
+    bent = F.grid_sample(picture[None], grid + bend.movedim(0, -1), padding_mode="reflection", align_corners=False)[0]
+    gamma = (_TINT * torch.randn((3, 1, 1), generator=generator) + _SHADE * torch.randn((), generator=generator)).exp()
+    return bent.clamp(0, 1) ** gamma
 
 
 def _key(file: str) -> str:

@@ -36,6 +36,16 @@ def test_everybody_is_trained_on_but_those_held_out(tmp_path: Path) -> None:
         assert torch.equal(some.numbers, known)
 
 
+def test_lookalikes_are_not_divided_between_training_and_measuring(tmp_path: Path) -> None:
+    base, people = four_fitted(tmp_path)
+    names = (*people.names, "portrait-0~1", "portrait-3~1", "portrait-3~2", "portrait-30")
+    more = People(names, torch.cat([people.pictures, people.pictures]))
+    (training,), (held_out,) = (some.values() for some in split_people(base, encode_crowd(base, more), tmp_path))
+    assert len(held_out.pictures) == 2 and len(training.pictures) == 2 + 2
+    known = (people.pictures[[0, 1, 0, 3]] * 255).round().byte()
+    assert torch.equal(training.pictures, known)  # portrait-0~1 and portrait-30, whose picture is the last
+
+
 def four_fitted(folder: Path) -> tuple[Base, People]:
     """A base, and four portraits in two views that were fitted on it into the folder."""
     base, adapters = adapted_base()

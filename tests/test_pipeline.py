@@ -51,7 +51,7 @@ def somebody(booth: HyperDreamBooth, seed: int, ranks: int = 1, lora_rank: int =
 
 def test_personalize_is_its_parts(predicting: HyperDreamBooth, portrait_file: Path) -> None:
     booth, base = predicting, predicting.base
-    alice = booth.personalize(portrait_file, steps=3, noises=2, rank=2, seed=5)
+    alice = booth.personalize(portrait_file, steps=3, noises=2, relax="lidb", rank=2, seed=5)
     face = crop_face(read_picture(portrait_file), base.picture_size).picture.unsqueeze(0)
     assert booth.hypernetwork is not None
     prediction = booth.hypernetwork.predict(face)
@@ -79,7 +79,7 @@ def test_the_hypernetwork_alone(predicting: HyperDreamBooth, portrait_file: Path
 
 
 def test_without_a_hypernetwork(booth: HyperDreamBooth, portrait_file: Path, caplog: pytest.LogCaptureFixture) -> None:
-    work = booth.personalizing([portrait_file], PersonalizeConfig(steps=2, rank=2))
+    work = booth.personalizing([portrait_file], PersonalizeConfig(steps=2, relax="lidb", rank=2))
     list(work)
     assert work.predicted is None and work.identities[0].ranks == 2
     assert [r.message for r in caplog.records if "no hypernetwork" in r.message] != []
@@ -121,7 +121,7 @@ def test_several_photographs_of_one_person_are_one_person(predicting: HyperDream
     u, s, vt = torch.linalg.svd(mean.double())
     assert torch.allclose(averaged.double(), s[0] * u[:, :1] @ vt[:1], atol=1e-5)  # the nearest of one rank
     latents = base.encode_pictures(work.views[0]).unsqueeze(0)
-    config = PersonalizeConfig(steps=3, noises=2, rank=2, seed=5).finetune
+    config = PersonalizeConfig(steps=3, noises=2, rank=2, seed=5).finetune_in(booth.space)
     tuning = finetune(base, booth.adapters, latents, work.predicted[0].weights[None], config, masks=face_masks(latents))
     list(tuning)
     assert torch.allclose(alice.weights, tuning.weights[0], atol=1e-4)
@@ -268,10 +268,12 @@ def test_the_fingerprint_is_computed_once(
     assert booth.personalize(portrait_file, steps=1, noises=1).base == booth.fingerprint != "anew"
 
 
-def test_the_rank_is_the_presets_unless_given() -> None:
-    configs = [PersonalizeConfig(relax=relax).finetune.rank for relax in ("lidb", "lora")]  # type: ignore[arg-type]
-    assert configs == [PRESETS["lidb"].config.rank, PRESETS["lora"].config.rank] == [None, 4]
-    assert PersonalizeConfig(relax="lora", rank=2).finetune.rank == 2
+def test_the_rank_is_the_presets_unless_given(booth: HyperDreamBooth) -> None:
+    space = booth.space
+    configs = [PersonalizeConfig(relax=relax).finetune_in(space) for relax in ("lidb", "lora", None)]  # type: ignore[arg-type]
+    assert [config.rank for config in configs] == [PRESETS["lidb"].config.rank_in(space), 4, 4]
+    assert configs[2] == configs[1]  # a base this small has room for full space
+    assert PersonalizeConfig(relax="lora", rank=2).finetune_in(space).rank == 2
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,8 @@ WHO_IS_WHO = "people.json"
 DATASET = "dataset:"
 READ, ENCODE, RENDER = "read people", "encode", "render"
 
+LOOKALIKE = "~"  # "x~1" is made of a picture of "x": they must not be divided between training and measuring
+
 _SEEDS = re.compile(r"portraits:(\d+)(?:-(\d+))?")
 _HIGHEST_SEED = 2**32 - 1
 _AT_ONCE = 64  # pictures between two reports
@@ -233,7 +235,7 @@ def split_people(
 ) -> tuple[dict[str, TrainingPeople], dict[str, TrainingPeople]]:
     """Everybody to train a hypernetwork on, those with numbers in the folder first, and some of these to measure it on.
 
-    People without numbers teach it by the denoising loss alone.
+    People without numbers teach it by the denoising loss alone; lookalikes of those who are measured are left out.
 
     Raises:
         UserError: the numbers are of another base or space, or of people who are not among these, or of fewer than 4.
@@ -245,7 +247,8 @@ def split_people(
     held = max(2, len(fitted.names) // _HELD_OUT_SHARE)
     measured = [row[name] for name in fitted.names[-held:]]
     known = [row[name] for name in fitted.names[:-held]]
-    unknown = [row[name] for name in crowd.names if name not in have]
+    apart = set(fitted.names[-held:])
+    unknown = [row[name] for name in crowd.names if name not in have and name.partition(LOOKALIKE)[0] not in apart]
 
     def some(rows: list[int], numbers: Tensor) -> dict[str, TrainingPeople]:
         pictures, latents, masks = (tensor[rows] for tensor in (crowd.pictures, crowd.latents, crowd.masks))

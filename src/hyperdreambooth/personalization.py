@@ -17,7 +17,7 @@ from hyperdreambooth.base.model import Base
 from hyperdreambooth.drawing import note_faults
 from hyperdreambooth.errors import UserError
 from hyperdreambooth.faces import FaceCrop, LocatedFace, crop_face, face_masks, read_picture, to_picture
-from hyperdreambooth.fitting.finetune import PRESETS, FinetuneConfig, Relax, Where, finetune
+from hyperdreambooth.fitting.finetune import PRESETS, FinetuneConfig, Relax, Where, finetune, relaxation_in
 from hyperdreambooth.hypernetwork.model import HyperNetwork
 from hyperdreambooth.identity import Identity
 from hyperdreambooth.lidb import Adapters, LiDBSpace
@@ -38,14 +38,14 @@ class PersonalizeConfig:
 
     steps: int = 40  # of fast fine-tuning; 0 is the hypernetwork alone
     noises: int = 2  # samples through the U-Net per step
-    relax: Relax = "lidb"
+    relax: Relax | None = None  # None: as `relaxation_in` the base's space
     rank: int | None = None  # fresh ranks beside the prediction; None is the preset's of this relaxation
     prompt: str = "a [V] face"
     seed: int = 0  # of the noises
     lr: float | None = None  # learning rate; None is the preset's
     rounds: int | None = None  # of the hypernetwork's prediction; None is as many as it was trained with
     method: str = "hyperdreambooth"  # the name of all this, for the file
-    where: Where = "blocks"  # of relax "lidb": where the fresh ranks are
+    where: Where = "blocks"  # the fresh ranks are
 
     def __post_init__(self) -> None:
         if self.steps < 0 or self.noises < 1 or (self.rank is not None and self.rank < 1):
@@ -53,15 +53,14 @@ class PersonalizeConfig:
                 f"got {self.steps} steps, {self.noises} noises, rank {self.rank}: expected 0 or more, 1 or more, "
                 "1 or more"
             )
-        if self.relax not in get_args(Relax):
+        if self.relax is not None and self.relax not in get_args(Relax):
             raise UserError(f"got relax {self.relax!r}, expected one of {', '.join(get_args(Relax))}")
 
-    @property
-    def finetune(self) -> FinetuneConfig:
-        """The preset of this relaxation, with what is asked for here; there must be steps."""
-        preset = PRESETS[self.relax].config
+    def finetune_in(self, space: LiDBSpace) -> FinetuneConfig:
+        """The preset of this relaxation, with what is asked for here, for people of a space; there must be steps."""
+        preset = PRESETS[self.relax or relaxation_in(space)].config
         objective = replace(preset.objective, prompt=self.prompt, noises=self.noises, seed=self.seed)
-        rank = preset.rank if self.rank is None else self.rank
+        rank = preset.rank_in(space) if self.rank is None else self.rank
         fit = replace(preset.fit, steps=self.steps, lr=preset.fit.lr if self.lr is None else self.lr)
         alone = preset.lr_alone if self.lr is None else None
         return replace(preset, rank=rank, where=self.where, fit=fit, lr_alone=alone, objective=objective)
@@ -150,7 +149,7 @@ class Personalization:
 
     def _finetune(self, latents: Tensor, prediction: Tensor | None) -> Iterator[Progress]:
         yield Progress(FINETUNE, 0, self.config.steps)
-        config, masks = self.config.finetune, face_masks(latents)
+        config, masks = self.config.finetune_in(self._adapters.space), face_masks(latents)
         begin = partial(finetune, self._base, self._adapters, latents, prediction, config, masks=masks)
         tuning = self._watch.timed(FINETUNE, begin)
         reports = iter(tuning)
@@ -185,9 +184,10 @@ class Personalization:
         predicted = "none" if self._hypernetwork is None else "yes"
         how: dict[str, str | int | float] = {"method": config.method, "hypernetwork": predicted, "steps": steps}
         if steps:
-            fit = config.finetune.fit_of(self._hypernetwork is not None)
-            rank = config.finetune.rank_in(self._adapters.space)
-            how |= {"noises": config.noises, "relax": config.relax, "rank": rank, "seed": config.seed}
+            space = self._adapters.space
+            tuning = config.finetune_in(space)
+            fit, rank = tuning.fit_of(self._hypernetwork is not None), tuning.rank_in(space)
+            how |= {"noises": config.noises, "relax": tuning.relax, "rank": rank, "seed": config.seed}
             how |= {"lr": fit.lr, "samples": steps * config.noises}
         return how
 

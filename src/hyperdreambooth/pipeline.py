@@ -79,7 +79,7 @@ class HyperDreamBooth:
         *,
         steps: int = 40,
         noises: int = 2,
-        relax: Relax = "lidb",
+        relax: Relax | None = None,
         rank: int | None = None,
         prompt: str = "a [V] face",
         seed: int = 0,
@@ -92,7 +92,8 @@ class HyperDreamBooth:
                 several photographs of one person: the predictions are averaged, the fit is to all.
             steps: of fine-tuning; 0 is the hypernetwork alone.
             noises: samples through the U-Net per step.
-            relax: where the fresh factors of fine-tuning live: "lidb", "lora" (full space), "none" (no fresh ones).
+            relax: where the fresh factors of fine-tuning live: "lidb" (in the bases), "lora" (full space), "none" (no
+                fresh ones); None is full space where people stay small in it, see `relaxation_in`.
             rank: of the fresh factors; None is 6 to 12 for "lidb", see `FinetuneConfig.rank_in`, 4 for "lora".
             prompt: that the photograph is fitted to, "[V]" standing for the person.
             seed: of the noises.

@@ -86,7 +86,7 @@ def test_dreambooth_steps_as_a_plain_loop(world: World, text_encoder: bool) -> N
 
 def test_lora_steps_as_peft(world: World) -> None:
     pictures = world.pictures(1)
-    config = FinetuneConfig("lora", rank=1, fit=STEP, lr_alone=None, objective=OBJECTIVE)
+    config = FinetuneConfig("lora", rank=1, where="all", fit=STEP, lr_alone=None, objective=OBJECTIVE)
     tuning = finetune(world.base, world.adapters, pictures.latents[:, 0], None, config)
     list(tuning)
     assert tuning.lora is not None

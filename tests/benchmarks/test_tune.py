@@ -30,10 +30,10 @@ def test_values_reach_what_they_name(fresh_base: Base) -> None:
     plain, changed = (
         tune.way(booth, values, alone=True) for values in ({}, {"lr": 0.5, "low": 0.2, "steps": 3, "strength": 0.7})
     )
-    assert plain.config.finetune == PRESETS["lidb"].config and plain.drawing == DrawConfig()
-    tuning = changed.config.finetune
+    assert plain.config.finetune_in(booth.space) == PRESETS["lora"].config and plain.drawing == DrawConfig()
+    tuning = changed.config.finetune_in(booth.space)
     assert (tuning.fit.lr, tuning.fit.steps, tuning.objective.window) == (0.5, 3, (0.2, 1.0))
-    assert changed.drawing.strength == 0.7 and changed.about() != plain.about()
+    assert changed.drawing.strength == 0.7 and changed.about(booth) != plain.about(booth)
 
 
 def test_figures_and_pictures_are_those_of_first_light(

@@ -16,7 +16,7 @@ def test_settings_reach_every_kind_of_method() -> None:
     assert isinstance(alone, DreamBooth) and alone.prior is None and alone.fit.steps == 30
     assert isinstance(tuned, DreamBooth) and tuned.prior is not None
     assert (tuned.fit.lr, tuned.prior.weight) == (3e-4, 0.3)
-    assert isinstance(lora, LiDB) and lora.config.finetune.fit_of(predicted=False).lr == 0.5
+    assert isinstance(lora, LiDB) and lora.config.lr == 0.5
     assert lora.drawing.likeness is None and lora.config.steps == 1000
     assert METHODS["lora-dreambooth"] != lora
 

@@ -164,23 +164,24 @@ def test_whoever_cannot_be_made_is_noted_and_left_out(
     assert len(evaluation.run.people()) == 3
 
 
-def test_methods_say_what_they_cannot_do() -> None:
+def test_methods_say_what_they_cannot_do(booth: HyperDreamBooth) -> None:
     for name, said in (("no-hyper@0", "which only fits"), ("only-hyper@40", "hyperdreambooth@40"), ("base@1", "none")):
         with pytest.raises(UserError, match=said):
             method_of(name)
     assert costly("dreambooth@40") and costly("e4t") and not costly("hyperdreambooth@80")
-    assert "lr=0.014" in METHODS[OURS].settings  # the preset's, though nobody named it
-    assert METHODS["k-1"].settings != METHODS[OURS].settings
+    ours = METHODS[OURS].settings_on(booth)
+    assert "lr=0.01," in ours and "rank=4" in ours  # the preset's, though nobody named it
+    assert METHODS["k-1"].settings_on(booth) != ours
 
 
-def test_other_weights_of_e4t_are_another_method(tmp_path: Path) -> None:
+def test_other_weights_of_e4t_are_another_method(booth: HyperDreamBooth, tmp_path: Path) -> None:
     said = []
     for number in range(2):
         file = tmp_path / f"{number}.safetensors"
         save_tensors(file, {"x": torch.full((2,), float(number))})
-        said.append(E4T(network=file).settings)
+        said.append(E4T(network=file).settings_on(booth))
         moved = file.rename(tmp_path / f"{number}-moved.safetensors")
-        assert E4T(network=moved).settings == said[-1]
+        assert E4T(network=moved).settings_on(booth) == said[-1]
     assert said[0] != said[1]
 
 

@@ -7,7 +7,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from hyperdreambooth.fitting.finetune import PRESETS, FinetuneConfig, Finetuning, Relax, finetune
+from hyperdreambooth.fitting.finetune import (
+    PRESETS,
+    FinetuneConfig,
+    Finetuning,
+    Relax,
+    Where,
+    finetune,
+    relaxation_in,
+)
 from hyperdreambooth.fitting.fit import Objective
 from hyperdreambooth.fitting.steps import FitConfig, StepReport
 from hyperdreambooth.lidb import LiDBSpace, LoRALayout, Site
@@ -79,6 +87,20 @@ def test_lora_keeps_the_prediction_and_adds_full_space_factors(world: World) -> 
     assert tuning.lora is not None and tuning.lora.shape == (3, LoRALayout(world.space.sites, 2).size)
 
 
+@pytest.mark.parametrize("where", ["blocks", "rule", "all"])
+def test_full_space_factors_are_where_they_are_asked_for(world: World, where: Where) -> None:
+    """Elsewhere dW is zero; one person, whose prediction is in the weights meanwhile, comes out as among others."""
+    settings, rule = replace(config("lora"), where=where), len(world.space.rule.sites)
+    tuning, _ = tuned(world, slice(None), settings, world.people(3))
+    assert tuning.lora is not None
+    changed = [bool((up @ down).any()) for down, up in LoRALayout(world.space.sites, 2).split(tuning.lora)]
+    expected = {"blocks": (False, True), "rule": (True, False), "all": (True, True)}[where]
+    assert changed[:rule] == [expected[0]] * rule and changed[rule:] == [expected[1]] * world.space.blocks
+    before, _ = tuned(world, slice(None), replace(settings, fit=FitConfig(steps=1, lr=0.0)), world.people(3))
+    alone, _ = tuned(world, slice(1, 2), settings, world.people(3)[1:2])
+    assert_same_fit(tuning.lora[1], trained(alone)[0], trained(before)[1])
+
+
 def test_none_trains_the_prediction_and_leaves_the_callers_alone(world: World) -> None:
     prediction = world.people(3)
     before = prediction.clone()
@@ -132,6 +154,16 @@ def test_a_person_has_as_many_ranks_as_there_is_room_for(rule: int, blocks: int,
     space = LiDBSpace(sites, a=a, b=b, rule_sites=rule)
     assert PRESETS["lidb"].config.rank_in(space) == ranks
     assert FinetuneConfig(rank=3).rank_in(space) == 3 and PRESETS["lora"].config.rank_in(space) == 4
+
+
+@pytest.mark.parametrize(
+    ("blocks", "width", "relax"),
+    [(80, 7156, "lidb"), (40, 964, "lora"), (40, 1183, "lora"), (40, 1184, "lidb"), (0, 964, "lidb")],
+)
+def test_full_space_is_for_small_bases(blocks: int, width: int, relax: Relax) -> None:
+    """Stable Diffusion 1.5 with 572,480 numbers a rank; the embedded base, 38,560; on the brink of 200,000 in all."""
+    sites = [Site(f"unet.{number}", "unet", str(number), 101, width - 101) for number in range(71 + blocks)]
+    assert relaxation_in(LiDBSpace(tuple(sites), a=64, b=32, rule_sites=71)) == relax
 
 
 def test_weights_can_be_read_on_the_way(world: World) -> None:

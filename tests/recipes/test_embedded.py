@@ -122,6 +122,19 @@ def test_pre_optimisation_stops_when_its_time_is_up(shop: Workshop, framed: Phot
     assert load_people(folder).names == framed.names[:6] and hyper.is_fitted(folder, 6, minutes=60)
 
 
+def test_lookalikes_come_behind_the_people_they_are_made_of(shop: Workshop, framed: Photographs) -> None:
+    count = len(framed.names)
+    people = hyper.photographed(framed, shop.size)(count - 1, count + 2)
+    assert people.names == (framed.names[-1], *(f"{name}~1" for name in framed.names[:2]))
+    plain = framed.centre(shop.size)
+    assert torch.equal(people.pictures[0, 0], plain[-1])
+    again = hyper.photographed(framed, shop.size)(count, count + 1).pictures[0]
+    assert torch.equal(again, people.pictures[1]) and torch.equal(again[1], again[0].flip(-1))
+    for row in range(2):  # near them, and somebody else
+        difference = (people.pictures[1 + row, 0] - plain[row]).abs().mean()
+        assert 0.01 < difference < (plain[0] - plain[1]).abs().mean()
+
+
 def test_a_crowd_is_kept_in_shards(monkeypatch: pytest.MonkeyPatch, fresh_base: Base, tmp_path: Path) -> None:
     """What is loaded is what is encoded at once; shards that are there are not made again."""
     monkeypatch.setattr(hyper, "SHARD", 2)

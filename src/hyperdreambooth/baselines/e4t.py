@@ -138,8 +138,7 @@ class E4T(Tuning):
     network: Path = E4T_NETWORK
     at_once: ClassVar[int] = 1  # each has a copy of all weights
 
-    @property
-    def settings(self) -> str:
+    def settings_on(self, booth: HyperDreamBooth) -> str:
         """Every setting, and the numbers of what was trained beforehand in the place of where they lie."""
         trained = digest(*load_tensors(self.network)[0].values()) if self.network.is_file() else "none"
         return repr(replace(self, network=Path(trained)))

@@ -35,10 +35,9 @@ class LiDB:
         """Steps of the optimiser per person."""
         return self.config.steps
 
-    @property
-    def settings(self) -> str:
+    def settings_on(self, booth: HyperDreamBooth) -> str:
         """Every setting, those of the relaxation's preset too."""
-        return f"{self!r} {self.config.finetune!r}" if self.config.steps else repr(self)
+        return f"{self!r} {self.config.finetune_in(booth.space)!r}" if self.config.steps else repr(self)
 
     def with_steps(self, steps: int) -> LiDB:
         """The same with so many steps. Raises UserError for none at all without a hypernetwork, or some of its own."""
@@ -79,9 +78,10 @@ METHODS: Mapping[str, Method] = {
     "only-hyper": LiDB(PersonalizeConfig(steps=0, method="only-hyper")),
     "k-1": LiDB(PersonalizeConfig(rounds=1, method="k-1")),
     "fixed-rank": LiDB(PersonalizeConfig(relax="none", method="fixed-rank")),
-    "in-attention": LiDB(PersonalizeConfig(where="rule", rank=3, lr=3e-2, method="in-attention")),
-    "relaxed-2": LiDB(PersonalizeConfig(rank=1, method="relaxed-2")),
-    "relaxed-8": LiDB(PersonalizeConfig(rank=7, method="relaxed-8")),
+    "in-attention": LiDB(PersonalizeConfig(relax="lidb", where="rule", rank=3, lr=3e-2, method="in-attention")),
+    "relaxed-2": LiDB(PersonalizeConfig(relax="lidb", rank=1, method="relaxed-2")),
+    "relaxed-8": LiDB(PersonalizeConfig(relax="lidb", rank=7, method="relaxed-8")),
+    "relaxed-lidb": LiDB(PersonalizeConfig(relax="lidb", method="relaxed-lidb")),
     "relaxed-full": LiDB(PersonalizeConfig(relax="lora", rank=4, method="relaxed-full")),
     # Tables 1 and 2. Learning rates by one search for all (`benchmarks.tune_methods`, docs/notes.md), where each gave,
     # on tuning portraits: Face Rec., CLIP-T, prompts recognised (true ones 0.87, 0.68, 84 %). A full weight of the
@@ -90,7 +90,7 @@ METHODS: Mapping[str, Method] = {
     "dreambooth-agg-1": DreamBooth("dreambooth-agg-1", FitConfig(steps=400, lr=2e-5), prior=_PRIOR),  # 0.86, 0.55, 69 %
     "dreambooth-agg-2": DreamBooth("dreambooth-agg-2", FitConfig(steps=40, lr=1e-4), prior=_PRIOR),  # 0.82, 0.55, 75 %
     "lora-dreambooth": LiDB(  # 0.85, 0.53, 71 %
-        PersonalizeConfig(steps=1000, noises=1, relax="lora", rank=1, lr=1e-3, method="lora-dreambooth"), "left out"
+        PersonalizeConfig(1000, 1, "lora", rank=1, lr=1e-3, where="all", method="lora-dreambooth"), "left out"
     ),
     "lidb-dreambooth": LiDB(  # 0.79, 0.52, 71 %
         PersonalizeConfig(steps=1000, noises=1, relax="none", lr=3e-3, method="lidb-dreambooth"), "left out"

@@ -26,8 +26,7 @@ class Nobody:
     drawing: DrawConfig = DrawConfig(likeness=None)  # noqa: RUF009  # frozen
     iterations: int = 0
 
-    @property
-    def settings(self) -> str:
+    def settings_on(self, booth: HyperDreamBooth) -> str:
         """Every setting."""
         return repr(self)
 

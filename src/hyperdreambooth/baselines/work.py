@@ -73,8 +73,7 @@ class Method(Protocol):
     def drawing(self) -> DrawConfig:
         """How its people are drawn best."""
 
-    @property
-    def settings(self) -> str:
+    def settings_on(self, booth: HyperDreamBooth) -> str:
         """All that decides what it makes, in words: the same words, the same people."""
 
     def with_steps(self, steps: int) -> Method:
@@ -129,8 +128,7 @@ class Tuning:
         """Steps of the optimiser per person."""
         return self.fit.steps
 
-    @property
-    def settings(self) -> str:
+    def settings_on(self, booth: HyperDreamBooth) -> str:
         """Every setting."""
         return repr(self)
 

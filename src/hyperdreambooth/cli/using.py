@@ -71,7 +71,8 @@ def personalize(
         int | None, typer.Option(min=1, help="Samples through the U-Net per step.", show_default="2")
     ] = None,
     relax: Annotated[
-        Literal["lidb", "lora"] | None, typer.Option(help="Where the fresh ranks live.", show_default="lidb")
+        Literal["lidb", "lora"] | None,
+        typer.Option(help="Where the fresh ranks live.", show_default="lora on small bases, or lidb"),
     ] = None,
     rank: Annotated[
         int | None,

@@ -125,7 +125,8 @@ class Evaluation:
         Raises:
             UserError: the folder has the method of that name with other settings.
         """
-        keep_plan(self.run.path / "methods" / name, {"format": METHOD_FORMAT, "method": method.settings}, {})
+        settings = method.settings_on(self.booth)
+        keep_plan(self.run.path / "methods" / name, {"format": METHOD_FORMAT, "method": settings}, {})
         rows = [row for row in range(min(people, len(self.people.names))) if row % self.share.count == self.share.index]
         total = len(rows) * (1 + sum(one.count for one in self.asked))
         whole = Progress(name, 0, total)

@@ -3,8 +3,8 @@
 The prediction stays frozen and fresh factors of higher rank are trained beside it: in bases of the same kind ("lidb"),
 where the result stays a small LiDB person, or in full space ("lora", the paper's). "none" trains the prediction itself.
 
-In the bases, they are trained in the residual blocks: what is learnt there from one plain photograph shows in every
-style, what is learnt in the attention much less (docs/notes.md).
+They are trained in the residual blocks: what is learnt there from one plain photograph shows in every style, what is
+learnt in the attention much less (docs/notes.md).
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ from hyperdreambooth.fitting.steps import FitConfig, Run, StepReport
 from hyperdreambooth.lidb import Adapters, LiDBSpace, LoRALayout
 
 Relax = Literal["lidb", "lora", "none"]
-Where = Literal["blocks", "rule"]  # the residual blocks, or the sites of the 192-layer rule
+Where = Literal["blocks", "rule", "all"]  # the residual blocks, the sites of the 192-layer rule, or both
 Compose = Callable[[Tensor], tuple[Tensor, Tensor | None]]  # from what is trained to what is worn
 
-_ROOM = 115_200  # numbers of a person: those of the paper's, four ranks of 150 in 192 layers
+_ROOM = 115_200  # numbers of a person in the bases: those of the paper's, four ranks of 150 in 192 layers
+_ROOM_IN_FULL = 200_000  # of a person in full space, as many bytes in int8
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class FinetuneConfig:
 
     relax: Relax = "lidb"
     rank: int | None = None  # fresh ranks beside the prediction; None: see `rank_in`; without meaning for relax "none"
-    where: Where = "blocks"  # of relax "lidb"
+    where: Where = "blocks"  # the fresh factors are
     fit: FitConfig = field(default_factory=lambda: FitConfig(steps=40, lr=1.4e-2, schedule="cosine"))
     lr_alone: float | None = None  # learning rate of people whom nobody predicted; None is that of `fit`
     objective: Objective = field(default_factory=Objective)
@@ -72,13 +73,19 @@ PRESETS = {
         "68 % and 77 % over all eight",
     ),
     "lora": Preset(
-        FinetuneConfig(relax="lora", rank=4, fit=FitConfig(steps=40, lr=2e-3, schedule="cosine")),
+        FinetuneConfig(relax="lora", rank=4, fit=FitConfig(steps=40, lr=1e-2, schedule="cosine")),
         "not measured yet",
     ),
     "none": Preset(
         FinetuneConfig(relax="none", fit=FitConfig(steps=40, lr=3e-2, schedule="cosine")), "not measured yet"
     ),
 }
+
+
+def relaxation_in(space: LiDBSpace) -> Relax:
+    """Where people of this space are fine-tuned if nothing is said: in full space, where they stay small in it."""
+    blocks = LoRALayout(space.sites[len(space.rule.sites) :], PRESETS["lora"].config.rank_in(space))
+    return "lora" if blocks.sites and space.size() + blocks.size <= _ROOM_IN_FULL else "lidb"
 
 
 class Finetuning:
@@ -128,7 +135,7 @@ def finetune(
     compose = partial(_compose, adapters.space, config, frozen)
     fresh = fresh.detach().to(base.device, copy=True).contiguous().requires_grad_()
 
-    wear = _wearing(base, adapters, config, frozen, fresh) or (lambda: adapters.use(*compose(fresh)))
+    wear = _wearing(base, adapters, config, frozen, fresh, compose)
     if latents.dim() == 4:
         latents, masks = latents.unsqueeze(1), None if masks is None else masks.unsqueeze(1)  # V = 1
     pictures = Pictures(latents, masks)
@@ -137,17 +144,22 @@ def finetune(
 
 
 def _wearing(
-    base: Base, adapters: Adapters, config: FinetuneConfig, frozen: Tensor | None, fresh: Tensor
-) -> Callable[[], AbstractContextManager[None]] | None:
-    """Puts on one person whose frozen part is in the layers' weights already, which saves a fifth of a step's time.
+    base: Base, adapters: Adapters, config: FinetuneConfig, frozen: Tensor | None, fresh: Tensor, compose: Compose
+) -> Callable[[], AbstractContextManager[None]]:
+    """What puts the people on, as they are by now.
 
-    None where that cannot be: for several people, or in half precision, which would lose it.
+    The frozen part of one person is in the layers' weights already, which saves a fifth of a step's time. Of several
+    people, or in half precision, which would lose it, that cannot be.
     """
-    if frozen is None or len(frozen) > 1 or config.relax != "lidb" or base.unet.dtype != torch.float32:
-        return None
-    under, space = adapters.weights_with(frozen[0]), adapters.space
-    first = len(space.rule.sites) if _in_blocks(space, config) else 0
-    return lambda: adapters.use(fresh, first=first, under=under)
+    places = _places(adapters.space, config)
+    under = None
+    if frozen is not None and len(frozen) == 1 and base.unet.dtype == torch.float32:
+        under, frozen = adapters.weights_with(frozen[0]), None
+    if config.relax == "lora":
+        return lambda: adapters.use(frozen, fresh, lora_at=places, under=under)
+    if under is not None:
+        return lambda: adapters.use(fresh, first=places.start, under=under)
+    return lambda: adapters.use(*compose(fresh))
 
 
 def _begin(
@@ -156,8 +168,9 @@ def _begin(
     """What stays frozen, (N, S, R, a + b) or None, and what is trained, (N, S, R, a + b) or (N, size)."""
     rule, rank = space.rule, config.rank_in(space)
     if config.relax == "lora":
-        frozen = prediction if prediction is not None else _for_all(space.start(), people)
-        return frozen, _for_all(LoRALayout(space.of(frozen).sites, rank).start(config.objective.seed), people)
+        frozen = _for_all(space.start(), people) if prediction is None else prediction
+        layout = LoRALayout(space.sites[_places(space, config)], rank)
+        return space.fill(frozen), _for_all(layout.start(config.objective.seed), people)
     if config.relax == "none":
         return None, prediction if prediction is not None else _for_all(space.start(), people)
     if not _in_blocks(space, config):
@@ -174,6 +187,14 @@ def _in_blocks(space: LiDBSpace, config: FinetuneConfig) -> bool:
     return config.where == "blocks" and space.blocks > 0
 
 
+def _places(space: LiDBSpace, config: FinetuneConfig) -> slice:
+    """The sites that have fresh factors."""
+    rule, everywhere = len(space.rule.sites), len(space.sites)
+    if config.where == "all":
+        return slice(0, everywhere)
+    return slice(rule, everywhere) if _in_blocks(space, config) else slice(0, rule)
+
+
 def _for_all(one: Tensor, people: int) -> Tensor:
     return one.expand(people, *one.shape)
 
@@ -184,7 +205,9 @@ def _compose(
     """What the people wear: LiDB numbers (N, S, R, a + b) and full-space factors (N, size) or None."""
     if config.relax == "lora":
         assert frozen is not None  # by _begin
-        return frozen, fresh
+        places, ranks = _places(space, config), config.rank_in(space)
+        before, behind = space.sites[: places.start], space.sites[places.stop :]
+        return frozen, F.pad(fresh, (LoRALayout(before, ranks).size, LoRALayout(behind, ranks).size))
     if frozen is None:
         return fresh, None
     if not _in_blocks(space, config):

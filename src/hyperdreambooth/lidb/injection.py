@@ -85,6 +85,7 @@ class Adapters:
         lora: Tensor | None = None,
         *,
         first: int = 0,
+        lora_at: slice | None = None,
         under: Sequence[Tensor] | None = None,
     ) -> Iterator[None]:
         """Inside, the models draw the persons given, and gradients flow to them; after, what was worn before is back.
@@ -95,6 +96,7 @@ class Adapters:
                 times.
             lora: full-space factors on the same sites, flat (size,) or (N, size) as in LoRALayout, or None.
             first: number of the first site that `weights` are of, where they are of the last ones alone.
+            lora_at: the sites that `lora` is of, where it is not of as many as `weights`.
             under: what `weights_with` made, which all wear in the place of the layers' own weights.
 
         Raises:
@@ -102,7 +104,7 @@ class Adapters:
         """
         for model in self._models.values():
             refuse_fused(model)
-        worn = self._worn(weights, lora, first)
+        worn = self._worn(weights, lora, first, lora_at)
         if under is not None:
             worn = [one._replace(weight=weight) for one, weight in zip(worn, under, strict=True)]
         with self._lock:
@@ -172,7 +174,7 @@ class Adapters:
         for place, one in zip(self._places, worn, strict=True):
             place.adapted.worn = one
 
-    def _worn(self, weights: Tensor | None, lora: Tensor | None, first: int) -> list[Worn]:
+    def _worn(self, weights: Tensor | None, lora: Tensor | None, first: int, lora_at: slice | None) -> list[Worn]:
         """What each site wears; unbinding once keeps the backward pass to one stacking."""
         count = len(self.space.sites)
         lidb: list[tuple[Tensor | None, Tensor | None]] = [(None, None)] * count
@@ -181,8 +183,9 @@ class Adapters:
             self._check(weights, first)
             lidb[first : first + weights.shape[-3]] = [self.space.split(one) for one in weights.unbind(dim=-3)]
         if lora is not None:
-            layout = self._layout(lora, self.space if weights is None else self.space.of(weights))
-            full[: len(layout.sites)] = layout.split(lora)
+            own = self.space if weights is None else self.space.of(weights)
+            at = slice(len(own.sites)) if lora_at is None else lora_at
+            full[at] = _layout(lora, self.space.sites[at]).split(lora)
         return [Worn(*pair, *factors) for pair, factors in zip(lidb, full, strict=True)]
 
     def _check(self, weights: Tensor, first: int) -> None:
@@ -195,15 +198,16 @@ class Adapters:
                 "or N of them: use weights made in this space"
             )
 
-    def _layout(self, lora: Tensor, space: LiDBSpace) -> LoRALayout:
-        sites = space.sites
-        rank, rest = divmod(lora.shape[-1], total_width(sites))
-        if rest or not rank or lora.dim() > 2:
-            raise UserError(
-                f"got LoRA factors of shape {tuple(lora.shape)}, expected r * {total_width(sites)} numbers, "
-                "for one person or N: use factors made on these sites"
-            )
-        return LoRALayout(sites, rank)
+
+def _layout(lora: Tensor, sites: tuple[Site, ...]) -> LoRALayout:
+    """How full-space factors on these sites lie in a flat tensor."""
+    rank, rest = divmod(lora.shape[-1], total_width(sites))
+    if rest or not rank or lora.dim() > 2:
+        raise UserError(
+            f"got LoRA factors of shape {tuple(lora.shape)}, expected r * {total_width(sites)} numbers, "
+            "for one person or N: use factors made on these sites"
+        )
+    return LoRALayout(sites, rank)
 
 
 def _plain_layer(
