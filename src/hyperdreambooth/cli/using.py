@@ -103,7 +103,7 @@ def personalize(
     """One photograph or several of a person to an identity file: predict, relax, fine-tune.
 
     Other methods, to compare with: no-hyper, only-hyper, k-1, fixed-rank,
-    in-attention, relaxed-2, relaxed-8, relaxed-full, int8-file; dreambooth, dreambooth-agg-1,
+    in-attention, relaxed-lidb, relaxed-2, relaxed-8, relaxed-full, int8-file; dreambooth, dreambooth-agg-1,
     dreambooth-agg-2, lora-dreambooth, lidb-dreambooth, textual-inversion,
     e4t.
     They know --steps; --noises, --relax and --rank are hyperdreambooth's.
