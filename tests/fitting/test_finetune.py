@@ -101,6 +101,11 @@ def test_full_space_factors_are_where_they_are_asked_for(world: World, where: Wh
     assert_same_fit(tuning.lora[1], trained(alone)[0], trained(before)[1])
 
 
+def test_fresh_ranks_in_the_bases_are_not_everywhere() -> None:
+    with pytest.raises(ValueError, match='expected "blocks" or "rule"'):
+        FinetuneConfig(relax="lidb", where="all")
+
+
 def test_none_trains_the_prediction_and_leaves_the_callers_alone(world: World) -> None:
     prediction = world.people(3)
     before = prediction.clone()

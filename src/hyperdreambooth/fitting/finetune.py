@@ -43,6 +43,10 @@ class FinetuneConfig:
     lr_alone: float | None = None  # learning rate of people whom nobody predicted; None is that of `fit`
     objective: Objective = field(default_factory=Objective)
 
+    def __post_init__(self) -> None:
+        if self.relax == "lidb" and self.where == "all":
+            raise ValueError('got where="all" for fresh ranks in the bases, expected "blocks" or "rule"')
+
     def rank_in(self, space: LiDBSpace) -> int:
         """The fresh ranks of people in this space: where nothing is said, as many of the blocks' as `_ROOM` holds.
 
