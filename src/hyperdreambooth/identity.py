@@ -307,12 +307,14 @@ def _trimmed(weights: Tensor, a: int) -> Tensor:
 def _quantise(weights: Tensor, a: int, name: str) -> dict[str, Tensor]:
     """(S, R, a + b) -> `name` int8 and scales (S, R, 2) fp16, for each column of A_train and each row of B_train."""
     halves = weights.split([a, weights.shape[-1] - a], dim=-1)
-    scales = [(half.abs().amax(dim=-1, keepdim=True) / 127).half() for half in halves]  # (S, R, 1)
-    codes = [
-        (half / scale.float().clamp(min=1e-12)).round().clamp(-127, 127)
-        for half, scale in zip(halves, scales, strict=True)
-    ]
-    return {name: torch.cat(codes, dim=-1).to(torch.int8), _SCALES[name]: torch.cat(scales, dim=-1)}
+    codes, scales = zip(*map(_coded, halves), strict=True)
+    return {name: torch.cat(codes, dim=-1), _SCALES[name]: torch.cat(scales, dim=-1)}
+
+
+def _coded(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows (..., n) -> int8 (..., n) and the fp16 scale of each, (..., 1)."""
+    scales = (rows.abs().amax(dim=-1, keepdim=True) / 127).half()
+    return (rows / scales.float().clamp(min=1e-12)).round().clamp(-127, 127).to(torch.int8), scales
 
 
 def _dequantise(tensors: Mapping[str, Tensor], a: int, name: str) -> Tensor:
@@ -328,9 +330,8 @@ def _dequantise(tensors: Mapping[str, Tensor], a: int, name: str) -> Tensor:
 def _quantise_flat(lora: Tensor) -> dict[str, Tensor]:
     """(size,) -> "lora" int8 and scales (size / 64,) fp16, rounded up."""
     groups = F.pad(lora, (0, -len(lora) % _GROUP)).unflatten(0, (-1, _GROUP))
-    scales = (groups.abs().amax(dim=-1) / 127).half()  # (G,)
-    codes = (groups / scales.float().clamp(min=1e-12).unsqueeze(-1)).round().clamp(-127, 127)
-    return {"lora": codes.flatten()[: len(lora)].to(torch.int8), _SCALES["lora"]: scales}
+    codes, scales = _coded(groups)
+    return {"lora": codes.flatten()[: len(lora)], _SCALES["lora"]: scales.flatten()}
 
 
 def _dequantise_flat(tensors: Mapping[str, Tensor]) -> Tensor:

@@ -89,8 +89,8 @@ PRESETS = {
 
 def relaxation_in(space: LiDBSpace) -> Relax:
     """Where people of this space are fine-tuned if nothing is said: in full space, where they stay small in it."""
-    blocks = LoRALayout(space.sites[len(space.rule.sites) :], PRESETS["lora"].config.rank_in(space))
-    return "lora" if blocks.sites and space.size() + blocks.size <= _ROOM_IN_FULL else "lidb"
+    fresh = _layout(space, PRESETS["lora"].config)
+    return "lora" if space.blocks and space.size() + fresh.size <= _ROOM_IN_FULL else "lidb"
 
 
 class Finetuning:
@@ -174,8 +174,7 @@ def _begin(
     rule, rank = space.rule, config.rank_in(space)
     if config.relax == "lora":
         frozen = _for_all(space.start(), people) if prediction is None else prediction
-        layout = LoRALayout(space.sites[_places(space, config)], rank)
-        return space.fill(frozen), _for_all(layout.start(config.objective.seed), people)
+        return space.fill(frozen), _for_all(_layout(space, config).start(config.objective.seed), people)
     if config.relax == "none":
         return None, prediction if prediction is not None else _for_all(space.start(), people)
     if not _in_blocks(space, config):
@@ -198,6 +197,11 @@ def _places(space: LiDBSpace, config: FinetuneConfig) -> slice:
     if config.where == "all":
         return slice(0, everywhere)
     return slice(rule, everywhere) if _in_blocks(space, config) else slice(0, rule)
+
+
+def _layout(space: LiDBSpace, config: FinetuneConfig) -> LoRALayout:
+    """How fresh factors in full space lie in a flat tensor."""
+    return LoRALayout(space.sites[_places(space, config)], config.rank_in(space))
 
 
 def _for_all(one: Tensor, people: int) -> Tensor:
