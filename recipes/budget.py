@@ -23,13 +23,14 @@ class Budget:
     """How much each stage may spend. The defaults take just under 6 h on two CPU cores."""
 
     people: int = _row(len(TRAINING), "portraits are drawn of the seeds below this")
-    portraits: int = _row(24, "thousand portraits that VAE, base and scene classifier learn from")
+    portraits: int = _row(40, "thousand portraits that VAE, base and scene classifier learn from")
     photograph_pictures: int = _row(16, "thousand versions of photographs that they learn from")
+    lookalike_pictures: int = _row(16, "thousand more for the base, of people made of those in the photographs")
     people_pictures: int = _row(16, "thousand portraits, eight of each person, that the judges learn from")
     face_pictures: int = _row(24, "thousand plain portraits, four of each person, that the encoder learns from")
     vae_minutes: float = _row(28.0, "of the VAE")
     vae_batch: int = _row(8, "pictures in a batch of the VAE")
-    denoiser_minutes: float = _row(151.0, "of U-Net and text encoder")
+    denoiser_minutes: float = _row(147.0, "of U-Net and text encoder")
     denoiser_lr: float = _row(1e-3, "learning rate of U-Net and text encoder, falling to 0")
     denoiser_batch: int = _row(48, "pictures in a batch of U-Net and text encoder")
     judge_minutes: float = _row(10.0, "of each of the five judges")
@@ -75,14 +76,24 @@ class Budget:
         """What the command line said."""
         return cls(**{row.name: getattr(options, row.name) for row in fields(cls)})
 
+    @property
+    def shards(self) -> dict[str, int]:
+        """Files of training pictures, a thousand in each, by what they show."""
+        return {
+            "portraits": self.portraits,
+            "photographs": self.photograph_pictures,
+            "lookalikes": self.lookalike_pictures,
+        }
+
     def minutes(self) -> dict[str, float]:
         """About how long each stage takes, by name: given for trainings, estimated for two CPU cores elsewhere."""
-        drawn = _DRAW_PORTRAITS * self.portraits + _DRAW_PHOTOGRAPHS * self.photograph_pictures
+        photographs = self.photograph_pictures + self.lookalike_pictures
+        drawn = _DRAW_PORTRAITS * self.portraits + _DRAW_PHOTOGRAPHS * photographs
         return {
             "frame": _FRAME * _FOLDER,
             "pictures": drawn,
             "vae": self.vae_minutes,
-            "latents": _ENCODE * (self.portraits + self.photograph_pictures),
+            "latents": _ENCODE * sum(self.shards.values()),
             "denoiser": self.denoiser_minutes,
             "people": _DRAW_PORTRAITS * (self.people_pictures + self.face_pictures),
             "judges": 5 * self.judge_minutes,

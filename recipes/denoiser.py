@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +28,15 @@ class Latents:
     latents: Tensor
     scenes: tuple[Scene, ...]
     people: tuple[int, ...]
+
+
+def joined(parts: Sequence[Latents]) -> Latents:
+    """All latents of the parts, in their order."""
+    return Latents(
+        torch.cat([part.latents for part in parts]),
+        tuple(scene for part in parts for scene in part.scenes),
+        tuple(person for part in parts for person in part.people),
+    )
 
 
 def networks(base: Base) -> dict[str, nn.Module]:

@@ -63,6 +63,8 @@ def draw_pictures(shop: Workshop) -> Iterator[str]:
     yield from make_shards(shop.drawn, "portraits", budget.portraits, make, seed=1_000, shard=shard)
     make = partial(random_photographs, photographs=shop.split("training"), size=shop.size)
     yield from make_shards(shop.drawn, "photographs", budget.photograph_pictures, make, seed=2_000, shard=shard)
+    make = partial(make, others=True)
+    yield from make_shards(shop.drawn, "lookalikes", budget.lookalike_pictures, make, seed=5_000, shard=shard)
 
 
 def train_vae(shop: Workshop) -> Iterator[str]:
@@ -92,9 +94,9 @@ def train_vae(shop: Workshop) -> Iterator[str]:
 def encode_pictures(shop: Workshop) -> Iterator[str]:
     """The latents of all training pictures."""
     base = shop.seeing_base()
-    for world in WORLDS:
-        lines = denoiser.encode(base, shop.pictures(world), shop.latents_file(world))
-        yield from (f"{world}: {line}" for line in lines)
+    for kind in shop.budget.shards:
+        lines = denoiser.encode(base, shop.pictures(kind), shop.latents_file(kind))
+        yield from (f"{kind}: {line}" for line in lines)
 
 
 def train_denoiser(shop: Workshop) -> Iterator[str]:
@@ -107,7 +109,9 @@ def train_denoiser(shop: Workshop) -> Iterator[str]:
     for network in denoiser.networks(base).values():
         network.train().requires_grad_(True)
     base.unet.to(memory_format=torch.channels_last)
-    parameters, worlds = denoiser.parameters(base), tuple(shop.latents(world) for world in WORLDS)
+    parameters = denoiser.parameters(base)
+    photographs = denoiser.joined([shop.latents("photographs"), shop.latents("lookalikes")])
+    worlds = (shop.latents("portraits"), photographs)
 
     def begin(generator: torch.Generator, checkpoint: Checkpoint) -> Run:
         loss = denoiser.training_loss(base, worlds, shop.budget.denoiser_batch, generator, shop.processes)

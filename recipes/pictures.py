@@ -15,7 +15,7 @@ from hyperdreambooth.files import load_tensors, save_tensors
 from hyperdreambooth.portraits.captions import CONTEXTS, DOMAINS, EDITS, STYLES, Scene
 from hyperdreambooth.portraits.pictures import draw, in_styles
 from hyperdreambooth.portraits.view import View
-from recipes.photographs import Photographs
+from recipes.photographs import Photographs, lookalike
 
 SHARD = 1000  # pictures per file
 # Shares of the styles; what is left is spread evenly over the others. Neon and bronze hold so little light and colour
@@ -100,12 +100,20 @@ def random_portraits(random: np.random.RandomState, count: int, people: int, siz
     return Pictures((plain * 255).round().byte(), tuple(scenes), tuple(seeds))
 
 
-def random_photographs(random: np.random.RandomState, count: int, photographs: Photographs, size: int) -> Pictures:
-    """`count` photographs, half of them mirrored, a little shifted, in all styles."""
+def random_photographs(
+    random: np.random.RandomState, count: int, photographs: Photographs, size: int, others: bool = False
+) -> Pictures:
+    """`count` photographs, half of them mirrored, a little shifted, in all styles; of `others`, lookalikes of theirs.
+
+    A lookalike has the row of whom they are made of, and is nobody whom a recogniser should learn to know again.
+    """
     rows = random.randint(len(photographs.names), size=count)
     scenes = [Scene(world="photo", style=_random_style(random)) for _ in rows]
-    pictures = torch.stack([_jittered(photographs.pictures[row], random, size) for row in rows])  # (N, 3, S, S)
-    styled = in_styles(as_floats(pictures), [scene.style for scene in scenes])
+    pictures = as_floats(torch.stack([_jittered(photographs.pictures[row], random, size) for row in rows]))
+    if others:
+        generator = torch.Generator().manual_seed(int(random.randint(2**31)))
+        pictures = torch.stack([lookalike(picture, generator) for picture in pictures])  # (N, 3, S, S)
+    styled = in_styles(pictures, [scene.style for scene in scenes])
     return Pictures((styled * 255).round().byte(), tuple(scenes), tuple(-1 - int(row) for row in rows))
 
 

@@ -92,10 +92,9 @@ class Workshop:
         """The framed photographs of one of `photographs.SPLITS`."""
         return load_photographs(self.framed).split(name)
 
-    def pictures(self, world: str) -> Pictures:
-        """The training pictures of a world."""
-        shards = {"portraits": self.budget.portraits, "photographs": self.budget.photograph_pictures}
-        return load_shards(self.drawn, world, shards[world])
+    def pictures(self, kind: str) -> Pictures:
+        """The training pictures of a world, or of "lookalikes"."""
+        return load_shards(self.drawn, kind, self.budget.shards[kind])
 
     def people(self) -> Pictures:
         """Several portraits of each of many people, in all styles."""
@@ -105,13 +104,13 @@ class Workshop:
         """Several plain portraits of each of many people."""
         return load_shards(self.drawn, "faces", self.budget.face_pictures)
 
-    def latents_file(self, world: str) -> Path:
-        """The file of the latents of `pictures(world)`."""
-        return self.cache / f"latents-{world}.safetensors"
+    def latents_file(self, kind: str) -> Path:
+        """The file of the latents of `pictures(kind)`."""
+        return self.cache / f"latents-{kind}.safetensors"
 
-    def latents(self, world: str) -> denoiser.Latents:
-        """The latents of `pictures(world)`. Raises UserError where they are of another number of pictures."""
-        path, pictures = self.latents_file(world), self.pictures(world)
+    def latents(self, kind: str) -> denoiser.Latents:
+        """The latents of `pictures(kind)`. Raises UserError where they are of another number of pictures."""
+        path, pictures = self.latents_file(kind), self.pictures(kind)
         latents = load_tensors(path)[0]["latents"]
         if len(latents) != len(pictures):
             raise UserError(

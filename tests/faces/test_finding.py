@@ -126,3 +126,22 @@ def test_a_face_that_fills_the_picture_is_found() -> None:
 def test_a_detector_of_ones_own_is_asked() -> None:
     boxes = [FaceBox(1, 2, 30)]
     assert find_faces(torch.zeros(3, 64, 64), lambda picture: boxes) == boxes
+
+
+@pytest.mark.parametrize(
+    ("name", "x", "y", "side"),  # of the face, as shares of the picture
+    [
+        ("Physical_Characteristics_008", 0.60, 0.45, 0.33),
+        ("Age_x_Ethnicity_x_Sex_2_032", 0.51, 0.46, 0.38),
+        ("Lighting_020", 0.50, 0.40, 0.51),  # in profile
+        ("Glasses_Style_052", 0.57, 0.55, 0.45),  # the first looks see one in the corner
+    ],
+)
+def test_a_closer_look_finds_what_the_first_ones_miss(name: str, x: float, y: float, side: float) -> None:
+    photographs()  # skips where there are none
+    picture = read_picture(PHOTOS.with_name("sfhq-t2i") / f"{name}.jpg")
+    box, _ = find_face(picture)
+    assert box is not None
+    width = picture.shape[2]
+    assert max(abs(box.centre[0] / width - x), abs(box.centre[1] / width - y)) <= side / 3
+    assert side / 2 <= box.side / width <= 2 * side

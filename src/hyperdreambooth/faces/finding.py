@@ -1,13 +1,15 @@
 """Find the faces in a picture: several looks at it by OpenCV's cascades, and what they agree on.
 
 One look alone sees faces in collars and necklaces, and misses one in three that are not quite upright or not quite
-inside the picture. So looks vote, and where they find nothing, the picture is padded, turned, and looked at again.
+inside the picture. So looks vote, and where they find nothing, the picture is padded, turned, and looked at again; what
+then is doubtful is looked at in small steps and several sizes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeAlias
 
 import cv2
@@ -45,6 +47,15 @@ _MARGIN, _WIDE_MARGIN = 0.3, 0.7  # around faces that fill the picture, as share
 _SMALL = 180  # longer side, in pixels, of the copy that is turned
 _TURNS = (0.0, -15.0, 15.0)  # degrees
 
+# The closer look, 48 of them: slow, so only for pictures in which nothing, or next to nothing, was found.
+_CLOSER_SIDES = (180, 256, 400, 512)  # longer sides of the copies, in pixels
+_CLOSER_SCALE = 2  # by which a copy may be larger than the picture, if it is not the smallest
+_CLOSER_WEIGHTS = {"frontalface_alt2": 1.5, "frontalface_default": 1.0, "frontalface_alt": 1.5, _PROFILE: 1.0}
+_CLOSER_STEP = 1.05
+_SMALLEST_SHARE = 6  # faces are sought from this part of the shorter side up
+_DOUBTFUL = 30  # votes below which a find is looked at again
+_CLOSER_VOTES, _CLOSER_LOOKS = 60, 10  # that make a face: true ones have 62 to 258 votes in 11 looks or more
+
 
 @dataclass
 class _Candidate:
@@ -56,6 +67,8 @@ class _Candidate:
     """Votes of one look."""
     votes: float
     """Of all looks, weighted."""
+    looks: int = 1
+    """How many saw it."""
     needs: int | None = None
     """Votes that make it a face; None: nobody has looked for its eyes."""
 
@@ -108,15 +121,29 @@ def _by_cascades(picture: Tensor) -> list[FaceBox]:
         if not is_square(width, height) and (faces := _faces(candidates, picture)):
             return faces
     faces = _faces(candidates, picture)
-    if faces or (is_square(width, height) and width <= _CROPPED):
+    if is_square(width, height) and width <= _CROPPED:
         return faces
     small = _SMALL / max(height, width)
     for size, margin, turns in ((scale, _MARGIN, (0.0,)), (small, _WIDE_MARGIN, _TURNS)):
+        if faces:
+            break
         for weight, seen in _padded(_copy(picture, size), margin, turns):
             _count(candidates, _scaled(seen, size, weight))
-        if faces := _faces(candidates, picture):
-            return faces
-    return []
+        faces = _faces(candidates, picture)
+    doubtful = max((one.votes for one in candidates if one.box in faces), default=0) < _DOUBTFUL
+    return _seen_closer(picture, faces) if doubtful else faces
+
+
+def _seen_closer(picture: Tensor, faces: list[FaceBox]) -> list[FaceBox]:
+    """The faces found, unless a closer look sees one elsewhere and hardly anything in their place: then that one."""
+    candidates: list[_Candidate] = []
+    for size, weight, seen in _closer(picture):
+        _count(candidates, _scaled(seen, size, weight))
+    best = max(candidates, key=lambda one: one.votes, default=None)
+    if best is None or best.votes < _CLOSER_VOTES or best.looks < _CLOSER_LOOKS:
+        return faces
+    confirmed = (one.votes >= best.votes / 2 and one.box.overlap(box) >= _SAME for one in candidates for box in faces)
+    return faces if any(confirmed) else [best.box]
 
 
 def _copy(picture: Tensor, scale: float) -> np.ndarray:
@@ -135,6 +162,7 @@ def _count(candidates: list[_Candidate], boxes: list[tuple[FaceBox, float]]) -> 
         for candidate in known:
             if candidate.box.overlap(box) >= _SAME:
                 candidate.votes += votes
+                candidate.looks += 1
                 if votes > 2 * candidate.most:
                     candidate.box, candidate.most, candidate.needs = box, votes, None
                 break
@@ -168,9 +196,28 @@ def _upright(grey: np.ndarray) -> Iterator[tuple[float, list[Seen]]]:
     for name in _FRONTAL:
         yield _WEIGHTS[name], _look(name, grey)
         yield _WEIGHTS[name], _look(name, levelled)
-    width = grey.shape[1]
-    mirrored = [one._replace(left=width - one.left - one.side) for one in _look(_PROFILE, cv2.flip(grey, 1))]
-    yield _WEIGHTS[_PROFILE], max(_look(_PROFILE, grey), mirrored, key=len)  # one person's two sides are one face
+    profiles = _look(_PROFILE, grey), _mirrored(_look(_PROFILE, cv2.flip(grey, 1)), grey)
+    yield _WEIGHTS[_PROFILE], max(profiles, key=len)  # one person's two sides are one face
+
+
+def _closer(picture: Tensor) -> Iterator[tuple[float, float, list[Seen]]]:
+    """What is seen in copies of several sizes, in small steps: each copy's scale, the weight of a vote, and a list."""
+    longer = max(picture.shape[1:])
+    for side in (side for side in _CLOSER_SIDES if side <= max(_CLOSER_SIDES[0], _CLOSER_SCALE * longer)):
+        scale = side / longer
+        grey = _copy(picture, scale)
+        seek = partial(detect, smallest=min(grey.shape) // _SMALLEST_SHARE, step=_CLOSER_STEP, fewest=_FEWEST)
+        for light in (grey, cv2.equalizeHist(grey), cv2.createCLAHE(3.0, (8, 8)).apply(grey)):
+            for name, weight in _CLOSER_WEIGHTS.items():
+                seen = seek(name, light)
+                if name == _PROFILE:
+                    seen += _mirrored(seek(name, cv2.flip(light, 1)), light)
+                yield scale, weight, seen
+
+
+def _mirrored(seen: list[Seen], grey: np.ndarray) -> list[Seen]:
+    """What was seen in the mirror, where it is."""
+    return [one._replace(left=grey.shape[1] - one.left - one.side) for one in seen]
 
 
 def _padded(grey: np.ndarray, margin: float, turns: tuple[float, ...]) -> Iterator[tuple[float, list[Seen]]]:
