@@ -23,11 +23,11 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from hyperdreambooth.base.single_file import LAYOUTS
 from hyperdreambooth.evaluation.tables import rows as table
+from hyperdreambooth.fitting.finetune import PRESETS as FINETUNE
 from hyperdreambooth.identity import Dtype, Identity
 from hyperdreambooth.lidb import LiDBSpace, find_blocks, find_sites
 
 GPUS = (1, 8, 64)
-FINETUNED = 7  # ranks in the blocks: one predicted, six fresh
 LATENTS = 4 * 64 * 64 * 4  # bytes of a picture's, in float32
 HOUR, DAY = 3600.0, 86_400.0
 
@@ -81,11 +81,12 @@ def identity_bytes(space: LiDBSpace, ranks: int, dtype: Dtype) -> int:
 def sizes(space: LiDBSpace, assumed: Assumed) -> list[list[str]]:
     """Bytes of a person, and of all who are served."""
     rows = [["a person", "sites", "fp16 (bytes)", "int8 (bytes)", f"{assumed.served:,} in int8 (GB)"]]
+    fresh = FINETUNE["lidb"].config.rank_in(space)
     kinds = {
         "predicted on the rule's sites": 0,
         "predicted on all sites": 1,
-        "the first, fine-tuned: six ranks in the blocks": 6,
-        "the second, fine-tuned: seven ranks in the blocks": FINETUNED,
+        f"the first, fine-tuned: {fresh} ranks in the blocks": fresh,
+        f"the second, fine-tuned: {fresh + 1} ranks in the blocks": fresh + 1,
     }
     for name, ranks in kinds.items():
         fp16, int8 = (identity_bytes(space, ranks, kind) for kind in ("fp16", "int8"))
@@ -157,7 +158,7 @@ def served(counted: Mapping[str, float], space: LiDBSpace, assumed: Assumed) -> 
         + 40 * counted["a person's step of 1 noise (GFLOP)"]
     )
     drawn = 1e9 * (assumed.passes * counted["guided step (GFLOP)"] + counted["VAE, decode (GFLOP)"])
-    identity = identity_bytes(space, FINETUNED, "int8")
+    identity = identity_bytes(space, FINETUNE["lidb"].config.rank_in(space) + 1, "int8")  # one predicted
     asked = assumed.served * assumed.pictures / 30  # a day
     head = "GPUs, all people made (hours), dollars, pictures a day, of those asked for, identities read (MB/s)"
     rows = [[*head.split(", "), "pictures sent (MB/s)"]]

@@ -31,7 +31,7 @@ from hyperdreambooth.embedded import JUDGES
 from hyperdreambooth.errors import UserError
 from hyperdreambooth.evaluation.subjects import Subjects
 from hyperdreambooth.files import write_text
-from hyperdreambooth.fitting.finetune import FinetuneConfig
+from hyperdreambooth.fitting.finetune import FinetuneConfig, Relax
 from hyperdreambooth.lidb import LiDBSpace
 from hyperdreambooth.portraits.captions import STYLES
 from hyperdreambooth.progress import log
@@ -81,10 +81,10 @@ def combinations(settings: Sequence[str]) -> list[Values]:
     return [dict(chosen) for chosen in itertools.product(*axes)]
 
 
-def way(booth: HyperDreamBooth, values: Values, alone: bool) -> Way:
+def way(booth: HyperDreamBooth, values: Values, alone: bool, relax: Relax | None = None) -> Way:
     """People made and drawn with these values; alone: without the hypernetwork."""
     whole = {name: int(value) for name, value in values.items() if name in PERSONALIZE}
-    trial = Trial(**whole, **{name: value for name, value in values.items() if name in TUNING})
+    trial = Trial(relax=relax, **whole, **{name: value for name, value in values.items() if name in TUNING})
     drawing = DrawConfig(**{name: value for name, value in values.items() if name in DRAWING})
     return Way(None if alone else booth.hypernetwork, trial, drawing)
 
@@ -104,15 +104,21 @@ def table(world: str, rows: Sequence[tuple[Values, Score]]) -> Table:
 
 
 def tune(
-    booth: HyperDreamBooth, subjects: Subjects, judges: Judges, tried: list[Values], out: Path, alone: bool
+    booth: HyperDreamBooth,
+    subjects: Subjects,
+    judges: Judges,
+    tried: list[Values],
+    out: Path,
+    alone: bool,
+    relax: Relax | None = None,
 ) -> None:
     """Judge every combination and print the table; the figures also lie in `out`/WORLD.json."""
     galleries = galleries_of(subjects, judges.recogniser)
     rows = list[tuple[Values, Score]]()
     for values in tried:
         name = "-".join(f"{knob}{number:g}" for knob, number in values.items()) or "as-it-is"
-        folder = out / subjects.world / (f"alone-{name}" if alone else name)
-        pictures = drawn_people(booth, name, way(booth, values, alone), subjects, folder)
+        marked = "-".join(["alone"] * alone + [relax] * (relax is not None) + [name])
+        pictures = drawn_people(booth, name, way(booth, values, alone, relax), subjects, out / subjects.world / marked)
         rows.append((values, score(subjects, pictures, judges, galleries)))
         figures = [values | {"identification": value.share} | value.by_style for values, value in rows]
         text = json.dumps(figures, indent=1) + "\n"
@@ -126,6 +132,7 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("runs/tune"),
     photos: Annotated[Path | None, typer.Option(help="The recipe's photographs.safetensors: photographs too.")] = None,
     alone: Annotated[bool, typer.Option(help="Without the hypernetwork.")] = False,
+    relax: Annotated[Relax | None, typer.Option(help="Where fresh ranks live; what a base takes by itself.")] = None,
     base: Annotated[str, typer.Option(help="The base to tune on.")] = "embedded",
     hypernetwork: Annotated[str, typer.Option(help="A file or a folder.")] = "embedded",
     judges: Annotated[Path, typer.Option(help="Folder of the judges.")] = JUDGES,
@@ -141,7 +148,7 @@ def main(
     worlds = both_worlds("tuning", people, booth.base.picture_size, photos)
     panel = Judges.load(judges)
     for subjects in worlds:
-        tune(booth, subjects, panel, tried, out, alone or booth.hypernetwork is None)
+        tune(booth, subjects, panel, tried, out, alone or booth.hypernetwork is None, relax)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,8 @@ def test_values_reach_what_they_name(fresh_base: Base) -> None:
     tuning = changed.config.finetune_in(booth.space)
     assert (tuning.fit.lr, tuning.fit.steps, tuning.objective.window) == (0.5, 3, (0.2, 1.0))
     assert changed.drawing.strength == 0.7 and changed.about(booth) != plain.about(booth)
+    in_bases = tune.way(booth, {"rank": 3}, alone=True, relax="lidb").config.finetune_in(booth.space)
+    assert (in_bases.relax, in_bases.rank_in(booth.space)) == ("lidb", 3)
 
 
 def test_figures_and_pictures_are_those_of_first_light(
