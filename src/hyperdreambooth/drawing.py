@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +25,9 @@ from hyperdreambooth.tuned import Tuned, is_tuned, read_tuned
 Person = Identity | Tuned
 Subject = Person | None
 """Whom to draw; None is nobody, the base as it is."""
+
+Wearing = Callable[[], AbstractContextManager[Base]]
+"""Makes the context in which the base that comes of it answers for the people."""
 
 PHASE = "draw"
 
@@ -122,11 +126,7 @@ def draw(
                 progress(Progress(PHASE, before + done, each * len(batches)))
 
         together = [jobs[row] for row in rows]
-        tuned = together[0].person
-        if isinstance(tuned, Tuned):
-            pictures = _draw_tuned(base, tuned.on(base, config.strength), together, config, report)
-        else:
-            pictures = _draw_batch(base, adapters, together, config, report)
+        pictures = _draw_batch(base, *_asked(base, adapters, together, config), together, report)
         drawn |= dict(zip(rows, pictures, strict=True))
     return torch.stack([drawn[row] for row in range(len(jobs))])
 
@@ -140,46 +140,78 @@ def _batches(jobs: Sequence[_Job], size: int) -> Iterator[list[int]]:
         yield from (rows[first : first + size] for first in range(0, len(rows), size))
 
 
-def _draw_batch(
-    base: Base, adapters: Adapters, jobs: Sequence[_Job], config: DrawConfig, report: Callable[[int, int], None]
-) -> Tensor:
-    """N pictures at once of identities, (N, 3, H, W)."""
+def _asked(base: Base, adapters: Adapters, jobs: Sequence[_Job], config: DrawConfig) -> tuple[Wearing, DrawConfig]:
+    """Who answers for the people of a batch, and how they are drawn: nobody is like nobody, one answer less."""
+    tuned = jobs[0].person
+    if isinstance(tuned, Tuned):
+        own = tuned.on(base, config.strength)
+        return lambda: nullcontext(own), config
     people = [job.person for job in jobs if not isinstance(job.person, Tuned)]
-    weights, lora = stack([_strengthened(person, config.strength, adapters.space) for person in people], adapters.space)
-    if all(job.person is None for job in jobs):
-        config = replace(config, likeness=None)  # nobody is like nobody: one answer less
-    answers = config.answers()
-    if config.likeness is not None:  # else the same N persons are worn in every answer
-        weights = torch.cat([weights * answer.person for answer in answers])  # (K * N, S, R, a + b), 0 for nobody
-        lora = None if lora is None else torch.cat([lora * answer.person for answer in answers])
-    noise, generators = _noise(base, jobs)
-    device = base.device
-    with torch.no_grad(), adapters.use(weights.to(device), None if lora is None else lora.to(device)):
-        texts = [job.prompt if answer.prompt else "" for answer in answers for job in jobs]
-        states = base.encode_prompts(texts).unflatten(0, (len(answers), len(jobs)))  # (K, N, L, D)
-        factors = [answer.factor for answer in answers]
-        latents = base.sample_mixed(states, factors, noise, config.steps, report, generators)
-        return base.decode(latents).cpu()
+    if all(person is None for person in people):
+        return lambda: nullcontext(base), replace(config, likeness=None)
+    return _wearing(base, adapters, people, config.strength), config
 
 
-def _draw_tuned(
-    base: Base, own: Base, jobs: Sequence[_Job], config: DrawConfig, report: Callable[[int, int], None]
+def _wearing(base: Base, adapters: Adapters, people: Sequence[Identity | None], factor: float) -> Wearing:
+    """What makes the base answer for N people, their dW multiplied by a factor.
+
+    One person in float32 is added to the layers' weights once, so that a pass costs what it costs without anybody; in
+    half precision what is small beside a weight would be lost in it.
+    """
+    alone = len(set(people)) == 1 and base.unet.dtype == torch.float32
+    strong = {person: _strengthened(person, factor, adapters.space) for person in people}
+    weights, lora = stack([strong[person] for person in people[: 1 if alone else None]], adapters.space)
+    weights, lora = weights.to(base.device), None if lora is None else lora.to(base.device)
+    if alone:
+        under = adapters.weights_with(weights[0], None if lora is None else lora[0])
+        outfit = adapters.outfit(None, under=under)
+    else:
+        outfit = adapters.outfit(weights, lora)
+
+    @contextmanager
+    def wear() -> Iterator[Base]:
+        with adapters.wear(outfit):
+            yield base
+
+    return wear
+
+
+def _draw_batch(
+    base: Base,
+    wearing: Wearing,
+    config: DrawConfig,
+    jobs: Sequence[_Job],
+    report: Callable[[int, int], None],
 ) -> Tensor:
-    """N pictures of one person with weights of their own, (N, 3, H, W): `own` answers for them, `base` for nobody."""
+    """N pictures at once, (N, 3, H, W): the base answers for nobody, and what `wearing` makes of it for the people."""
     answers = config.answers()
-    who = [own if answer.person else base for answer in answers]
+    shares = [(person, [k for k, one in enumerate(answers) if one.person == person]) for person in (False, True)]
+
+    def ask(question: Callable[[Base, list[int]], Tensor]) -> Tensor:
+        """What is said to all K N rows, of nobody's answers and of the people's, in the order of the answers."""
+        parts = dict[int, Tensor]()
+        for person, rows in shares:
+            if rows:
+                with wearing() if person else nullcontext(base) as one:
+                    parts |= zip(rows, question(one, rows).chunk(len(rows)), strict=True)
+        return torch.cat([parts[k] for k in range(len(answers))])
 
     def predict(latents: Tensor, timestep: Tensor, states: Tensor) -> Tensor:
-        parts = zip(who, latents.chunk(len(who)), states.chunk(len(who)), strict=True)
-        return torch.cat([one.predict(rows, timestep, read) for one, rows, read in parts])
+        seen, read = latents.chunk(len(answers)), states.chunk(len(answers))
+        return ask(lambda one, rows: one.predict(_chosen(seen, rows), timestep, _chosen(read, rows)))
 
     noise, generators = _noise(base, jobs)
     with torch.no_grad():
         texts = [[job.prompt if answer.prompt else "" for job in jobs] for answer in answers]
-        states = torch.stack([one.encode_prompts(text) for one, text in zip(who, texts, strict=True)])  # (K, N, L, D)
+        states = ask(lambda one, rows: one.encode_prompts([text for k in rows for text in texts[k]]))  # (K * N, L, D)
         factors = [answer.factor for answer in answers]
-        latents = base.sample_mixed(states, factors, noise, config.steps, report, generators, predict)
+        shaped = states.unflatten(0, (len(answers), len(jobs)))
+        latents = base.sample_mixed(shaped, factors, noise, config.steps, report, generators, predict)
         return base.decode(latents).cpu()
+
+
+def _chosen(parts: Sequence[Tensor], rows: Sequence[int]) -> Tensor:
+    return torch.cat([parts[k] for k in rows])
 
 
 def _noise(base: Base, jobs: Sequence[_Job]) -> tuple[Tensor, list[torch.Generator]]:

@@ -171,6 +171,26 @@ def test_full_space_is_for_small_bases(blocks: int, width: int, relax: Relax) ->
     assert relaxation_in(LiDBSpace(tuple(sites), a=64, b=32, rule_sites=71)) == relax
 
 
+@pytest.mark.parametrize(
+    ("relax", "predicted", "times"),
+    [("lidb", True, 1), ("lora", True, 1), ("lora", False, 1), ("lidb", False, 3), ("none", True, 3)],
+)
+def test_the_prompt_is_read_once_where_nothing_changes_it(
+    world: World, relax: Relax, predicted: bool, times: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fresh factors in the residual blocks leave the text encoder alone; the result is that of reading every time."""
+    read, prediction = list[int](), world.people(3) if predicted else None
+    encode = world.base.encode_prompts
+    monkeypatch.setattr(world.base, "encode_prompts", lambda prompts: (read.append(len(prompts)), encode(prompts))[1])
+    tuning, reports = tuned(world, slice(None), config(relax), prediction)
+    assert read == [3] * times
+    monkeypatch.setattr("hyperdreambooth.fitting.finetune._states", lambda *_: None)
+    expected, each = tuned(world, slice(None), config(relax), prediction)
+    assert [one.loss for one in reports] == pytest.approx([one.loss for one in each], rel=1e-6)
+    start, _ = tuned(world, slice(None), config(relax, steps=1, lr=0.0), prediction)
+    assert_same_fit(trained(tuning), trained(expected), trained(start))
+
+
 def test_weights_can_be_read_on_the_way(world: World) -> None:
     pictures = world.pictures(1)
     settings = config("lidb", steps=3)

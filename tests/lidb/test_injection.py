@@ -101,6 +101,24 @@ def test_many_persons_in_a_batch_equal_one_by_one(world: World, with_lora: bool)
 
 
 @torch.no_grad()
+def test_an_outfit_worn_twice_is_what_use_wears(world: World) -> None:
+    inputs, persons = world.inputs(), world.persons(4, ranks=2)
+    lora = torch.stack([random_lora(world), random_lora(world) * 0] * 2)
+    adapters = world.inject()
+    bare = world.draw(*inputs)
+    under = adapters.weights_with(persons[0])
+    for weights, own, below in ((persons, lora, None), (persons, None, under), (None, lora, None), (None, None, under)):
+        with adapters.use(weights, own, under=below):
+            expected = world.draw(*inputs)
+        outfit = adapters.outfit(weights, own, under=below)
+        assert all(worn.a_train is None and worn.b_train is None for worn in outfit)  # composed: nothing left to do
+        for _ in range(2):
+            with adapters.wear(outfit):
+                assert torch.allclose(world.draw(*inputs), expected, atol=2e-5)
+            assert torch.equal(world.draw(*inputs), bare)
+
+
+@torch.no_grad()
 def test_one_persons_weights_leave_the_others_rows_alone(world: World) -> None:
     inputs, persons, lora = world.inputs(), world.persons(4, ranks=2), torch.stack([random_lora(world)] * 4)
     changed, changed_lora = persons.clone(), lora.clone()

@@ -144,8 +144,19 @@ def finetune(
     if latents.dim() == 4:
         latents, masks = latents.unsqueeze(1), None if masks is None else masks.unsqueeze(1)  # V = 1
     pictures = Pictures(latents, masks)
-    run = fit(base, {"fresh": fresh}, wear, pictures, config.objective, config.fit_of(prediction is not None))
+    reads_the_same = frozen is not None and _in_blocks(adapters.space, config)  # the text encoder has nothing fresh
+    states = _states(base, wear, len(fresh), config) if reads_the_same else None
+    steps = config.fit_of(prediction is not None)
+    run = fit(base, {"fresh": fresh}, wear, pictures, config.objective, steps, states=states)
     return Finetuning(run, compose)
+
+
+def _states(
+    base: Base, wear: Callable[[], AbstractContextManager[None]], people: int, config: FinetuneConfig
+) -> Tensor:
+    """(N, L, D) of the prompt, as the people's prediction reads it."""
+    with torch.no_grad(), wear():
+        return base.encode_prompts([config.objective.prompt] * people)
 
 
 def _wearing(

@@ -126,6 +126,7 @@ def fit(
     config: FitConfig,
     *,
     prior: Prior | None = None,
+    states: Tensor | None = None,
     checkpoint: Checkpoint | None = None,
 ) -> Run:
     """Fit tensors so that `base`, wearing them, draws these people for the prompt: an iterable of StepReports.
@@ -135,12 +136,13 @@ def fit(
         parameters: what is fitted, by name: leaf tensors on the base's device, usually with a leading N; changed in
             place. Those of different people must be different numbers, or the same to all of them by intent.
         wear: makes the context in which the base wears the parameters as they are now, as
-            `lambda: adapters.use(parameters["weights"])`. The batch is the N people, tiled K times; the prompt is
-            encoded anew at every step, by N rows, as the text encoder is adapted too.
+            `lambda: adapters.use(parameters["weights"])`. The batch is the N people, tiled K times.
         pictures: what is fitted to.
         objective: prompt, noises and pull.
         config: the steps. `grad_clip` is refused with several people: the norm would tie them to each other.
         prior: pictures of the class, as many of them at each step as noises, under noises of their own.
+        states: (N, L, D) of the prompt, where no parameter changes them; else it is encoded anew at every step, by N
+            rows, as the text encoder is adapted too.
         checkpoint: where the run keeps itself.
 
     Returns:
@@ -165,7 +167,7 @@ def fit(
     kept = None if prior is None else _kept(base, prior, people, objective)
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
-        parts = [_Part(pictures, objective.prompt, sequence.draw(step))]
+        parts = [_Part(pictures, objective.prompt, sequence.draw(step), states)]
         if kept is not None:
             parts.append(kept(step))
         denoising, *of_class = _denoising(base, wear, parts, objective.weighting)  # (N,) each
@@ -188,6 +190,7 @@ class _Part:
     pictures: Pictures
     prompt: str
     draw: Draw
+    states: Tensor | None = None  # (N, L, D) of the prompt, if they are known
 
 
 def _kept(base: Base, prior: Prior, people: int, objective: Objective) -> Callable[[int], _Part]:
@@ -215,7 +218,9 @@ def _denoising(
     timesteps = torch.cat([part.draw.timesteps for part in parts]).to(device).repeat_interleave(people)
     noise = torch.cat([part.draw.noise for part in parts]).to(device).repeat_interleave(people, dim=0)
     with wear():
-        states = base.encode_prompts([part.prompt for part in parts for _ in range(people)])  # (P * N, L, D)
-        states = torch.cat([own.repeat(noises, 1, 1) for own in states.split(people)])  # (P * K * N, L, D)
+        unread = [part.prompt for part in parts if part.states is None for _ in range(people)]
+        read = iter(base.encode_prompts(unread).split(people) if unread else ())  # (N, L, D) each
+        each = [next(read) if part.states is None else part.states for part in parts]
+        states = torch.cat([own.repeat(noises, 1, 1) for own in each])  # (P * K * N, L, D)
         losses = denoising_loss(base, latents, states, timesteps, noise, masks, weighting)  # (P * K * N,)
     return list(losses.view(len(parts), noises, people).mean(dim=1))

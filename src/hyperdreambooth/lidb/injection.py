@@ -4,16 +4,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import RLock
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from hyperdreambooth.errors import UserError
-from hyperdreambooth.lidb.linear import LiDBConv2d, LiDBLinear, Worn
+from hyperdreambooth.lidb.linear import LiDBConv2d, LiDBLinear, Worn, composed
 from hyperdreambooth.lidb.lora import LoRALayout
 from hyperdreambooth.lidb.sites import Site, refuse_fused, total_width
 from hyperdreambooth.lidb.space import LiDBSpace
+
+Outfit: TypeAlias = list[Worn]
+"""What each adapted layer wears, in the order of the sites."""
 
 
 @dataclass(frozen=True)
@@ -102,15 +105,30 @@ class Adapters:
         Raises:
             UserError: wrong shape, or projections that were fused after injection.
         """
-        for model in self._models.values():
-            refuse_fused(model)
-        worn = self._worn(weights, lora, first, lora_at)
-        if under is not None:
-            worn = [one._replace(weight=weight) for one, weight in zip(worn, under, strict=True)]
+        with self.wear(self._outfit(weights, lora, first, lora_at, under)):
+            yield
+
+    def outfit(
+        self, weights: Tensor | None, lora: Tensor | None = None, *, under: Sequence[Tensor] | None = None
+    ) -> Outfit:
+        """What `use` of the same would put on, for whoever wears it many times: composed once, without gradients.
+
+        It is of the models as they are now: their precision, their device, what is merged into them.
+
+        Raises:
+            UserError: as `use`.
+        """
+        with torch.no_grad():
+            worn = self._outfit(weights, lora, 0, None, under)
+            return [composed(place.adapted, one) for place, one in zip(self._places, worn, strict=True)]
+
+    @contextmanager
+    def wear(self, outfit: Outfit) -> Iterator[None]:
+        """Inside, the models draw whom an `outfit` is of; after, what was worn before is back."""
         with self._lock:
             before = [place.adapted.worn for place in self._places]
             try:
-                self._wear(worn)
+                self._wear(outfit)
                 yield
             finally:
                 self._wear(before)
@@ -170,11 +188,27 @@ class Adapters:
             setattr(place.parent, place.child, place.original)
         self._places = []
 
-    def _wear(self, worn: list[Worn]) -> None:
+    def _outfit(
+        self,
+        weights: Tensor | None,
+        lora: Tensor | None,
+        first: int,
+        lora_at: slice | None,
+        under: Sequence[Tensor] | None,
+    ) -> Outfit:
+        """What each site wears, as `use` takes it."""
+        for model in self._models.values():
+            refuse_fused(model)
+        worn = self._worn(weights, lora, first, lora_at)
+        if under is None:
+            return worn
+        return [one._replace(weight=weight) for one, weight in zip(worn, under, strict=True)]
+
+    def _wear(self, worn: Outfit) -> None:
         for place, one in zip(self._places, worn, strict=True):
             place.adapted.worn = one
 
-    def _worn(self, weights: Tensor | None, lora: Tensor | None, first: int, lora_at: slice | None) -> list[Worn]:
+    def _worn(self, weights: Tensor | None, lora: Tensor | None, first: int, lora_at: slice | None) -> Outfit:
         """What each site wears; unbinding once keeps the backward pass to one stacking."""
         count = len(self.space.sites)
         lidb: list[tuple[Tensor | None, Tensor | None]] = [(None, None)] * count

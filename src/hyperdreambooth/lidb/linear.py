@@ -57,7 +57,7 @@ class LiDBLinear(nn.Linear):
 
         Composing the bases with a person's few columns first is cheaper than projecting every row of x on the bases.
         """
-        return _factors(self)
+        return _factors(self, self.worn)
 
 
 class LiDBConv2d(nn.Conv2d):
@@ -89,7 +89,7 @@ class LiDBConv2d(nn.Conv2d):
 
     def factors(self) -> tuple[Tensor, Tensor] | None:
         """What is worn as one LoRA, as of `LiDBLinear`."""
-        return _factors(self)
+        return _factors(self, self.worn)
 
     def _residual(self, x: Tensor, down: Tensor, up: Tensor) -> Tensor:
         """x (B, C, H, W) through down (N?, n, k) and up (N?, k, m) -> (B, m, H', W'): N persons are N groups."""
@@ -118,9 +118,18 @@ def _weight(layer: LiDBLinear | LiDBConv2d) -> Tensor:
     return layer.weight if layer.worn.weight is None else layer.worn.weight
 
 
-def _factors(layer: LiDBLinear | LiDBConv2d) -> tuple[Tensor, Tensor] | None:
-    """What a layer wears as one LoRA, (N?, n, R + r) and (N?, R + r, m)."""
-    a_train, b_train, down, up, _ = layer.worn
+def composed(layer: LiDBLinear | LiDBConv2d, worn: Worn) -> Worn:
+    """The same dW on this layer as full-space factors alone: for who wears it often, without a gradient."""
+    factors = _factors(layer, worn)
+    if factors is None:
+        return worn
+    down, up = factors
+    return Worn(down=down.mT.contiguous(), up=up.mT.contiguous(), weight=worn.weight)
+
+
+def _factors(layer: LiDBLinear | LiDBConv2d, worn: Worn) -> tuple[Tensor, Tensor] | None:
+    """What is worn on a layer as one LoRA, (N?, n, R + r) and (N?, R + r, m)."""
+    a_train, b_train, down, up, _ = worn
     downs, ups = [], []
     if a_train is not None and b_train is not None:
         downs.append(layer.a_aux @ a_train.to(layer.a_aux).mT)  # (n, a) (N?, a, R)
