@@ -13,6 +13,7 @@ from torch.func import functional_call
 
 from hyperdreambooth.errors import UserError
 from hyperdreambooth.lidb import LiDBLinear, LiDBSpace, LoRALayout, Site, find_sites, inject
+from hyperdreambooth.lidb.linear import Worn
 
 if TYPE_CHECKING:
     from tests.lidb.conftest import World
@@ -116,6 +117,16 @@ def test_an_outfit_worn_twice_is_what_use_wears(world: World) -> None:
             with adapters.wear(outfit):
                 assert torch.allclose(world.draw(*inputs), expected, atol=2e-5)
             assert torch.equal(world.draw(*inputs), bare)
+
+
+@torch.no_grad()
+def test_an_outfit_holds_no_ranks_that_change_nothing(world: World) -> None:
+    persons = world.persons(2, ranks=3)
+    persons[:, 0], persons[:, 1, 1:], persons[1, 1] = 0.0, 0.0, 0.0  # nobody at the first site, one rank at the second
+    first, second, third, *_ = world.inject().outfit(persons)
+    assert first == Worn()
+    assert second.up is not None and second.up.shape[-1] == 1 and second.down is not None
+    assert third.up is not None and third.up.shape[-1] == 3
 
 
 @torch.no_grad()

@@ -119,12 +119,15 @@ def _weight(layer: LiDBLinear | LiDBConv2d) -> Tensor:
 
 
 def composed(layer: LiDBLinear | LiDBConv2d, worn: Worn) -> Worn:
-    """The same dW on this layer as full-space factors alone: for who wears it often, without a gradient."""
+    """The same dW on this layer as full-space factors alone, without ranks that change nothing in anybody."""
     factors = _factors(layer, worn)
     if factors is None:
         return worn
-    down, up = factors
-    return Worn(down=down.mT.contiguous(), up=up.mT.contiguous(), weight=worn.weight)
+    down, up = factors[0].mT, factors[1].mT  # (N?, k, n), (N?, m, k)
+    used = up.ne(0).flatten(0, -2).any(dim=0)  # (k,)
+    if not used.any():
+        return Worn(weight=worn.weight)
+    return Worn(down=down[..., used, :].contiguous(), up=up[..., used].contiguous(), weight=worn.weight)
 
 
 def _factors(layer: LiDBLinear | LiDBConv2d, worn: Worn) -> tuple[Tensor, Tensor] | None:
