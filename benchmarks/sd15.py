@@ -45,6 +45,8 @@ from hyperdreambooth.pipeline import space_of
 PROMPT = "a [V] face"
 PHASES = ("hypernetwork", "encode", "finetune", "picture", "preoptimise", "mixed", "plain")
 OURS = "fine-tune, 1 noise"
+ONE, EACH = ", one person", ", a person each"
+FEW_STEPS = 100  # of pre-optimisation, the fewest that are spoken of
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,7 @@ class Bench:
     def _encode(self) -> Iterator[Row]:
         with torch.no_grad():
             yield self._timed("VAE encode", "picture", lambda: self.base.encode_pictures(self.face))
+            yield self._timed("VAE decode", "picture", lambda: self.base.decode(self.latents))
 
     def _finetune(self) -> Iterator[Row]:
         """On a prediction that changes nothing yet, on the sites that the hypernetwork speaks of."""
@@ -156,7 +159,7 @@ class Bench:
         yield self._timed(name, "picture", work, {"passes": float(self.base.evaluations(steps))})
 
     def _preoptimise(self) -> Iterator[Row]:
-        """Seconds are of a step of everybody; people per hour by the preset's steps and noises."""
+        """Seconds are of a step of everybody; people per hour by the preset's steps and noises, and by 100 steps."""
         preset = PreoptimizeConfig()
         config = replace(preset, fit=replace(preset.fit, steps=1 + self.amount.fit_steps))
         for people in self.amount.people:
@@ -167,25 +170,30 @@ class Bench:
                 row = self._steps(name, run, self.amount.fit_steps, "step of all")
             except torch.OutOfMemoryError:
                 return
-            row.facts["people an hour"] = 3600 * people / (row.seconds * preset.fit.steps)
+            for steps in sorted({preset.fit.steps, FEW_STEPS}):
+                row.facts[f"people an hour, {steps} steps"] = 3600 * people / (row.seconds * steps)
             yield row
 
     def _mixed(self) -> Iterator[Row]:
-        """One pass of the U-Net over N rows that wear nobody (as if merged), one person, and N different ones."""
+        """One pass of the U-Net over N rows that wear nobody (as if merged), one person, and N different ones.
+
+        People are predicted on all sites and have fresh ranks in the blocks, and are worn as drawing wears them.
+        """
         base, space = self.base, self.adapters.space
-        rank = FINETUNE["lidb"].config.rank_in(space)
+        ranks = 1 + FINETUNE["lidb"].config.rank_in(space)
         for count in self.amount.rows:
-            people = torch.randn(count, len(space.sites), rank, space.width, generator=self.generator).to(base.device)
+            people = torch.randn(count, len(space.sites), ranks, space.width, generator=self.generator).to(base.device)
+            people[:, : len(space.rule.sites), 1:] = 0.0
             latents = self.latents.expand(count, *self.latents.shape[1:])
             timestep = torch.zeros((), dtype=torch.long, device=base.device)
             states = torch.zeros(count, *base.encode_prompts([PROMPT]).shape[1:], device=base.device)
-            for who, worn in (("nobody", None), ("one person", people[0]), ("a person each", people)):
+            for who, worn in ((", nobody", None), (ONE, people[0]), (EACH, people)):
 
                 def work(latents: Tensor = latents, states: Tensor = states, timestep: Tensor = timestep) -> Tensor:
                     return base.predict(latents, timestep, states)
 
-                with torch.inference_mode(), self.adapters.use(worn):
-                    yield self._timed(f"U-Net, batch of {count}, {who}", "pass", work)
+                with torch.inference_mode(), self.adapters.wear(self.adapters.outfit(worn)):
+                    yield self._timed(f"U-Net, batch of {count}{who}", "pass", work)
 
     def _timed(self, phase: str, unit: str, work: Callable[[], object], facts: dict[str, float] | None = None) -> Row:
         """Some work, after once that is counted and warms up."""
@@ -240,6 +248,7 @@ def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
         "peak": peak,
         "rows": [asdict(row) | {"share": row.rate / peak} for row in rows],
         **ratios(rows),
+        "totals": totals(rows),
     }
 
 
@@ -252,10 +261,30 @@ def amount_of(options: argparse.Namespace, device: torch.device) -> Amount:
 
 
 def ratios(rows: Iterable[Row]) -> dict[str, dict[str, float]]:
-    """How many times as long a step of each plain loop takes as one of ours with as many samples through the U-Net."""
+    """What is compared within a run.
+
+    "plain over ours": how many times as long a step of each plain loop takes as one of ours with as many samples
+    through the U-Net; "mixed over one": a pass over N people against one over N rows of one person.
+    """
     seconds = {row.phase: row.seconds for row in rows}
     plain = {phase: time for phase, time in seconds.items() if phase.startswith("plain")}
-    return {"plain over ours": {phase: time / seconds[OURS] for phase, time in plain.items() if OURS in seconds}}
+    mixed = {phase.removesuffix(EACH): time for phase, time in seconds.items() if phase.endswith(EACH)}
+    return {
+        "plain over ours": {phase: time / seconds[OURS] for phase, time in plain.items() if OURS in seconds},
+        "mixed over one": {phase: time / seconds[phase + ONE] for phase, time in mixed.items()},
+    }
+
+
+def totals(rows: Iterable[Row]) -> dict[str, float]:
+    """Seconds from a photograph to a person, 40 steps of one noise, and to the first picture; of what was timed."""
+    found = list(rows)
+    seconds = {row.phase.partition(",")[0]: row.seconds for row in found if row.phase != OURS}
+    tuned = next((40 * row.seconds for row in found if row.phase == OURS), None)
+    if tuned is None or not {"hypernetwork", "VAE encode"} <= set(seconds):
+        return {}
+    person = seconds["hypernetwork"] + seconds["VAE encode"] + tuned
+    drawn = {"photo to first picture (s)": person + seconds["guided picture"]} if "guided picture" in seconds else {}
+    return {"personalise (s)": person} | drawn
 
 
 def table(result: dict[str, Any]) -> Table:
@@ -266,6 +295,9 @@ def table(result: dict[str, Any]) -> Table:
     shown = Table("phase", "seconds", "of a", "TFLOP", "TFLOP/s", "share", "peak (GB)", "", title=title)
     for row in result["rows"]:
         facts = ", ".join(f"{name} {value:,.3g}" for name, value in row["facts"].items())
+        mixed = result["mixed over one"].get(row["phase"].removesuffix(EACH))
+        if mixed is not None and row["phase"].endswith(EACH):
+            facts = f"{mixed:.2f} x one person"
         ratio = result["plain over ours"].get(row["phase"])
         shown.add_row(
             row["phase"],
@@ -333,6 +365,8 @@ def main() -> None:
     else:
         result = run(options, progress)
         console.print(table(result))
+        for name, value in result["totals"].items():
+            console.print(f"{name}: {value:.3g}, from the medians above")
         if result["reduced"]:
             console.print(f"No CUDA: cut to {result['amount']}; every figure of a step is of so few steps.")
     if options.output:

@@ -12,7 +12,7 @@ from torch import nn
 
 from benchmarks import sd15
 from benchmarks.plain_lora import PlainLora
-from benchmarks.sd15 import OURS, Row, ratios
+from benchmarks.sd15 import OURS, Row, ratios, totals
 from hyperdreambooth.base.model import Base
 from hyperdreambooth.hypernetwork.cost import count_flops
 from tests.base.checkpoints import SIZE, write_layout
@@ -36,7 +36,9 @@ def test_every_phase_is_a_row(
     result = narrow(tmp_path, monkeypatch, *options)
     assert result["reduced"] and result["picture"] == SIZE and result["peak"] > 0
     rows = {row["phase"]: row for row in result["rows"]}
-    assert len(rows) == 2 + 1 + 2 + 1 + 2 + 2 * 3 + 3
+    assert len(rows) == 2 + 2 + 2 + 1 + 2 + 2 * 3 + 3
+    assert set(result["mixed over one"]) == {"U-Net, batch of 1", "U-Net, batch of 2"}
+    assert set(result["totals"]) == {"personalise (s)", "photo to first picture (s)"}
     assert all(row["flops"] > 0 and row["seconds"] > 0 and row["peak_bytes"] > 1e8 for row in rows.values())
     alone, pair = (rows[f"pre-optimise, batch of {people} x 4 noises"]["flops"] for people in (1, 2))
     assert pair == 2 * alone
@@ -75,7 +77,22 @@ def test_the_plain_loop_learns_and_leaves_nothing(fresh_base: Base, generator: t
     assert set(fresh_base.unet.state_dict()) == keys
 
 
-def test_ratios_are_of_steps_with_one_noise() -> None:
-    rows = [Row(OURS, "step", 2.0, 1, 1), Row("plain loop, rank 1", "step", 3.0, 1, 1)]
-    assert ratios(rows) == {"plain over ours": {"plain loop, rank 1": 1.5}}
-    assert ratios(rows[1:]) == {"plain over ours": {}}
+def test_ratios_and_totals_by_hand() -> None:
+    rows = [
+        Row("encoder of tiny", "picture", 9.0, 1, 1),
+        Row("hypernetwork, 3 rounds", "picture", 0.5, 1, 1),
+        Row("VAE encode", "picture", 0.25, 1, 1),
+        Row(OURS, "step", 2.0, 1, 1),
+        Row("fine-tune, 4 noises", "step", 7.0, 1, 1),
+        Row("plain loop, rank 1", "step", 3.0, 1, 1),
+        Row("U-Net, batch of 4, one person", "pass", 4.0, 1, 1),
+        Row("U-Net, batch of 4, a person each", "pass", 5.0, 1, 1),
+    ]
+    assert ratios(rows) == {
+        "plain over ours": {"plain loop, rank 1": 1.5},
+        "mixed over one": {"U-Net, batch of 4": 1.25},
+    }
+    assert totals(rows) == {"personalise (s)": 0.5 + 0.25 + 40 * 2.0}
+    drawn = [*rows, Row("guided picture, 50 steps", "picture", 10.0, 1, 1)]
+    assert totals(drawn)["photo to first picture (s)"] == 0.5 + 0.25 + 80.0 + 10.0
+    assert totals(rows[:3]) == {}
