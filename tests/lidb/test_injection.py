@@ -120,6 +120,20 @@ def test_an_outfit_worn_twice_is_what_use_wears(world: World) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("with_lora", [False, True])
+def test_what_is_worn_beside_adds_to_it(world: World, with_lora: bool) -> None:
+    inputs, predicted, fresh = world.inputs(), world.persons(4), world.persons(4, ranks=2, seed=1)
+    lora = torch.stack([random_lora(world)] * 4) if with_lora else None
+    adapters = world.inject()
+    with adapters.use(torch.cat([predicted, fresh], dim=-2), lora):
+        expected = world.draw(*inputs)
+    with adapters.use(fresh, lora, beside=adapters.outfit(predicted)):
+        assert torch.allclose(world.draw(*inputs), expected, atol=2e-5)
+    with adapters.use(fresh, beside=adapters.outfit(predicted, lora)):
+        assert torch.allclose(world.draw(*inputs), expected, atol=2e-5)
+
+
+@torch.no_grad()
 def test_an_outfit_holds_no_ranks_that_change_nothing(world: World) -> None:
     persons = world.persons(2, ranks=3)
     persons[:, 0], persons[:, 1, 1:], persons[1, 1] = 0.0, 0.0, 0.0  # nobody at the first site, one rank at the second

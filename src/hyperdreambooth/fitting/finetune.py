@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -165,17 +165,19 @@ def _wearing(
     """What puts the people on, as they are by now.
 
     The frozen part of one person is in the layers' weights already, which saves a fifth of a step's time. Of several
-    people, or in half precision, which would lose it, that cannot be.
+    people, or in half precision, which would lose it, that cannot be: theirs is composed once and worn beside.
     """
     places = _places(adapters.space, config)
-    under = None
-    if frozen is not None and len(frozen) == 1 and base.unet.dtype == torch.float32:
-        under, frozen = adapters.weights_with(frozen[0]), None
+    if frozen is None:
+        return lambda: adapters.use(*compose(fresh))
+    beneath: dict[str, Any]
+    if len(frozen) == 1 and base.unet.dtype == torch.float32:
+        beneath = {"under": adapters.weights_with(frozen[0])}
+    else:
+        beneath = {"beside": adapters.outfit(frozen)}
     if config.relax == "lora":
-        return lambda: adapters.use(frozen, fresh, lora_at=places, under=under)
-    if under is not None:
-        return lambda: adapters.use(fresh, first=places.start, under=under)
-    return lambda: adapters.use(*compose(fresh))
+        return lambda: adapters.use(None, fresh, lora_at=places, **beneath)
+    return lambda: adapters.use(fresh, first=places.start, **beneath)
 
 
 def _begin(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hyperdreambooth.errors import UserError
-from hyperdreambooth.lidb.linear import LiDBConv2d, LiDBLinear, Worn, composed
+from hyperdreambooth.lidb.linear import LiDBConv2d, LiDBLinear, Worn, composed, together
 from hyperdreambooth.lidb.lora import LoRALayout
 from hyperdreambooth.lidb.sites import Site, refuse_fused, total_width
 from hyperdreambooth.lidb.space import LiDBSpace
@@ -90,6 +90,7 @@ class Adapters:
         first: int = 0,
         lora_at: slice | None = None,
         under: Sequence[Tensor] | None = None,
+        beside: Outfit | None = None,
     ) -> Iterator[None]:
         """Inside, the models draw the persons given, and gradients flow to them; after, what was worn before is back.
 
@@ -101,11 +102,15 @@ class Adapters:
             first: number of the first site that `weights` are of, where they are of the last ones alone.
             lora_at: the sites that `lora` is of, where it is not of as many as `weights`.
             under: what `weights_with` made, which all wear in the place of the layers' own weights.
+            beside: an `outfit` of as many persons, or of one, that is worn as well.
 
         Raises:
             UserError: wrong shape, or projections that were fused after injection.
         """
-        with self.wear(self._outfit(weights, lora, first, lora_at, under)):
+        worn = self._outfit(weights, lora, first, lora_at, under)
+        if beside is not None:
+            worn = [together(one, other) for one, other in zip(worn, beside, strict=True)]
+        with self.wear(worn):
             yield
 
     def outfit(

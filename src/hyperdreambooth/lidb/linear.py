@@ -130,6 +130,15 @@ def composed(layer: LiDBLinear | LiDBConv2d, worn: Worn) -> Worn:
     return Worn(down=down[..., used, :].contiguous(), up=up[..., used].contiguous(), weight=worn.weight)
 
 
+def together(worn: Worn, other: Worn) -> Worn:
+    """Both at once, where the other is `composed`: the sum of their dW."""
+    if other.down is None or other.up is None:
+        return worn
+    if worn.down is None or worn.up is None:
+        return worn._replace(down=other.down, up=other.up)
+    return worn._replace(down=_concatenate([other.down, worn.down], -2), up=_concatenate([other.up, worn.up], -1))
+
+
 def _factors(layer: LiDBLinear | LiDBConv2d, worn: Worn) -> tuple[Tensor, Tensor] | None:
     """What is worn on a layer as one LoRA, (N?, n, R + r) and (N?, R + r, m)."""
     a_train, b_train, down, up, _ = worn
