@@ -27,6 +27,7 @@ from torch import Tensor
 from benchmarks.counts import Counted, counts, device_name, peaks, seconds_of
 from benchmarks.memory import _layout, peak_bytes, random_base
 from benchmarks.plain_lora import PlainLora
+from hyperdreambooth.base.compiled import compile_unet
 from hyperdreambooth.base.hardware import PRECISIONS, choose, name_of
 from hyperdreambooth.base.model import Base
 from hyperdreambooth.drawing import DrawConfig, draw
@@ -46,6 +47,7 @@ PROMPT = "a [V] face"
 PHASES = ("hypernetwork", "encode", "finetune", "picture", "preoptimise", "mixed", "plain")
 OURS = "fine-tune, 1 noise"
 ONE, EACH = ", one person", ", a person each"
+WARM_UP = 2  # steps before those that are timed, at most
 FEW_STEPS = 100  # of pre-optimisation, the fewest that are spoken of
 
 
@@ -87,8 +89,10 @@ class Row:
 class Bench:
     """A base with adapters in it, and the phases that are timed on it, each a method that gives rows."""
 
-    def __init__(self, base: Base, preset: str, amount: Amount) -> None:
-        self.base, self.preset, self.amount = base, preset, amount
+    def __init__(self, base: Base, preset: str, amount: Amount, compiled: bool = False) -> None:
+        self.base, self.preset, self.amount, self.compiled = base, preset, amount, compiled
+        if compiled:
+            compile_unet(base)
         self.adapters: Adapters = inject(base.adapted, space_of(base))
         self.generator = torch.Generator().manual_seed(0)
         side = base.picture_size
@@ -130,7 +134,7 @@ class Bench:
         masks = face_masks(self.latents)
         for noises in self.amount.noises:
             objective = replace(preset.objective, noises=noises)
-            config = replace(preset, objective=objective, fit=replace(preset.fit, steps=1 + self.amount.steps))
+            config = replace(preset, objective=objective, fit=replace(preset.fit, steps=WARM_UP + self.amount.steps))
             tuning = finetune(self.base, self.adapters, self.latents, predicted, config, masks=masks)
             row = self._steps(f"fine-tune, {noises} noise{'s' * (noises > 1)}", tuning, self.amount.steps)
             row.facts["40 steps (s)"] = 40 * row.seconds
@@ -161,7 +165,7 @@ class Bench:
     def _preoptimise(self) -> Iterator[Row]:
         """Seconds are of a step of everybody; people per hour by the preset's steps and noises, and by 100 steps."""
         preset = PreoptimizeConfig()
-        config = replace(preset, fit=replace(preset.fit, steps=1 + self.amount.fit_steps))
+        config = replace(preset, fit=replace(preset.fit, steps=WARM_UP + self.amount.fit_steps))
         for people in self.amount.people:
             pictures = Pictures(self.latents.expand(people, 1, *self.latents.shape[1:]))
             name = f"pre-optimise, batch of {people} x {preset.objective.noises} noises"
@@ -197,18 +201,25 @@ class Bench:
 
     def _timed(self, phase: str, unit: str, work: Callable[[], object], facts: dict[str, float] | None = None) -> Row:
         """Some work, after once that is counted and warms up."""
-        self._forget_peak()
-        flops = count_flops(work)
+        flops = self._warm_up(work)
         seconds = [seconds_of(work, self.base.device) for _ in range(self.amount.repeats)]
         return Row(phase, unit, median(seconds), flops, peak_bytes(self.base.device), dict(facts or {}))
 
     def _steps(self, phase: str, run: Iterable[object], count: int, unit: str = "step") -> Row:
         """So many steps of a run, after one that is counted and warms up."""
-        self._forget_peak()
         steps = iter(run)
-        flops = count_flops(lambda: next(steps))
+        flops = self._warm_up(lambda: next(steps))
         seconds = [seconds_of(lambda: next(steps), self.base.device) for _ in range(count)]
         return Row(phase, unit, median(seconds), flops, peak_bytes(self.base.device))
+
+    def _warm_up(self, work: Callable[[], object]) -> int:
+        """FLOPs of some work, done once; once more where the first time compiles, which nobody could count."""
+        self._forget_peak()
+        with torch.compiler.set_stance("force_eager"):
+            flops = count_flops(work)
+        if self.compiled:
+            work()
+        return flops
 
     def _forget_peak(self) -> None:
         if self.base.device.type == "cuda":
@@ -231,6 +242,7 @@ def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
         "picture": base.picture_size,
         "torch": torch.__version__,
         "reduced": device.type != "cuda",
+        "compiled": options.compile,
         "amount": asdict(amount),
     }
     with console.status("the peak of the device"):
@@ -238,7 +250,7 @@ def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     peak = max(fastest.values())
     rows: list[Row] = []
     with console.status("the bases of the adapters") as status:
-        for row in Bench(base, options.preset, amount).rows(options.phases):
+        for row in Bench(base, options.preset, amount, options.compile).rows(options.phases):
             rows.append(row)
             status.update(f"{len(rows)} rows measured, the last {row.phase}: {row.seconds:.3g} s")
             if not console.is_terminal:
@@ -347,6 +359,7 @@ def main() -> None:
     parser.add_argument("--device", help="cpu, cuda, mps; what the hardware does well")
     parser.add_argument("--precision", choices=list(PRECISIONS), help="what the hardware does well")
     parser.add_argument("--channels-last", action="store_true", help="the U-Net's convolutions in that order")
+    parser.add_argument("--compile", action="store_true", help="the U-Net; on CUDA through CUDA graphs")
     parser.add_argument("--phases", nargs="+", choices=PHASES, default=list(PHASES), help="what is timed")
     parser.add_argument("--steps", type=int, help="of fine-tuning and of the plain loop")
     parser.add_argument("--noises", type=int, nargs="+", help="of a step of fine-tuning")

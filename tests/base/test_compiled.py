@@ -1,0 +1,97 @@
+"""A compiled U-Net draws and fits what the plain one does, and no person needs it compiled anew."""
+
+from collections.abc import Iterator, Sequence
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from hyperdreambooth.base.compiled import compile_unet
+from hyperdreambooth.base.model import Base
+from hyperdreambooth.drawing import DrawConfig
+from hyperdreambooth.errors import UserError
+from hyperdreambooth.identity import Identity
+from hyperdreambooth.lidb import LoRALayout
+from hyperdreambooth.lidb.recompute import recompute
+from hyperdreambooth.personalization import PersonalizeConfig
+from hyperdreambooth.pipeline import HyperDreamBooth
+
+pytestmark = [  # torch says both while it compiles
+    pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning"),
+]
+
+QUICK, PROMPT = DrawConfig(steps=2), "a [V] face"
+
+
+@pytest.fixture
+def booth(fresh_base: Base) -> Iterator[HyperDreamBooth]:
+    torch.compiler.reset()
+    counters.clear()
+    yield HyperDreamBooth(fresh_base)
+    torch.compiler.reset()
+
+
+def people(booth: HyperDreamBooth, count: int) -> list[Identity]:
+    """With full-space factors, as those who were fine-tuned."""
+    generator, space = torch.Generator().manual_seed(1), booth.space
+    size = LoRALayout(space.sites, 2).size
+    return [
+        Identity(
+            space.start() + 0.2 * torch.randn(space.start().shape, generator=generator),
+            space.info,
+            booth.fingerprint,
+            blocks=space.blocks,
+            lora=0.2 * torch.randn(size, generator=generator),
+        )
+        for _ in range(count)
+    ]
+
+
+def pictures(booth: HyperDreamBooth, who: Sequence[Sequence[Identity]]) -> list[torch.Tensor]:
+    return [booth.draw(some, [PROMPT] * len(some), QUICK) for some in who]
+
+
+def test_compiled_it_draws_the_same_and_once_for_all_people(booth: HyperDreamBooth) -> None:
+    one, two, three = people(booth, 3)
+    who = ([one, two], [two, three], [one], [three])
+    plain = pictures(booth, who)
+    keys = list(booth.base.unet.state_dict())
+    compile_unet(booth.base, "aot_eager")
+    assert list(booth.base.unet.state_dict()) == keys and booth.base.fingerprint == booth.fingerprint
+    graphs = list[int]()
+    for expected, some in zip(plain, who, strict=True):
+        assert torch.allclose(booth.draw(some, [PROMPT] * len(some), QUICK), expected, atol=1e-5)
+        graphs.append(counters["stats"]["unique_graphs"])
+    assert 0 < graphs[0] == graphs[1] < graphs[2] == graphs[3]  # another pair, another person: the same graphs
+    assert not counters["graph_break"]
+    assert (plain[2] - plain[3]).abs().max() > 0.01
+
+
+def test_compiled_it_fits_the_same(booth: HyperDreamBooth) -> None:
+    faces = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(2))
+
+    def fitted() -> list[torch.Tensor]:
+        made = []
+        for face in faces:
+            work = booth.personalizing([face], PersonalizeConfig(steps=3))
+            for _ in work:
+                pass
+            (person,) = work.identities
+            assert person.lora is not None
+            made.append(person.lora)
+        return made
+
+    plain = fitted()
+    compile_unet(booth.base, "aot_eager")
+    compiled = fitted()
+    for one, other in zip(plain, compiled, strict=True):
+        assert torch.allclose(one, other, atol=1e-4)
+    assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]
+    assert (plain[0] - plain[1]).abs().max() > 1e-2
+
+
+def test_a_mode_that_saves_memory_does_not_go_with_it(booth: HyperDreamBooth) -> None:
+    booth.base.unet.enable_gradient_checkpointing(recompute)
+    with pytest.raises(UserError, match="leave --compile out"):
+        compile_unet(booth.base)
