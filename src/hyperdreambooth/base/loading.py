@@ -9,12 +9,13 @@ import torch
 
 from hyperdreambooth.base.folder import open_folder
 from hyperdreambooth.base.hardware import choose
-from hyperdreambooth.base.hub import fetch, is_hub_id
+from hyperdreambooth.base.hub import fetch
 from hyperdreambooth.base.model import CARD_FILE, Base, Card
 from hyperdreambooth.base.parts import Parts, check_together, read_json
 from hyperdreambooth.base.single_file import card_beside, open_single_file
 from hyperdreambooth.embedded import BASE
 from hyperdreambooth.errors import BadBase
+from hyperdreambooth.hub import is_hub_id
 
 _PICKLED = (".ckpt", ".pt", ".pth", ".bin")
 
