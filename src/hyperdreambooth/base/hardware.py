@@ -32,6 +32,19 @@ def choose(
     return chosen, torch.bfloat16 if native else torch.float16
 
 
+def settle(
+    base: Base, device: torch.device | str | None = None, dtype: torch.dtype | None = None, offload: bool = False
+) -> Base:
+    """Move a base from the CPU to where it works, in the precision, by `choose`; returns it.
+
+    offload: its networks stay on the CPU until they are at work, see `Base.offload`.
+    """
+    place, kind = choose(base, device, dtype)
+    if offload:
+        base.offload(place)
+    return base.to(place, kind)
+
+
 def _device(large: bool) -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda")
