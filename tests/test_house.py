@@ -29,7 +29,7 @@ LAYERS = (
     ("hypernetwork", "drawing"),
     ("people", "personalization"),
     ("pipeline",),
-    ("baselines", "exchange"),
+    ("baselines", "exchange", "footprint"),
     ("evaluation",),
     ("serving", "showcase"),
     ("cli",),

@@ -62,6 +62,14 @@ def _named(name: torch.device | str) -> torch.device:
     return device
 
 
+def room_on(device: torch.device) -> int | None:
+    """Bytes of a device that this process could have: what is free and what torch holds; None where nobody says."""
+    if device.type != "cuda":
+        return None
+    free, _ = torch.cuda.mem_get_info(device)
+    return int(free + torch.cuda.memory_reserved(device))
+
+
 def name_of(dtype: torch.dtype) -> str:
     """The short name of a precision, such as "bf16"."""
     return next((name for name, kind in PRECISIONS.items() if kind == dtype), str(dtype).removeprefix("torch."))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -79,3 +79,15 @@ def hosting(base: Base, guest: nn.Module) -> Iterator[None]:
 def next_mode(mode: LowMemory) -> LowMemory | None:
     """The next mode down the ladder; None at its end."""
     return (*LADDER[1:], None)[LADDER.index(mode)]
+
+
+def mode_that_fits(mode: LowMemory, needs: Mapping[LowMemory, int], room: int) -> LowMemory | None:
+    """The first mode behind one that ran out which needs less than the room that there is; None where none does.
+
+    Args:
+        mode: what ran out, so that it needs more than there is: if its estimate says less, all are raised by as much.
+        needs: estimated bytes of the modes from that one on.
+        room: bytes of the device.
+    """
+    raised = max(1.0, room / needs[mode])
+    return next((one for one in LADDER[LADDER.index(mode) + 1 :] if needs[one] * raised < room), None)
