@@ -26,8 +26,8 @@ from rich.table import Table
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from hyperdreambooth import DrawConfig, HyperDreamBooth
-from hyperdreambooth.base.hardware import PRECISIONS, choose, name_of
-from hyperdreambooth.base.memory import LADDER, LowMemory, save_memory
+from hyperdreambooth.base.hardware import PRECISIONS, name_of, settle
+from hyperdreambooth.base.memory import LADDER, LowMemory, reaches, save_memory
 from hyperdreambooth.base.model import Base, Card
 from hyperdreambooth.base.parts import read_json
 from hyperdreambooth.base.prompting import SecondText
@@ -68,15 +68,15 @@ def random_base(
 
 
 def measure(base: Base, mode: LowMemory, work: str, steps: int) -> dict[str, Any]:
-    """Do one kind of work for so many steps: seconds, and the most bytes that were needed since the process began."""
+    """Do one kind of work for so many steps: seconds, and the most bytes that were needed since the process began.
+
+    Loading is in it: a base that a device cannot hold at once is not saved by a mode that needs little afterwards.
+    """
     began = time.perf_counter()
     fingerprint = base.fingerprint
     seconds = {"fingerprint": time.perf_counter() - began}
-    base.to(*choose(base, base.device, base.dtype))
     booth = HyperDreamBooth(base)
     save_memory(base, mode, recompute)
-    if base.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
     began = time.perf_counter()
     if work == "draw":
         booth.draw(None, "a photo of a face", DrawConfig(steps=steps))
@@ -112,9 +112,10 @@ def one(options: argparse.Namespace) -> dict[str, Any]:
     """One row, in this process."""
     mode, work = options.one
     base = random_base(_layout(options.layout), options.size, options.a, options.b)
-    device, dtype = choose(base, options.device, PRECISIONS.get(options.precision))
-    base.to(device, dtype)
-    facts = {"device": str(device), "precision": name_of(dtype), "size": base.picture_size}
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    settle(base, options.device, PRECISIONS.get(options.precision), reaches(mode, "offload"))
+    facts = {"device": str(base.device), "precision": name_of(base.dtype), "size": base.picture_size}
     return facts | measure(base, mode, work, options.steps)
 
 

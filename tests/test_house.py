@@ -17,7 +17,7 @@ HEAVY = {"torch", "diffusers", "transformers", "cv2", "numpy", "PIL", "peft"}
 # From low to high: a module imports from its own part and from parts of lower rows, never sideways or up.
 LAYERS = (
     ("embedded", "errors"),
-    ("files", "progress"),
+    ("files", "hub", "progress"),
     ("cluster",),
     ("folders", "sheet"),
     ("lidb",),
@@ -29,7 +29,7 @@ LAYERS = (
     ("hypernetwork", "drawing"),
     ("people", "personalization"),
     ("pipeline",),
-    ("baselines", "exchange"),
+    ("baselines", "exchange", "footprint"),
     ("evaluation",),
     ("serving", "showcase"),
     ("cli",),

@@ -79,11 +79,20 @@ class OutOfMemory(WorkError):
     """The memory of the device ran out."""
 
     @classmethod
-    def of(cls, device: str, mode: str, following: str | None) -> "OutOfMemory":
-        """The error of a device in a low-memory mode, with the mode that follows it; None at the end of the ladder."""
-        last = "a smaller base, --precision bf16 or fp16 on a GPU, or a device with more memory is left"
+    def of(
+        cls, device: str, mode: str, following: str | None, needs: Mapping[str, int] | None = None, room: int = 0
+    ) -> "OutOfMemory":
+        """The error of a device in a low-memory mode, with the mode to take instead; None where no other helps.
+
+        needs, room: estimated bytes of the modes, and those of the device, where they are known.
+        """
+        last, sizes = "a smaller base, --precision bf16 or fp16 on a GPU, or a device with more memory is left", ""
         remedy = last if following is None else f"run again with --low-memory {following}"
-        return cls(f"the memory of {device} ran out with --low-memory {mode}: {remedy}")
+        if needs:
+            smallest = following or min(needs, key=needs.__getitem__)
+            sizes = f" ({smallest} needs about {needs[smallest] / 1e9:.1f} GB, there are {room / 1e9:.1f} GB)"
+            remedy = remedy if following else f"no mode fits, {last}"
+        return cls(f"the memory of {device} ran out with --low-memory {mode}{sizes}: {remedy}")
 
 
 def one_line(error: Exception) -> str:

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from hyperdreambooth.base.memory import hosting
 from hyperdreambooth.base.model import Base
 from hyperdreambooth.drawing import note_faults
 from hyperdreambooth.errors import UserError
@@ -144,7 +145,9 @@ class Personalization:
             return None
         counts = [len(of_one) for of_one in self._photos]
         faces = torch.cat([views[:count] for views, count in zip(self.views, counts, strict=True)])
-        each = self._hypernetwork.predict(faces, self.config.rounds).split(counts)  # N of (photographs, S, 1, a + b)
+        with hosting(self._base, self._hypernetwork):
+            every = self._hypernetwork.predict(faces, self.config.rounds)
+        each = every.split(counts)  # N of (photographs, S, 1, a + b)
         return torch.stack([mean_prediction(of_one, self._adapters.space) for of_one in each])
 
     def _finetune(self, latents: Tensor, prediction: Tensor | None) -> Iterator[Progress]:

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from hyperdreambooth.base.loading import load_base
-from hyperdreambooth.base.memory import LowMemory, save_memory
+from hyperdreambooth.base.memory import LowMemory, reaches, save_memory
 from hyperdreambooth.base.model import Base
 from hyperdreambooth.drawing import DrawConfig, Person, Subject, check_person, draw, note_faults, pair
 from hyperdreambooth.embedded import HYPERNETWORK
@@ -68,7 +68,7 @@ class HyperDreamBooth:
         Raises:
             BadBase, BadFile: not whole. WrongBase, WrongSpace: the hypernetwork's file is for another base.
         """
-        booth = cls(load_base(base, device, dtype))
+        booth = cls(load_base(base, device, dtype, offload=reaches(low_memory, "offload")))
         save_memory(booth.base, low_memory, recompute)
         booth.hypernetwork = _load_hypernetwork(booth, hypernetwork)
         return booth
@@ -190,7 +190,9 @@ def space_of(base: Base) -> LiDBSpace:
 
 
 def _load_hypernetwork(booth: HyperDreamBooth, choice: str | Path | None) -> HyperNetwork | None:
-    """The hypernetwork that is asked for, on the base's device; the embedded one only where it fits."""
+    """The hypernetwork that is asked for, the embedded one only where it fits; on the base's device, or on the CPU
+    where the base waits there.
+    """
     if choice is None or (choice == "embedded" and not HYPERNETWORK.is_file()):
         return None
     path = HYPERNETWORK if choice == "embedded" else Path(choice)
@@ -202,5 +204,5 @@ def _load_hypernetwork(booth: HyperDreamBooth, choice: str | Path | None) -> Hyp
         if choice == "embedded":
             return None
         raise
-    there: HyperNetwork = network.to(booth.base.device)
+    there: HyperNetwork = network if booth.base.home else network.to(booth.base.device)
     return there

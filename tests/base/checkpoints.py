@@ -92,8 +92,13 @@ def _lively(network: nn.Module) -> None:
             parameter.add_(0.02 * torch.randn_like(parameter)).copy_(parameter.half().float())
 
 
-def save_single_file(pipeline: DiffusionPipeline, path: Path, dtype: torch.dtype = torch.float32) -> Path:
-    """Write a pipeline as one file with the keys of the first Stable Diffusion."""
+def save_single_file(
+    pipeline: DiffusionPipeline, path: Path, dtype: torch.dtype = torch.float32, average: bool = False
+) -> Path:
+    """Write a pipeline as one file with the keys of the first Stable Diffusion.
+
+    average: with what a training leaves beside the networks, see `training_keys`.
+    """
     two = hasattr(pipeline, "text_encoder_2")
     tensors = _prefixed("model.diffusion_model.", unet_keys(pipeline.unet))
     tensors |= _prefixed("first_stage_model.", vae_keys(pipeline.vae))
@@ -108,7 +113,8 @@ def save_single_file(pipeline: DiffusionPipeline, path: Path, dtype: torch.dtype
         ids = torch.arange(77)[None]
         tensors["cond_stage_model.transformer.text_model.embeddings.position_ids"] = ids
     halved = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
-    save_file({name: tensor.clone().contiguous() for name, tensor in halved.items()}, path)
+    kept = training_keys(pipeline.unet) if average else {}
+    save_file({name: tensor.clone().contiguous() for name, tensor in (halved | kept).items()}, path)
     return path
 
 
@@ -167,6 +173,18 @@ def unet_keys(unet: UNet2DConditionModel) -> dict[str, Tensor]:
         first = place(name)
         keys[_renamed(first, _RESNET) if ".resnets." in name else first] = tensor
     return keys
+
+
+def training_keys(unet: UNet2DConditionModel) -> dict[str, Tensor]:
+    """What the first Stable Diffusion's training saves with the networks: a running average of the U-Net and counters.
+
+    The average is of other numbers than the U-Net, in float32, under its names without their dots.
+    """
+    own = {"diffusion_model." + name: tensor for name, tensor in unet_keys(unet).items()}
+    average = {f"model_ema.{name.replace('.', '')}": torch.rand_like(tensor) for name, tensor in own.items()}
+    counters = {"model_ema.num_updates": torch.tensor(470_000, dtype=torch.int32), "global_step": torch.tensor(470_000)}
+    schedule = {"betas": torch.linspace(0.03, 0.1, 1000) ** 2, "model_ema.decay": torch.tensor(0.9999)}
+    return average | counters | schedule
 
 
 def vae_keys(vae: AutoencoderKL) -> dict[str, Tensor]:

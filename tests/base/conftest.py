@@ -34,7 +34,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     halved.save_pretrained(files["variant-folder"], variant="fp16")
     for folder in files.values():
         (folder / "hyperdreambooth.json").write_text(json.dumps(CARD | {"name": "narrow"}))
-    for name, dtype in (("file", torch.float32), ("fp16-file", torch.float16)):
-        files[name] = save_single_file(pipeline, home / f"{name}.safetensors", dtype)
+    for name, dtype in (("file", torch.float32), ("fp16-file", torch.float16), ("average-file", torch.float16)):
+        files[name] = save_single_file(pipeline, home / f"{name}.safetensors", dtype, average=name == "average-file")
         (home / f"{name}.hyperdreambooth.json").write_text(json.dumps(CARD | {"layout": "layout"}))
     return Model(request.param, pipeline, layout, files)

@@ -5,13 +5,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
+from safetensors.torch import load_file
 
 from hyperdreambooth.base.loading import load_base
 from hyperdreambooth.base.model import Base
+from hyperdreambooth.base.single_file import open_single_file
 from tests.base.checkpoints import CARD, SIZE, random_pipeline, save_single_file
 from tests.base.conftest import Model
 
-FORMATS = ("folder", "fp16-folder", "variant-folder", "file", "fp16-file")
+FORMATS = ("folder", "fp16-folder", "variant-folder", "file", "fp16-file", "average-file")
 
 
 def draw(base: Base, noise: torch.Tensor) -> torch.Tensor:
@@ -44,6 +47,17 @@ def test_the_fingerprint_is_of_the_weights_and_not_of_their_file(model: Model) -
     for kind, dtype in (("folder", torch.float16), ("file", torch.float16), ("fp16-file", torch.bfloat16)):
         prints.add(load_base(model.files[kind], device="cpu", dtype=dtype).fingerprint)
     assert len(prints) == 1
+
+
+def test_a_running_average_beside_the_networks_is_left_alone(model: Model) -> None:
+    """By plain diffusers too; and in its float32 it does not change the precision that the networks are read in."""
+    path = model.files["average-file"]
+    assert sum(name.startswith("model_ema.") for name in load_file(path)) > 100
+    ours = open_single_file(path, about={"layout": model.layout}).unet
+    theirs = UNet2DConditionModel.from_single_file(str(path), config=str(model.layout), subfolder="unet")
+    assert ours.dtype == torch.float16
+    for name, tensor in model.pipeline.unet.state_dict().items():
+        assert torch.equal(ours.state_dict()[name].float(), tensor) and torch.equal(theirs.state_dict()[name], tensor)
 
 
 def test_other_numbers_are_another_base_and_other_pictures(model: Model, tmp_path: Path) -> None:

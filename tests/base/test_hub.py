@@ -11,14 +11,15 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
-from hyperdreambooth.base import hub
-from hyperdreambooth.base.hub import fetch, is_hub_id
+from hyperdreambooth.base.hub import fetch
 from hyperdreambooth.base.loading import load_base
 from hyperdreambooth.base.model import Base
-from hyperdreambooth.errors import BadBase, DiskFull, WorkError
+from hyperdreambooth.errors import BadBase, DiskFull, HyperDreamBoothError, WorkError
+from hyperdreambooth.hub import is_hub_id
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -49,7 +50,7 @@ def test_a_base_without_a_card_has_the_name_that_opens_it(cache: Path) -> None:
 
 @pytest.mark.parametrize("name", ["org/absent", "org/tiny@v2"])
 def test_a_base_that_is_not_cached_and_no_connection(name: str, cache: Path) -> None:
-    with pytest.raises(BadBase, match="not in the hub's cache, and the hub cannot be reached") as caught:
+    with pytest.raises(BadBase, match="not whole in the hub's cache, and the hub cannot be reached") as caught:
         load_base(name)
     assert "\n" not in str(caught.value)
 
@@ -64,7 +65,7 @@ def test_a_full_disk_and_a_broken_connection(monkeypatch: pytest.MonkeyPatch) ->
         def fail(*_: object, **__: object) -> str:
             raise OSError(number, os.strerror(number))
 
-        monkeypatch.setattr(hub, "snapshot_download", fail)
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
 
     failing(errno.ENOSPC)
     with pytest.raises(DiskFull, match="no room to fetch org/name"):
@@ -75,10 +76,12 @@ def test_a_full_disk_and_a_broken_connection(monkeypatch: pytest.MonkeyPatch) ->
 
 
 class _Hub(BaseHTTPRequestHandler):
-    """As much of a hub as serves one public repository, org/tiny."""
+    """As much of a hub as serves one public repository, org/tiny, and what it answers when it does not."""
 
     folder: Path
     asked: list[str]
+    trouble: dict[str, tuple[int, str]]  # how paths begin that get a status and the hub's code for an error
+    broken: str = ""  # what becomes of the U-Net's weights: "cut" in the middle and gone then, or "late"
 
     def do_GET(self) -> None:
         self._answer(body=True)
@@ -88,6 +91,9 @@ class _Hub(BaseHTTPRequestHandler):
 
     def _answer(self, body: bool) -> None:
         path, data, headers = self.path.partition("?")[0], b"", {}
+        for start, (status, code) in self.trouble.items():
+            if path.startswith(start):
+                return self._refuse(status, code)
         if path.startswith("/api/models/org/tiny/revision/") or path == "/api/models/org/tiny":
             files = [str(file.relative_to(self.folder)) for file in self.folder.rglob("*") if file.is_file()]
             about = {"id": "org/tiny", "sha": COMMIT, "siblings": [{"rfilename": name} for name in files]}
@@ -108,11 +114,9 @@ class _Hub(BaseHTTPRequestHandler):
             if body:
                 self.asked.append(name)
         else:
-            self.send_response(404)
-            self.send_header("X-Error-Code", "RepoNotFound")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return
+            return self._refuse(404, "RepoNotFound")
+        if body and self.broken and path.endswith("unet/diffusion_pytorch_model.safetensors"):
+            return self._break(data)
         self.send_response(200)
         for key, value in headers.items():
             self.send_header(key, value)
@@ -121,13 +125,29 @@ class _Hub(BaseHTTPRequestHandler):
         if body:
             self.wfile.write(data)
 
+    def _refuse(self, status: int, code: str) -> None:
+        self.send_response(status)
+        self.send_header("X-Error-Code", code)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def _break(self, data: bytes) -> None:
+        self.close_connection = True
+        if self.broken == "late":
+            threading.Event().wait(1.0)
+        elif len(self.asked) == len(set(self.asked)):  # the first time
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data[: len(data) // 2])
+
     def log_message(self, *_: object) -> None:
         pass
 
 
 @pytest.fixture
-def served(base_folder: Path, tmp_path: Path) -> Iterator[tuple[str, list[str]]]:
-    """The address of a hub with the tiny base and files that nobody here needs, and the names that were fetched."""
+def hub(base_folder: Path, tmp_path: Path) -> Iterator[tuple[str, type[_Hub]]]:
+    """The address of a hub with the tiny base and files that nobody here needs, and how it answers."""
     folder = Path(shutil.copytree(base_folder, tmp_path / "repository"))
     for name in (
         "unet/diffusion_pytorch_model.bin",
@@ -136,13 +156,30 @@ def served(base_folder: Path, tmp_path: Path) -> Iterator[tuple[str, list[str]]]
         "a.png",
     ):
         (folder / name).write_bytes(b"large")
-    asked = list[str]()
-    handler = type("Hub", (_Hub,), {"folder": folder, "asked": asked})
+    handler = type("Hub", (_Hub,), {"folder": folder, "asked": list[str](), "trouble": {}})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_address[1]}", asked
+    yield f"http://127.0.0.1:{server.server_address[1]}", handler
     server.shutdown()
     server.server_close()
+
+
+@pytest.fixture
+def served(hub: tuple[str, type[_Hub]]) -> tuple[str, list[str]]:
+    """The hub's address, and the names that were fetched."""
+    return hub[0], hub[1].asked
+
+
+@pytest.fixture
+def here(hub: tuple[str, type[_Hub]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> type[_Hub]:
+    """The hub, in which this process believes, with little patience."""
+    template = hub[0] + "/{repo_id}/resolve/{revision}/{filename}"
+    values = {"ENDPOINT": hub[0], "HUGGINGFACE_CO_URL_TEMPLATE": template, "HF_HUB_CACHE": str(tmp_path / "cache")}
+    values |= {"HF_HUB_OFFLINE": False, "HF_HUB_DOWNLOAD_TIMEOUT": 0.2, "HF_HUB_DISABLE_XET": True}
+    for name, value in values.items():
+        monkeypatch.setattr(constants, name, value)
+    monkeypatch.setattr("time.sleep", lambda _: None)  # the client's pauses between its attempts
+    return hub[1]
 
 
 def opened(name: str, address: str, home: Path) -> subprocess.CompletedProcess[str]:
@@ -176,9 +213,45 @@ def test_a_base_is_fetched_once_and_no_more_of_it_than_needed(
 
 def test_a_name_that_the_hub_has_not(served: tuple[str, list[str]], tmp_path: Path) -> None:
     done = opened("org/other", served[0], tmp_path / "home")
-    assert done.returncode and "BadBase: the hub has no org/other" in done.stderr
+    assert done.returncode and "BadBase: the hub has no repository org/other" in done.stderr
 
 
 def test_a_hub_that_is_down(tmp_path: Path) -> None:
     done = opened("org/tiny", "http://127.0.0.1:9", tmp_path / "home")
     assert done.returncode and "the hub cannot be reached" in done.stderr.splitlines()[-1]
+
+
+_API = "/api/models/org/tiny"
+
+
+@pytest.mark.parametrize(
+    ("trouble", "name", "kind", "words"),
+    [
+        ({_API: (403, "GatedRepo")}, "org/tiny", BadBase, "may not be read by everybody: accept its terms"),
+        ({"/org/tiny/resolve": (401, "GatedRepo")}, "org/tiny", BadBase, "accept its terms on the hub"),
+        ({_API: (404, "RevisionNotFound")}, "org/tiny@v9", BadBase, "org/tiny has no revision 'v9' on the hub"),
+        ({f"{_API}/tree": (404, "RevisionNotFound")}, f"org/tiny@{'f' * 40}", BadBase, "has no revision 'ffff"),
+        ({_API: (401, "")}, "org/tiny", BadBase, "refused the token for org/tiny (status 401)"),
+        ({_API: (403, "")}, "org/tiny", BadBase, "refused the token for org/tiny (status 403)"),
+        ({_API: (500, "")}, "org/tiny", WorkError, "failed (status 500) for org/tiny: try again later"),
+        ({"/org/tiny/resolve": (500, "")}, "org/tiny", WorkError, "failed (status 500)"),
+        ({"/org/tiny/resolve": (403, "")}, "org/tiny", BadBase, "expected one that may read it"),
+    ],
+)
+def test_what_the_hub_says_no_with_is_one_line(
+    here: type[_Hub], trouble: dict[str, tuple[int, str]], name: str, kind: type[Exception], words: str
+) -> None:
+    here.trouble = trouble
+    with pytest.raises(HyperDreamBoothError) as caught:
+        fetch(name)
+    assert type(caught.value) is kind and words in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("broken", ["cut", "late"])
+def test_a_connection_that_breaks_in_mid_download_is_one_line(here: type[_Hub], broken: str) -> None:
+    here.broken = broken
+    with pytest.raises(WorkError, match=r"cannot reach the hub at http://127.* check the connection and run") as caught:
+        fetch("org/tiny")
+    assert "\n" not in str(caught.value)
+    here.broken = ""
+    assert (fetch("org/tiny") / "unet" / "diffusion_pytorch_model.safetensors").is_file()

@@ -5,14 +5,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hyperdreambooth.base import memory
 from hyperdreambooth.base.build import PRESETS, build_base
+from hyperdreambooth.base.loading import load_base
 from hyperdreambooth.base.memory import LADDER, next_mode, save_memory
 from hyperdreambooth.base.model import Base
 from hyperdreambooth.cli import run
 from hyperdreambooth.errors import OutOfMemory, UserError
+from hyperdreambooth.hypernetwork.model import PRESETS as SIZES
+from hyperdreambooth.hypernetwork.model import build_hypernetwork
 from hyperdreambooth.lidb import Adapters, inject
 from hyperdreambooth.lidb.recompute import recompute
 from hyperdreambooth.pipeline import HyperDreamBooth, space_of
@@ -94,7 +97,7 @@ def test_offloaded_networks_wait_on_the_cpu_and_return(monkeypatch: pytest.Monke
     networks = {"vae": base.vae, **base.adapted}
     for network in networks.values():
         monkeypatch.setattr(network, "forward", lambda *_, **__: None)
-    base._home = torch.device("meta")  # nothing has to compute there
+    base.home = torch.device("meta")  # nothing has to compute there
 
     def there() -> set[str]:
         return {name for name, network in networks.items() if next(network.parameters()).is_meta}
@@ -106,6 +109,66 @@ def test_offloaded_networks_wait_on_the_cpu_and_return(monkeypatch: pytest.Monke
         network.to_empty(device="cpu")
     base._bring(base.text_encoder)  # with gradients
     assert there() == {"text_encoder", "unet"}
+    for network in networks.values():
+        network.to_empty(device="cpu")
+    base.to("meta", torch.float16)  # which is where they work from now on, and not where they go
+    assert there() == set() and base.device.type == "meta" and base.dtype == torch.float16
+
+
+class Places:
+    """Where each network was last moved to, by a device's spelling: "cpu:0" works like any, and is not "cpu"."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now, self.ever, self.seen = dict[nn.Module, str](), set[str](), list[tuple[str, set[str]]]()
+        self.names, self._patch, move = dict[nn.Module, str](), monkeypatch, nn.Module.to
+
+        def to(network: nn.Module, *to: object, **named: object) -> nn.Module:
+            device = named.get("device", to[0] if to else None)
+            if isinstance(device, str | torch.device):
+                self.now[network] = str(device)
+                self.ever.add(str(device))
+            return move(network, *to, **named)
+
+        monkeypatch.setattr(nn.Module, "to", to)
+
+    def watch(self, name: str, network: nn.Module, method: str = "forward") -> None:
+        """Note who is on the device whenever this network is at work."""
+        self.names[network] = name
+        work = getattr(network, method)
+
+        def working(*given: object, **named: object) -> object:
+            self.seen.append((name, self.on_device()))
+            return work(*given, **named)
+
+        self._patch.setattr(network, method, working)
+
+    def on_device(self) -> set[str]:
+        return {name for network, name in self.names.items() if self.now[network] == "cpu:0"}
+
+
+def test_offloaded_from_the_start_the_hypernetwork_too(
+    base_folder: Path, portrait_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = load_base(base_folder, "cpu")
+    file = tmp_path / "hypernetwork.safetensors"
+    build_hypernetwork(SIZES["tiny"], space_of(base), base.fingerprint, base.name).save(file)
+    expected = HyperDreamBooth.load(base_folder, "cpu", hypernetwork=file).personalize(str(portrait_file), steps=2)
+
+    places = Places(monkeypatch)
+    booth = HyperDreamBooth.load(base_folder, "cpu:0", hypernetwork=file, low_memory="offload")
+    assert places.ever == {"cpu"} and str(booth.base.device) == "cpu:0"
+    assert booth.hypernetwork is not None
+    places.now.setdefault(booth.hypernetwork, "cpu")  # where it was read
+    places.watch("hypernetwork", booth.hypernetwork)
+    places.watch("vae", booth.base.vae, "encode")
+    for name, network in booth.base.adapted.items():
+        places.watch(name, network)
+    alice = booth.personalize(str(portrait_file), steps=2)
+    adapted = set(booth.base.adapted)
+    together = {"vae": {"vae"}, "hypernetwork": {"hypernetwork"}} | dict.fromkeys(adapted, adapted)
+    assert {name for name, _ in places.seen} == set(together)
+    assert all(there == together[name] for name, there in places.seen)
+    assert torch.allclose(alice.weights, expected.weights, atol=2e-3)
 
 
 def test_large_pictures_go_through_the_vae_in_tiles(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants
 from torch import nn
 from torch.nn import functional
 from transformers import CLIPVisionConfig, CLIPVisionModel
@@ -165,10 +167,16 @@ def test_the_first_feature_is_of_the_whole_face_and_of_unit_spread(world) -> Non
     assert (encoder(corner)[:, 0] - features[:, 0]).abs().max() > 1e-3
 
 
-def test_a_pretrained_encoder_is_frozen_and_not_saved(world, tmp_path: Path) -> None:
+@pytest.fixture
+def vit(tmp_path: Path) -> CLIPVisionModel:
+    """A narrow vision transformer of CLIP's, in the folder `vit`."""
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
     vit = CLIPVisionModel(CLIPVisionConfig(**sizes, image_size=28, patch_size=14)).eval()
     vit.save_pretrained(tmp_path / "vit")
+    return vit
+
+
+def test_a_pretrained_encoder_is_frozen_and_not_saved(world, vit: CLIPVisionModel, tmp_path: Path) -> None:
     encoder = EncoderConfig(picture_size=28, pretrained=str(tmp_path / "vit"), pixel_mean=(0.4, 0.5, 0.6))
     shown = pictures(2, 28)
     expected = vit(pixel_values=(shown - torch.tensor([0.4, 0.5, 0.6]).view(3, 1, 1)) / 0.5).last_hidden_state
@@ -185,3 +193,35 @@ def test_a_pretrained_encoder_is_frozen_and_not_saved(world, tmp_path: Path) -> 
     assert not loaded.encoder.training
     with pytest.raises(UserError, match="cannot open the pretrained encoder"):
         build_encoder(EncoderConfig(pretrained=str(tmp_path / "nowhere")))
+
+
+def test_a_pickled_encoder_is_refused(vit: CLIPVisionModel, tmp_path: Path) -> None:
+    (tmp_path / "vit" / "model.safetensors").unlink()
+    torch.save(vit.state_dict(), tmp_path / "vit" / "pytorch_model.bin")
+    with pytest.raises(UserError, match="only pytorch_model") as caught:
+        build_encoder(EncoderConfig(picture_size=28, pretrained=str(tmp_path / "vit")))
+    assert "a pickled file" in str(caught.value) and "\n" not in str(caught.value)
+    (tmp_path / "vit" / "model.safetensors").write_bytes(b"half")
+    with pytest.raises(UserError, match="cannot open the pretrained encoder") as caught:
+        build_encoder(EncoderConfig(picture_size=28, pretrained=str(tmp_path / "vit")))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_encoder_of_the_hub_is_of_the_revision_that_is_named(
+    vit: CLIPVisionModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the hub's cache, where v1 is this one and main holds a pickle alone."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    refs, snapshots = (tmp_path / "models--org--vit" / part for part in ("refs", "snapshots"))
+    refs.mkdir(parents=True)
+    shutil.copytree(tmp_path / "vit", snapshots / ("1" * 40))
+    (snapshots / ("2" * 40)).mkdir()
+    (snapshots / ("2" * 40) / "pytorch_model.bin").write_bytes(b"not read")
+    (refs / "v1").write_text("1" * 40)
+    (refs / "main").write_text("2" * 40)
+    shown = pictures(2, 28)
+    encoder = build_encoder(EncoderConfig(picture_size=28, pretrained="org/vit@v1"))
+    torch.testing.assert_close(encoder(shown), vit(pixel_values=(shown - 0.5) / 0.5).last_hidden_state)
+    for name, words in (("org/vit", "only pytorch_model"), ("org/vit@v2", "the hub cannot be reached")):
+        with pytest.raises(UserError, match=words):
+            build_encoder(EncoderConfig(picture_size=28, pretrained=name))

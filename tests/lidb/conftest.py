@@ -7,7 +7,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from hyperdreambooth.lidb import Adapters, LiDBSpace, find_sites, inject
+from hyperdreambooth.lidb import Adapters, LiDBSpace, find_blocks, find_sites, inject
 
 WIDTH = 16  # of the text states and of the narrowest block
 
@@ -98,6 +98,15 @@ def narrow_world() -> World:
     torch.manual_seed(0)
     unet, text_encoder = narrow_unet().eval(), tiny_text_encoder(12).eval()
     return World(unet, text_encoder, LiDBSpace(find_sites(unet, text_encoder), a=6, b=5, seed=3, scale=0.8))
+
+
+@pytest.fixture(scope="module")
+def whole_world(narrow_world: World) -> World:
+    """The same with the 80 layers of the residual blocks behind them, as people have them by default."""
+    rule = narrow_world.space
+    sites = (*rule.sites, *find_blocks(narrow_world.unet))
+    space = LiDBSpace(sites, rule.a, rule.b, rule.seed, rule.scale, rule_sites=len(rule.sites))
+    return World(narrow_world.unet, narrow_world.text_encoder, space)
 
 
 def pipeline_of(world: World) -> StableDiffusionPipeline:

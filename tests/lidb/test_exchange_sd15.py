@@ -1,4 +1,4 @@
-"""People of Stable Diffusion 1.5's 192 layers in diffusers and PEFT, alone and beside other adapters."""
+"""People of Stable Diffusion 1.5's layers in diffusers and PEFT, alone and beside other adapters."""
 
 from __future__ import annotations
 
@@ -27,6 +27,12 @@ def world(narrow_world: World) -> World:
     return deepcopy(narrow_world)
 
 
+@pytest.fixture
+def whole(whole_world: World) -> World:
+    """The same with the residual blocks."""
+    return deepcopy(whole_world)
+
+
 def person(world: World, relaxed: str) -> Person:
     """Before relaxation, after it inside the bases, after it in full space."""
     layout = LoRALayout(world.space.sites, 4)
@@ -38,7 +44,8 @@ def merge(world: World, weights: torch.Tensor, lora: torch.Tensor | None, factor
     """Add a person's change to the models' own weights, by hand."""
     with torch.no_grad():
         for site, (down, up) in zip(world.space.sites, to_lora(world.space, weights, lora), strict=True):
-            world.models[site.model].get_submodule(site.path).weight += factor * up @ down
+            weight = world.models[site.model].get_submodule(site.path).weight
+            weight += factor * (up @ down).reshape(weight.shape)
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # peft reads it
@@ -84,10 +91,10 @@ def style_file(world: World, path: Path) -> dict[tuple[str, str], torch.Tensor]:
 
 @pytest.fixture(params=["two adapters", "LCM", "ControlNet"])
 def drawing(
-    request: pytest.FixtureRequest, world: World
+    request: pytest.FixtureRequest, whole: World
 ) -> Iterator[tuple[StableDiffusionPipeline, dict[str, object]]]:
     """A pipeline of each kind that people stack LoRAs in, and what its call takes."""
-    pipeline = pipeline_of(world)
+    pipeline = pipeline_of(whole)
     more: dict[str, object] = {}
     if request.param == "LCM":
         pipeline.scheduler = LCMScheduler(original_inference_steps=10)
@@ -95,7 +102,7 @@ def drawing(
     if request.param == "ControlNet":
         torch.manual_seed(1)
         control = ControlNetModel.from_unet(
-            world.unet, conditioning_embedding_out_channels=(8, 8), load_weights_from_unet=True
+            whole.unet, conditioning_embedding_out_channels=(8, 8), load_weights_from_unet=True
         )
         torch.nn.init.normal_(control.controlnet_mid_block.weight)
         pipeline = StableDiffusionControlNetPipeline(**pipeline.components, controlnet=control.eval(),
@@ -107,19 +114,19 @@ def drawing(
 
 @pytest.mark.filterwarnings("ignore:Already found a .peft_config. attribute:UserWarning")  # which is what we want
 def test_a_person_and_a_style_add_up(
-    drawing: tuple[StableDiffusionPipeline, dict[str, object]], world: World, tmp_path: Path
+    drawing: tuple[StableDiffusionPipeline, dict[str, object]], whole: World, tmp_path: Path
 ) -> None:
-    """set_adapters with two weights draws as our merged weights and the other's do."""
+    """set_adapters with two weights draws as our merged weights and the other's do, of which some are in one layer."""
     pipeline, more = drawing
-    weights, lora = person(world, "lora")
-    save_kohya(tmp_path / "alice.safetensors", world.space, weights, lora)
-    style = style_file(world, tmp_path / "style.safetensors")
+    weights, lora = person(whole, "lora")
+    save_kohya(tmp_path / "alice.safetensors", whole.space, weights, lora)
+    style = style_file(whole, tmp_path / "style.safetensors")
 
     def draw() -> torch.Tensor:
         fresh = {
             key: value.clone_state() if isinstance(value, torch.Generator) else value for key, value in more.items()
         }
-        return picture(pipeline, world, **fresh)
+        return picture(pipeline, whole, **fresh)
 
     plain = draw()
     pipeline.load_lora_weights(tmp_path / "alice.safetensors", adapter_name="alice")
@@ -130,9 +137,9 @@ def test_a_person_and_a_style_add_up(
     both = draw()
     pipeline.unload_lora_weights()
     assert torch.equal(draw(), plain)
-    merge(world, weights, lora, 0.8)
+    merge(whole, weights, lora, 0.8)
     with torch.no_grad():
         for (network, name), delta in style.items():
-            world.models[network].get_submodule(name).weight += 0.6 * delta
+            whole.models[network].get_submodule(name).weight += 0.6 * delta
     assert (draw() - both).abs().max() < TOLERANCE
     assert min((both - plain).abs().max(), (both - alice).abs().max()) > 10 * TOLERANCE

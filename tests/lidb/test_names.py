@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from hyperdreambooth.base.single_file import LAYOUTS
-from hyperdreambooth.lidb import LoRALayout, Site, find_sites, save_kohya
+from hyperdreambooth.files import load_metadata, load_tensors
+from hyperdreambooth.lidb import LoRALayout, Site, find_blocks, find_sites, save_kohya
 from hyperdreambooth.lidb.names import architecture_of, flatten, kohya_name, model_of, parse
 from tests.base.checkpoints import NARROW, unet_keys
 from tests.lidb.conftest import World, tiny_text_encoder
@@ -34,17 +36,36 @@ NAMES = {f"lora_unet_{block}_transformer_blocks_0_{layer}" for block in BLOCKS f
 }
 
 
-def test_the_table_is_of_192_layers() -> None:
-    assert len(NAMES) == 192
+# Two residual blocks in each stage down, two in the middle, three in each stage up. A 1 x 1 convolution goes past a
+# block whose channels change: where a stage down begins wider than the last one ended, and all the way up, where the
+# skips come in.
+RESNETS = (
+    *(f"down_blocks_{block}_resnets_{number}" for block in range(4) for number in range(2)),
+    *(f"mid_block_resnets_{number}" for number in range(2)),
+    *(f"up_blocks_{block}_resnets_{number}" for block in range(4) for number in range(3)),
+)
+CHANGING = ("down_blocks_1_resnets_0", "down_blocks_2_resnets_0", *(name for name in RESNETS if name.startswith("up_")))
+BLOCK_NAMES = {f"lora_unet_{block}_{layer}" for block in RESNETS for layer in ("conv1", "time_emb_proj", "conv2")} | {
+    f"lora_unet_{block}_conv_shortcut" for block in CHANGING
+}
+
+
+def test_the_table_is_of_192_layers_and_80() -> None:
+    assert len(NAMES) == 192 and len(BLOCK_NAMES) == 80
+    assert {
+        "lora_unet_down_blocks_1_resnets_0_conv_shortcut",
+        "lora_unet_mid_block_resnets_1_time_emb_proj",
+        "lora_unet_up_blocks_3_resnets_2_conv2",
+    } <= BLOCK_NAMES
     assert "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q" in NAMES
     assert "lora_te_text_model_encoder_layers_0_self_attn_q_proj" in NAMES
 
 
 def test_stable_diffusions_sites_have_these_names() -> None:
     with torch.device("meta"):
-        sites = find_sites(UNet2DConditionModel(cross_attention_dim=768), tiny_text_encoder(12))
-    assert [kohya_name(site) for site in sites] == list(dict.fromkeys(map(kohya_name, sites)))
-    assert {kohya_name(site) for site in sites} == NAMES
+        unet = UNet2DConditionModel(cross_attention_dim=768)
+        for sites, names in ((find_sites(unet, tiny_text_encoder(12)), NAMES), (find_blocks(unet), BLOCK_NAMES)):
+            assert sorted(kohya_name(site) for site in sites) == sorted(names)
 
 
 @pytest.mark.parametrize("relaxed", ["predicted", "lidb", "lora"])
@@ -59,6 +80,22 @@ def test_exported_keys_are_exactly_these(relaxed: str, narrow_world: World, tmp_
     rank = {"predicted": 1, "lidb": 4, "lora": 5}[relaxed]
     assert {tensors[f"{name}.alpha"].item() for name in NAMES} == {rank}
     assert {len(tensors[f"{name}.lora_down.weight"]) for name in NAMES} == {rank}
+
+
+def test_the_residual_blocks_are_named_and_shaped_as_convolutions_are(whole_world: World, tmp_path: Path) -> None:
+    weights = whole_world.persons(1, ranks=4)[0]
+    save_kohya(tmp_path / "a.safetensors", whole_world.space, weights)
+    tensors, metadata = load_tensors(tmp_path / "a.safetensors")
+    assert {key.partition(".")[0] for key in tensors} == NAMES | BLOCK_NAMES
+    for name in BLOCK_NAMES:
+        side = {"conv1": (3, 3), "conv2": (3, 3), "conv_shortcut": (1, 1)}.get(name.rpartition("_resnets_")[2][2:], ())
+        down, up = (tensors[f"{name}.lora_{part}.weight"] for part in ("down", "up"))
+        assert len(down) == up.shape[1] == tensors[f"{name}.alpha"] == 4
+        assert tuple(down.shape[2:]) == side and tuple(up.shape[2:]) == (() if side == () else (1, 1))
+    assert json.loads(metadata["ss_network_args"]) == {"conv_dim": "4", "conv_alpha": "4"}
+    assert metadata["ss_network_dim"] == metadata["ss_network_alpha"] == "4"
+    save_kohya(tmp_path / "rule.safetensors", whole_world.space, weights[:192])
+    assert "ss_network_args" not in load_metadata(tmp_path / "rule.safetensors")
 
 
 BLOCK = "down_blocks.0.attentions.0.transformer_blocks.0"

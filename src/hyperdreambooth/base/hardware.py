@@ -32,6 +32,19 @@ def choose(
     return chosen, torch.bfloat16 if native else torch.float16
 
 
+def settle(
+    base: Base, device: torch.device | str | None = None, dtype: torch.dtype | None = None, offload: bool = False
+) -> Base:
+    """Move a base from the CPU to where it works, in the precision, by `choose`; returns it.
+
+    offload: its networks stay on the CPU until they are at work, see `Base.offload`.
+    """
+    place, kind = choose(base, device, dtype)
+    if offload:
+        base.offload(place)
+    return base.to(place, kind)
+
+
 def _device(large: bool) -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda")
@@ -47,6 +60,14 @@ def _named(name: torch.device | str) -> torch.device:
     except RuntimeError as error:  # no such word
         raise UserError(f"got device {name!r}, expected cpu, cuda, cuda:1 or mps") from error
     return device
+
+
+def room_on(device: torch.device) -> int | None:
+    """Bytes of a device that this process could have: what is free and what torch holds; None where nobody says."""
+    if device.type != "cuda":
+        return None
+    free, _ = torch.cuda.mem_get_info(device)
+    return int(free + torch.cuda.memory_reserved(device))
 
 
 def name_of(dtype: torch.dtype) -> str:

@@ -8,13 +8,14 @@ from typing import Any, get_type_hints
 import torch
 
 from hyperdreambooth.base.folder import open_folder
-from hyperdreambooth.base.hardware import choose
-from hyperdreambooth.base.hub import fetch, is_hub_id
+from hyperdreambooth.base.hardware import settle
+from hyperdreambooth.base.hub import fetch
 from hyperdreambooth.base.model import CARD_FILE, Base, Card
 from hyperdreambooth.base.parts import Parts, check_together, read_json
 from hyperdreambooth.base.single_file import card_beside, open_single_file
 from hyperdreambooth.embedded import BASE
 from hyperdreambooth.errors import BadBase
+from hyperdreambooth.hub import is_hub_id
 
 _PICKLED = (".ckpt", ".pt", ".pth", ".bin")
 
@@ -23,6 +24,7 @@ def load_base(
     name_or_path: str | Path = "embedded",
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
+    offload: bool = False,
 ) -> Base:
     """Open a base.
 
@@ -31,6 +33,7 @@ def load_base(
             `StableDiffusionXLPipeline` saves them; an id of the hub, "org/name" or "org/name@revision"; a single-file
             checkpoint in safetensors.
         device, dtype: None chooses, see `hardware.choose`.
+        offload: the networks stay on the CPU until they are at work, see `Base.offload`.
 
     Raises:
         BadBase: naming what is missing, damaged or of another kind. DiskFull, WorkError: while fetching.
@@ -48,7 +51,7 @@ def load_base(
             f"{path} is no folder, expected a base: give 'embedded' or a folder in diffusers' layout, an id of the hub "
             "(org/name), or a .safetensors file"
         )
-    return base.to(*choose(base, device, dtype))
+    return settle(base, device, dtype, offload)
 
 
 def _base_of_file(path: Path, dtype: torch.dtype | None) -> Base:

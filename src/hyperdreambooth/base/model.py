@@ -32,7 +32,6 @@ CARD_FILE = "hyperdreambooth.json"
 Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Noisy latents (N, C, h, w), timesteps and text states (N, L, D) to the U-Net's raw output."""
 _LATENTS_AT_ONCE = 64 * 64 * 4  # places in the latents of the pictures that are drawn together
-
 _PLACEHOLDER = re.compile(r"\[v\]", re.IGNORECASE)
 _LARGEST_FILE = "14MB"  # what is shipped in the package stays under 15 MB a file
 _WEIGHTS = "*.safetensors*"  # files of a network, and the index of its shards
@@ -61,6 +60,7 @@ class Base:
     """VAE, text encoder, tokenizer, U-Net and noise schedule, frozen and in evaluation mode, under one card.
 
     second: SDXL's second text encoder; None for a base of one.
+    home: where networks work that wait on the CPU in between, see `offload`; None for those that stay where they are.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Base:
         self.vae, self.text_encoder, self.tokenizer, self.unet = vae, text_encoder, tokenizer, unet
         self.scheduler, self.card, self.second = scheduler, card, second
         self.at_once = max(1, _LATENTS_AT_ONCE // math.prod(self.latent_shape[1:]))
-        self._home: torch.device | None = None
+        self.home: torch.device | None = None
         for network in self._networks:
             network.eval().requires_grad_(False)
 
@@ -113,7 +113,7 @@ class Base:
     @property
     def device(self) -> torch.device:
         """Where the networks work."""
-        return self._home or next(self.unet.parameters()).device
+        return self.home or next(self.unet.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -156,31 +156,31 @@ class Base:
         overflows = self.second is not None and self.vae.config.force_upcast and dtype == torch.float16
         for network in self._networks:
             own = torch.float32 if overflows and network is self.vae else dtype
-            nn.Module.to(network, device=device, dtype=own)  # diffusers' own `to` warns
-        self._home = device if self._home else None
+            nn.Module.to(network, device="cpu" if self.home else device, dtype=own)  # diffusers' own `to` warns
+        self.home = device if self.home else None
         return self
 
-    def offload(self) -> None:
-        """From now on the networks wait on the CPU and work on the device that they are on, those needed together."""
-        self._home = self.device
+    def offload(self, device: torch.device | None = None) -> None:
+        """The networks go to the CPU, and from now on work on a device (None: theirs), those needed together."""
+        self.home = device or self.device
         for network in self._networks:
             nn.Module.to(network, device="cpu")
 
     def _bring(self, *networks: nn.Module) -> None:
         """With `offload`: these to the device, the others to the CPU. A fit needs all but the VAE until it is done."""
-        if self._home is None:
+        if self.home is None:
             return
         if torch.is_grad_enabled() and self.vae not in networks:
             networks = tuple(self.adapted.values())
         with torch.inference_mode(False):  # a parameter moved inside would never be trained again
             for network in self._networks:
-                nn.Module.to(network, device=self._home if network in networks else "cpu")
+                nn.Module.to(network, device=self.home if network in networks else "cpu")
 
     def with_networks(self, text_encoder: nn.Module | None = None, unet: nn.Module | None = None) -> Base:
         """A base with these networks in the place of its own; whatever is not given is shared."""
         own = self.text_encoder if text_encoder is None else text_encoder, self.unet if unet is None else unet
         base = Base(self.vae, own[0], self.tokenizer, own[1], self.scheduler, self.card, self.second)
-        base.at_once, base._home = self.at_once, self._home
+        base.at_once, base.home = self.at_once, self.home
         return base
 
     def encode_pictures(self, pictures: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -374,7 +374,6 @@ class Base:
             feature_extractor=None,
             requires_safety_checker=False,
         )
-
         written = set[Path]()
 
         def write(part: Path) -> None:

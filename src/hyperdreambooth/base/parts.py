@@ -65,18 +65,23 @@ def check_together(where: str, parts: Parts) -> None:
         )
 
 
-def check_numbers(path: Path) -> torch.dtype:
-    """The precision of a weights' file, float32 where it is mixed.
+def check_numbers(path: Path, networks: tuple[str, ...] = ("",)) -> torch.dtype:
+    """The precision of the networks in a weights' file, float32 where it is mixed.
 
-    Raises `BadBase` for a file that is damaged or pickled, or whose numbers are packed into 8 bits or fewer.
+    Args:
+        path: the file.
+        networks: how the names of their tensors begin; others, such as a training's counters, may hold anything.
+
+    Raises:
+        BadBase: a file that is damaged or pickled, or networks whose numbers are packed into 8 bits or fewer.
     """
     try:
         header = load_header(path)
     except BadFile as error:
         raise BadBase(str(error)) from error
     kinds = {}
-    for name, (dtype, _) in header.items():
-        if dtype not in FLOATS and not (dtype in _WHOLE_NUMBERS and name.endswith(("position_ids", "global_step"))):
+    for name, dtype in ((name, dtype) for name, (dtype, _) in header.items() if name.startswith(networks)):
+        if dtype not in FLOATS and not (dtype in _WHOLE_NUMBERS and name.endswith("position_ids")):
             raise BadBase(
                 f"{path} holds {dtype} numbers ({name}), expected {', '.join(FLOATS)}: take the file of this model in "
                 "half precision"

@@ -2,6 +2,9 @@
 
 What such a file does not hold stands here: configurations in `layouts/`, in diffusers' own layout, and CLIP's
 vocabulary. So nothing is asked of a hub. The conversion of keys is diffusers'.
+
+Some files hold the U-Net twice, as it was trained last and as a running average ("model_ema."). The first is taken, as
+`from_single_file` of diffusers does; files whose makers want the average used hold it alone, in the first one's place.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ _TEXT = {  # how the keys of the text encoder that tells a layout begin
     "sd2": "cond_stage_model.model.",
     "sd1": "cond_stage_model.transformer.",
 }
+_NETWORKS = (_UNET, _VAE, "cond_stage_model.", "conditioner.")  # how the keys of those that are taken begin
 _OTHERS = {  # what gives away a model of another kind, somewhere in a key
     "lora_": "a LoRA, which changes a base and is none",
     "joint_blocks.": "of Stable Diffusion 3's kind (joint_blocks)",
@@ -55,7 +59,7 @@ def open_single_file(path: Path, dtype: torch.dtype | None = None, about: Mappin
         BadBase: the file is damaged, pickled, not whole, or of another kind of model.
     """
     about = about or {}
-    saved = check_numbers(path)
+    saved = check_numbers(path, _NETWORKS)
     names = {name: shape for name, (_, shape) in load_header(path).items()}
     kind = _kind(path, names)
     layout = Path(about["layout"]) if "layout" in about else LAYOUTS / kind

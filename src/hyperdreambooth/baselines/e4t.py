@@ -18,6 +18,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from hyperdreambooth.base.memory import hosting
 from hyperdreambooth.base.model import Base
 from hyperdreambooth.baselines.textual_inversion import said
 from hyperdreambooth.baselines.work import Fitting, TunedWork, Tuning, how_made, noun_embedding
@@ -159,7 +160,9 @@ class E4T(Tuning):
 
         def begin(base: Base, pictures: Pictures, faces: Tensor) -> Fitting:
             with torch.no_grad():
-                word = noun_embedding(base) + network(eyes(faces.to(base.device)))  # (1, W)
+                with hosting(base, eyes):
+                    features = eyes(faces.to(base.device))  # (1, F, D)
+                word = noun_embedding(base) + network(features)  # (1, W)
             return self.begin(_with_offsets(booth, network.offsets), pictures, word, objective)
 
         how = how_made(self.name, self.fit, objective)

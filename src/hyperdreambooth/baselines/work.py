@@ -109,9 +109,9 @@ def how_made(method: str, fit: FitConfig, objective: Objective) -> dict[str, str
 
 
 def noun_embedding(base: Base) -> Tensor:
-    """The embedding (W,) of the class noun, float32, where a person's own word begins."""
+    """The embedding (W,) of the class noun, float32 on the base's device, where a person's own word begins."""
     noun = base.tokenizer(base.class_noun, add_special_tokens=False).input_ids[0]
-    return word_embeddings(base).weight[noun].detach().float()
+    return word_embeddings(base).weight[noun].detach().to(base.device, torch.float32)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import logging
 import platform
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from types import TracebackType
@@ -16,7 +16,7 @@ from rich import progress as bars
 from rich.console import Console
 from rich.table import Table
 
-from hyperdreambooth.base.memory import LowMemory, next_mode
+from hyperdreambooth.base.memory import LowMemory, mode_that_fits, next_mode
 from hyperdreambooth.errors import OutOfMemory
 from hyperdreambooth.progress import Progress, log
 
@@ -37,6 +37,7 @@ class Job:
         notes: what was logged so far.
         about: facts that the summary adds to its own, such as the device.
         low_memory: the mode of the base, for the remedy if memory runs out.
+        needs: estimates, for that remedy, what the work needs in each mode from this one on; None where nothing can.
     """
 
     def __init__(self, as_json: bool = False, quiet: bool = False) -> None:
@@ -44,6 +45,7 @@ class Job:
         self.notes: list[str] = []
         self.about: dict[str, object] = {}
         self.low_memory: LowMemory = "off"
+        self.needs: Callable[[], Mapping[LowMemory, int]] | None = None
         self._as_json, self._quiet = as_json, quiet
         self._console = Console(stderr=True, quiet=quiet)
         self._bar = bars.Progress(
@@ -72,8 +74,19 @@ class Job:
         self._bar.stop()
         log.removeHandler(self._handler)
         if error is not None and _is_out_of_memory(error):
-            device = str(self.about.get("device", "the device"))
-            raise OutOfMemory.of(device, self.low_memory, next_mode(self.low_memory)) from error
+            raise self._out_of_memory() from error
+
+    def _out_of_memory(self) -> OutOfMemory:
+        """With the mode to take instead: the next one, or by an estimate the first that fits."""
+        device, mode = str(self.about.get("device", "the device")), self.low_memory
+        try:
+            if self.needs is not None and next_mode(mode) and (room := _room_on(device)) is not None:
+                needs = self.needs()
+                sizes = {str(one): size for one, size in needs.items()}
+                return OutOfMemory.of(device, mode, mode_that_fits(mode, needs, room), sizes, room)
+        except Exception:  # an estimate that fails must not hide what happened
+            pass
+        return OutOfMemory.of(device, mode, next_mode(mode))
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -138,6 +151,14 @@ class _Notes(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self._job.note(record.getMessage())
+
+
+def _room_on(device: str) -> int | None:
+    import torch
+
+    from hyperdreambooth.base import hardware
+
+    return hardware.room_on(torch.device(device))
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

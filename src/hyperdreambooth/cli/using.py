@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 
@@ -36,6 +37,7 @@ from hyperdreambooth.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from hyperdreambooth.base.memory import LowMemory
     from hyperdreambooth.baselines.work import Method, Work
     from hyperdreambooth.drawing import DrawConfig
     from hyperdreambooth.faces import LocatedFace
@@ -116,6 +118,7 @@ def personalize(
         _check_dtype(method, chosen, dtype)
         faces = read_photos(job, photos, numbered, face or (), box or (), detector)
         booth = load_booth(job, base, hypernetwork, Machine(device, precision, low_memory))
+        job.needs = _needs_of_fit(booth, low_memory, chosen)
         _make_person(job, booth, faces, chosen, seed, output, sheet, dtype)
 
 
@@ -130,6 +133,18 @@ def _method(name: str, steps: int | None, ours: Mapping[str, Any]) -> Method:
             raise UserError(f"got {options} for --method {name}, expected them for {OURS} alone: leave them out")
         method = replace(method, config=replace(method.config, **given))
     return method if steps is None else method.with_steps(steps)
+
+
+def _needs_of_fit(
+    booth: HyperDreamBooth, mode: LowMemory, method: Method
+) -> Callable[[], Mapping[LowMemory, int]] | None:
+    """What estimates the memory that our own methods need to make a person; None for others, which have more to fit."""
+    from hyperdreambooth.baselines.methods import LiDB
+    from hyperdreambooth.footprint import needs_of_fit
+
+    if not isinstance(method, LiDB):
+        return None
+    return partial(needs_of_fit, booth, mode, method.config.noises)
 
 
 def _check_dtype(name: str, method: Method, dtype: Dtype) -> None:
@@ -195,8 +210,11 @@ def generate(
     with Job(as_json) as job:
         booth = load_booth(job, base, machine=Machine(device, precision, low_memory))
         from hyperdreambooth.drawing import DrawConfig
+        from hyperdreambooth.footprint import needs_of_drawing
 
         config = DrawConfig(count, seed, steps, guidance, None if as_exported else likeness, strength)
+        pictures, answers = min(count * len(plan), config.batch), len(config.answers())
+        job.needs = lambda: needs_of_drawing(booth, low_memory, pictures, answers)
         people = {path: booth.open_person(path) for path in identities}
         with job.phase(DRAW):
             drawn = booth.draw([people[path] for path, _ in plan], [text for _, text in plan], config, job.report)
@@ -285,6 +303,7 @@ def _make_person(
     for report in work:
         job.report(report)
     job.add_seconds(work.seconds)
+    job.needs = None
     (person,) = work.people
     with job.phase(SAVE):
         size = person.save(output, dtype)

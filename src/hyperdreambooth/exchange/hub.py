@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from hyperdreambooth.drawing import read_person
-from hyperdreambooth.errors import UserError, WorkError
+from hyperdreambooth.errors import UserError
 from hyperdreambooth.exchange.cards import model_card
 from hyperdreambooth.files import write_atomically
+from hyperdreambooth.hub import hub_errors
 from hyperdreambooth.identity import Identity
 from hyperdreambooth.lidb.export import CARD
 from hyperdreambooth.tuned import Tuned
@@ -36,7 +37,7 @@ def push(path: str | Path, repository: str, public: bool = False) -> tuple[str, 
 
     person = read_person(path)
     api: Any = HfApi()
-    with _one_line_errors(api.endpoint, repository):
+    with hub_errors(repository), _quiet():
         if not get_token():
             raise UserError("got no token for the hub, expected one in HF_TOKEN or by `hf auth login`: log in first")
         made = api.create_repo(repository, private=not public, exist_ok=True)
@@ -63,50 +64,19 @@ def pull(repository: str, path: str | Path) -> Identity | Tuned:
             identity. WorkError: the hub cannot be reached, or fails.
     """
     from huggingface_hub import HfApi
+    from huggingface_hub.errors import RemoteEntryNotFoundError
 
     api: Any = HfApi()
-    with TemporaryDirectory() as folder, _one_line_errors(api.endpoint, repository):
-        got = Path(api.hf_hub_download(repository, FILE, local_dir=folder))
+    with TemporaryDirectory() as folder, hub_errors(repository, right="read it"), _quiet():
+        try:
+            got = Path(api.hf_hub_download(repository, FILE, local_dir=folder))
+        except RemoteEntryNotFoundError:
+            raise UserError(
+                f"{repository} holds no {FILE}, expected a person that `hdb push` sent: check the name"
+            ) from None
         person = read_person(got)
         write_atomically(path, lambda part: shutil.copyfile(got, part))
     return person
-
-
-@contextmanager
-def _one_line_errors(endpoint: str, repository: str) -> Iterator[None]:
-    """Whatever the hub's client raises, in our own words: its own hold addresses and several lines."""
-    from huggingface_hub import errors
-
-    def server(error: Any) -> str:
-        response = getattr(error, "response", None)
-        return f"status {response.status_code}" if response is not None else type(error).__name__
-
-    missing = (
-        f"the hub has no repository {repository}, or this token may not see it: check the name and `hf auth whoami`"
-    )
-    words: list[tuple[type[BaseException] | tuple[type[BaseException], ...], Callable[[Any], Exception]]] = [
-        (errors.HFValidationError, lambda _: UserError(f"got {repository!r}, expected a repository OWNER/NAME")),
-        (errors.RepositoryNotFoundError, lambda _: UserError(missing)),
-        (
-            errors.RemoteEntryNotFoundError,
-            lambda _: UserError(
-                f"{repository} holds no {FILE}, expected a person that `hdb push` sent: check the name"
-            ),
-        ),
-        (errors.HfHubHTTPError, lambda error: _refused(endpoint, repository, server(error))),
-        (
-            (errors.HTTPError, errors.LocalEntryNotFoundError, ConnectionError, TimeoutError),
-            lambda error: WorkError(f"cannot reach the hub at {endpoint} ({server(error)}): check the connection"),
-        ),
-    ]
-    try:
-        with _quiet():
-            yield
-    except Exception as error:
-        for kind, say in words:
-            if isinstance(error, kind):
-                raise say(error) from None  # the client's own error holds the request, and the request the token
-        raise
 
 
 @contextmanager
@@ -123,11 +93,3 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if not silent:
             enable_progress_bars()
-
-
-def _refused(endpoint: str, repository: str, status: str) -> Exception:
-    if status in ("status 401", "status 403"):
-        return UserError(
-            f"the hub refused the token for {repository} ({status}), expected one that may write there: `hf auth login`"
-        )
-    return WorkError(f"the hub at {endpoint} failed ({status}) for {repository}: try again later")

@@ -122,9 +122,9 @@ def training_cost(sizes: HyperNetworkConfig, base: Base, adapters: Adapters, con
             parameters_trained=numbers_of(trained),
             parameters_of_encoder=numbers_of(network.encoder.parameters()),
             prediction_flops=prediction,
-            network_bytes=_bytes(tensors_of(network)),
-            training_bytes=max(map(_copies, config.phases().values()), default=0) * _bytes(trained),
-            base_bytes=sum(_bytes(tensors_of(one)) for one in networks),
+            network_bytes=bytes_of(tensors_of(network)),
+            training_bytes=max(map(_copies, config.phases().values()), default=0) * bytes_of(trained),
+            base_bytes=sum(bytes_of(tensors_of(one)) for one in networks),
             phases=phases,
         )
 
@@ -203,7 +203,8 @@ def numbers_of(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.numel() for tensor in tensors)
 
 
-def _bytes(tensors: Iterable[Tensor]) -> int:
+def bytes_of(tensors: Iterable[Tensor]) -> int:
+    """How many bytes the numbers of some tensors take together."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 

@@ -5,14 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hyperdreambooth.errors import BadFile, UserError
+from hyperdreambooth.errors import BadFile, UserError, one_line
 from hyperdreambooth.files import load_tensors, save_tensors
+from hyperdreambooth.hub import download, is_hub_id
 
+_PRETRAINED = ("config.json", "model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
+_PICKLED = (".bin", ".pt", ".ckpt", ".pth")
 _INSIDE = "encoder."  # how the names of its parameters begin in a hypernetwork's file
 
 
@@ -20,9 +24,10 @@ _INSIDE = "encoder."  # how the names of its parameters begin in a hypernetwork'
 class EncoderConfig:
     """Sizes of a face encoder; `picture_size` is a multiple of `patch`, `patch` a power of 2.
 
-    With `pretrained`, a vision transformer of the transformers library that has a class token, by folder or hub id,
-    `patch`, `width`, `depth` and `heads` are its own, whatever stands here: what stands here is what is counted before
-    it is fetched. It stays frozen, and is never saved beside the numbers learnt here.
+    With `pretrained`, a vision transformer of the transformers library that has a class token, by folder or hub id
+    ("org/name" or "org/name@revision"), `patch`, `width`, `depth` and `heads` are its own, whatever stands here: what
+    stands here is what is counted before it is fetched. It stays frozen, and is never saved beside the numbers learnt
+    here.
     """
 
     picture_size: int = 64
@@ -116,22 +121,41 @@ def build_encoder(config: EncoderConfig) -> FaceEncoder | PretrainedEncoder:
     """An encoder of these sizes with random weights, or the pretrained one that the config names, opened now.
 
     Raises:
-        UserError: the pretrained one is not there, or cannot be reached.
+        UserError: the pretrained one is not there, is pickled, or cannot be opened. DiskFull, WorkError: while it
+            is fetched.
     """
     if config.pretrained is None:
         return FaceEncoder(config)
+    return PretrainedEncoder(_open_pretrained(config.pretrained), config)
+
+
+def _open_pretrained(name: str) -> nn.Module:
+    """A vision transformer from a folder or the hub; never a pickled one."""
     from transformers import AutoConfig, AutoModel, CLIPVisionModel  # slow, and needed for a pretrained encoder alone
 
+    folder = Path(name)
+    if not folder.is_dir():
+        if not is_hub_id(name):
+            raise _not_opened(name, "there is no such folder")
+        folder = download(name, _PRETRAINED)
+    if not any(folder.glob("model*.safetensors")):
+        pickled = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLED)
+        only = f"only {pickled[0]}, a pickled file that could run code" if pickled else "no model.safetensors"
+        raise _not_opened(name, f"it has {only}")
     try:
-        kind = AutoConfig.from_pretrained(config.pretrained).model_type
-        model = (CLIPVisionModel if kind.startswith("clip") else AutoModel).from_pretrained(config.pretrained)
-    except (OSError, ValueError) as error:
-        words = " ".join(str(error).split())[:120]
-        raise UserError(
-            f"cannot open the pretrained encoder {config.pretrained} ({words}), expected a vision transformer in a "
-            "folder or on the hub: fetch it first, or choose another preset"
-        ) from error
-    return PretrainedEncoder(model, config)
+        kind = AutoConfig.from_pretrained(folder, local_files_only=True).model_type
+        cls: Any = CLIPVisionModel if kind.startswith("clip") else AutoModel
+        model: nn.Module = cls.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+    except Exception as error:  # the libraries raise anything from KeyError to SafetensorError on a damaged file
+        raise _not_opened(name, one_line(error)) from error
+    return model
+
+
+def _not_opened(name: str, reason: str) -> UserError:
+    return UserError(
+        f"cannot open the pretrained encoder {name} ({reason}), expected a vision transformer in safetensors, in a "
+        "folder or on the hub: fetch it or convert it first, or choose another preset"
+    )
 
 
 def random_encoder(config: EncoderConfig) -> FaceEncoder | PretrainedEncoder:

@@ -69,20 +69,23 @@ def save_kohya(
 ) -> None:
     """Write one file in kohya's layout, for A1111, ComfyUI and diffusers: lora_unet_ and lora_te_ keys, alpha per site.
 
-    With two text encoders their keys begin with lora_te1_ and lora_te2_, as for SDXL.
+    With two text encoders their keys begin with lora_te1_ and lora_te2_, as for SDXL. The metadata say "conv_dim" where
+    there are convolutions of more than one place, as kohya's own do.
 
     Raises:
         WorkError: the file cannot be written whole, or a number is not finite in its dtype.
     """
-    tensors, rank = {}, 0
+    tensors, rank, wide = {}, 0, False
     two = has_two_encoders(space.sites)
     for site, (down, up) in _named(space, weights, lora, about):
-        rank = len(down)
+        rank, wide = len(down), wide or site.kernel > 1
         key = kohya_name(site, two)
         tensors[f"{key}.lora_down.weight"] = down
         tensors[f"{key}.lora_up.weight"] = up
         tensors[f"{key}.alpha"] = torch.tensor(float(rank), dtype=about.dtype)
     network = {"ss_network_module": "networks.lora", "ss_network_dim": str(rank), "ss_network_alpha": str(rank)}
+    if wide:
+        network["ss_network_args"] = json.dumps({"conv_dim": str(rank), "conv_alpha": str(rank)})
     save_tensors(path, tensors, {"format": "pt", **network, **about.metadata})
 
 
