@@ -24,7 +24,7 @@ def compile_unet(base: Base, backend: str = "inductor") -> None:
     Raises:
         UserError: the U-Net recomputes its blocks, or its networks come and go.
     """
-    if base.unet.is_gradient_checkpointing or base._home is not None:
+    if base.unet.is_gradient_checkpointing or base.home is not None:
         raise UserError("got a low-memory mode for a compiled U-Net, expected one of them: leave --compile out")
     mode = "reduce-overhead" if base.device.type == "cuda" and backend == "inductor" else None
     forward: Any = torch.compile(base.unet.forward, backend=backend, mode=mode)
