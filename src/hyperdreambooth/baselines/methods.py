@@ -106,6 +106,27 @@ TABLES = (  # those of the paper's tables, E4T, and ours without hypernetwork at
     *("dreambooth", "dreambooth-agg-1", "dreambooth-agg-2", "textual-inversion", "e4t"),
     *("lora-dreambooth", "lidb-dreambooth", BASE),
 )
+# Points of a method's curve: what `hdb evaluate --curve` draws beside the method itself, which is a point too. Ours and
+# the fit from nothing go to twice their 40 steps: more is not what they are for. DreamBooth's are of the rate that was
+# searched nearest to so many steps, at 160 of both neighbours; the long fits of LoRA and LiDB have one rate each; a
+# word takes thousands of steps, so that its points are far apart; E4T is meant for 5 to 15 steps of sixteen noises
+# each, and has up to 80 of them to reach us.
+CURVE: Mapping[str, tuple[str, ...]] = {
+    OURS: ("only-hyper", *(f"{OURS}@{steps}" for steps in (5, 10, 20, 80))),
+    "no-hyper": (BASE, *(f"no-hyper@{steps}" for steps in (5, 10, 20, 80))),
+    "dreambooth": (
+        BASE,
+        *(f"dreambooth-agg-2@{steps}" for steps in (10, 20)),
+        *("dreambooth-agg-2", "dreambooth-agg-2@80", "dreambooth-agg-2@160"),
+        *("dreambooth-agg-1@160", "dreambooth-agg-1"),
+    ),
+    "lora-dreambooth": (BASE, *(f"lora-dreambooth@{steps}" for steps in (10, 20, 40, 80, 160, 400))),
+    "lidb-dreambooth": (BASE, *(f"lidb-dreambooth@{steps}" for steps in (10, 20, 40, 80, 160, 400))),
+    "textual-inversion": (BASE, *(f"textual-inversion@{steps}" for steps in (40, 160, 400, 1200))),
+    "e4t": tuple(f"e4t@{steps}" for steps in (5, 10, 40, 80)),
+}
+_FAMILIES = {"dreambooth-agg-1": "dreambooth", "dreambooth-agg-2": "dreambooth", "only-hyper": OURS}
+
 _COSTLY = (
     "dreambooth",
     "dreambooth-agg-1",
@@ -120,6 +141,24 @@ _COSTLY = (
 def costly(name: str) -> bool:
     """Whether a method takes minutes a person on a CPU, or nearly: a run may make fewer people by it."""
     return name.partition("@")[0] in _COSTLY
+
+
+def with_curves(names: Sequence[str]) -> tuple[str, ...]:
+    """These methods, and behind them the points of their curves, each once."""
+    return tuple(dict.fromkeys([*names, *(point for name in names for point in CURVE.get(name, ()))]))
+
+
+def family_of(name: str) -> str:
+    """The method in whose curve a name is a point: DreamBooth's in a hurry are DreamBooth's, a prediction is ours."""
+    bare = name.partition("@")[0]
+    return _FAMILIES.get(bare, bare)
+
+
+def begins_bare(name: str) -> bool:
+    """Whether a method predicts nothing: before its first step everybody is whom the bare base draws."""
+    method = METHODS.get(name)
+    fits = isinstance(method, DreamBooth | TextualInversion)
+    return fits or (isinstance(method, LiDB) and method.hypernetwork == "left out")
 
 
 def method_of(name: str) -> Method:
