@@ -127,6 +127,32 @@ def test_people_of_other_methods_are_made_inspected_and_drawn(
         assert any("pictures of the class" in note for note in got["notes"])
 
 
+def test_rank_is_of_lora_too_and_all_else_ours_alone(hdb: Hdb, tmp_path: Path, portrait_file: Path) -> None:
+    file = tmp_path / "alice.safetensors"
+    command = (
+        "personalize",
+        portrait_file,
+        "-o",
+        file,
+        "--base",
+        hdb.base,
+        "--method",
+        "lora-dreambooth",
+        "--steps",
+        1,
+    )
+    sizes = []
+    for rank in (1, 2):
+        hdb.json(*command, "--rank", rank)
+        assert Identity.open(file).how["rank"] == rank
+        sizes.append(Identity.open(file).lora.numel())
+    assert sizes[1] == 2 * sizes[0]
+    _, said = hdb(*command, "--rank", 2, "--noises", 3, status=2)
+    assert "got --noises for --method lora-dreambooth, expected" in " ".join(said.split())
+    _, said = hdb(*command[:-3], "dreambooth", "--rank", 2, status=2)
+    assert "got --rank for --method dreambooth, expected" in " ".join(said.split())
+
+
 def test_evaluate_and_report(hdb: Hdb, tmp_path: Path, quick_sampling: None) -> None:
     run, methods = tmp_path / "run", "hyperdreambooth,no-hyper,textual-inversion@2"
     command = ("evaluate", "portraits:15000-15002", "-o", run, "--base", hdb.base, "--methods", methods, "--people", 2)

@@ -38,9 +38,7 @@ def test_every_sheet_shows_the_first_pictures_of_its_methods_and_prompts(tmp_pat
             add(run, method, {person: drawn})
     found = {one.file: colours_in(one.image) for one in sheets(Scoring(run, panel()))}
     assert list(found) == ["gallery.jpg", "stages.jpg", "sheet-1.jpg", "sheet-2.jpg"]
-    styles = [
-        PROMPTS[row] for row in (1, 2, 3, 4, 8)
-    ]  # watercolor, bronze, pencil, comic, pixel art: no doll, no beach
+    styles = [PROMPTS[row] for row in (1, 2, 3, 4, 8)]  # watercolor, bronze, pencil, comic, pixel art
     stages = {"base", "only-hyper", OURS, "no-hyper"}
     for (method, person, prompt), (first, *later) in colours.items():
         expected = {

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from hyperdreambooth.baselines.dreambooth import DreamBooth, PriorConfig
+from hyperdreambooth.baselines.dreambooth import DreamBooth, PriorConfig, cache_folder
 from hyperdreambooth.baselines.e4t import E4T
 from hyperdreambooth.baselines.nobody import BASE, Nobody
 from hyperdreambooth.baselines.textual_inversion import TextualInversion
 from hyperdreambooth.baselines.work import Method
 from hyperdreambooth.drawing import DrawConfig, Person
+from hyperdreambooth.embedded import INDEPENDENT_NETWORK
 from hyperdreambooth.errors import UserError
+from hyperdreambooth.files import load_tensors
+from hyperdreambooth.fitting.plan import digest
 from hyperdreambooth.fitting.steps import FitConfig
+from hyperdreambooth.hypernetwork.model import HyperNetwork
 from hyperdreambooth.identity import Dtype
 from hyperdreambooth.personalization import Personalization, PersonalizeConfig, Photos
 from hyperdreambooth.pipeline import HyperDreamBooth
@@ -29,6 +33,7 @@ class LiDB:
     at_once: int = 20  # people in a batch
     drawing: DrawConfig = DrawConfig()  # noqa: RUF009  # frozen
     dtype: Dtype = "fp16"  # of a person's file
+    own: Path | None = field(default=None, repr=False)  # a hypernetwork in the place of the booth's: see `file_of`
 
     @property
     def iterations(self) -> int:
@@ -36,8 +41,13 @@ class LiDB:
         return self.config.steps
 
     def settings_on(self, booth: HyperDreamBooth) -> str:
-        """Every setting, those of the relaxation's preset too."""
-        return f"{self!r} {self.config.finetune_in(booth.space)!r}" if self.config.steps else repr(self)
+        """Every setting, those of the relaxation's preset and the numbers of a hypernetwork of its own too."""
+        said = [repr(self)]
+        if self.config.steps:
+            said.append(repr(self.config.finetune_in(booth.space)))
+        if self.own is not None and (file := file_of(self.own)).is_file():
+            said.append(digest(*load_tensors(file)[0].values()))
+        return " ".join(said)
 
     def with_steps(self, steps: int) -> LiDB:
         """The same with so many steps. Raises UserError for none at all without a hypernetwork, or some of its own."""
@@ -52,7 +62,14 @@ class LiDB:
         return person.save(path, self.dtype)
 
     def check(self, booth: HyperDreamBooth) -> None:
-        """Raise UserError where the booth has no hypernetwork, and one is needed."""
+        """Raise UserError where a hypernetwork is needed, and there is none, or not the one that it needs."""
+        if self.own is not None:
+            if not file_of(self.own).is_file():
+                raise UserError(
+                    f"{self.config.method} needs the file {self.own}, which is not there, nor {file_of(self.own)}: "
+                    "make it by the recipe's stage independent"
+                )
+            return
         if self.hypernetwork == "needed" and booth.hypernetwork is None:
             raise UserError(
                 f'{self.config.method} needs a hypernetwork, and there is none for the base "{booth.base.name}": '
@@ -62,9 +79,28 @@ class LiDB:
     def personalizing(self, booth: HyperDreamBooth, photos: Sequence[Photos], seed: int = 0) -> Personalization:
         """N photographs in one batch. Raises as `check`."""
         self.check(booth)
-        network = None if self.hypernetwork == "left out" else booth.hypernetwork
+        network = None if self.hypernetwork == "left out" else self._network(booth)
         config = replace(self.config, seed=seed)
         return Personalization(booth.base, booth.adapters, network, photos, config, booth.fingerprint)
+
+    def _network(self, booth: HyperDreamBooth) -> HyperNetwork | None:
+        """The booth's, or its own. Raises as `HyperNetwork.load`; UserError for one that is not of its kind."""
+        if self.own is None:
+            return booth.hypernetwork
+        file = file_of(self.own)
+        network = HyperNetwork.load(file, booth.space, booth.fingerprint, booth.base.name)
+        if not network.config.independent:
+            raise UserError(
+                f"{file} holds a hypernetwork whose layers know of each other, expected independent ones for "
+                f"{self.config.method}: make it by the recipe's stage independent"
+            )
+        network.to(booth.base.device)
+        return network
+
+
+def file_of(network: Path) -> Path:
+    """The file of a hypernetwork that may ship or be kept in the user's cache folder, under the same name."""
+    return network if network.is_file() else cache_folder() / network.name
 
 
 OURS = "hyperdreambooth"
@@ -77,9 +113,13 @@ METHODS: Mapping[str, Method] = {
     "no-hyper": LiDB(PersonalizeConfig(method="no-hyper"), "left out"),
     "only-hyper": LiDB(PersonalizeConfig(steps=0, method="only-hyper")),
     "k-1": LiDB(PersonalizeConfig(rounds=1, method="k-1")),
+    # HyperStyle's way: a network of the same sizes whose layers do not know of each other.
+    "independent-layers": LiDB(PersonalizeConfig(method="independent-layers"), own=INDEPENDENT_NETWORK),
+    "one-noise": LiDB(PersonalizeConfig(noises=1, method="one-noise"), "if there"),  # whose speed is the nominal one
     "fixed-rank": LiDB(PersonalizeConfig(relax="none", method="fixed-rank")),
     "in-attention": LiDB(PersonalizeConfig(relax="lidb", where="rule", rank=3, lr=3e-2, method="in-attention")),
     "relaxed-2": LiDB(PersonalizeConfig(relax="lidb", rank=1, method="relaxed-2")),
+    "relaxed-4": LiDB(PersonalizeConfig(relax="lidb", rank=3, method="relaxed-4")),
     "relaxed-8": LiDB(PersonalizeConfig(relax="lidb", rank=7, method="relaxed-8")),
     "relaxed-lidb": LiDB(PersonalizeConfig(relax="lidb", method="relaxed-lidb")),
     "relaxed-full": LiDB(PersonalizeConfig(relax="lora", rank=4, method="relaxed-full")),
@@ -91,6 +131,10 @@ METHODS: Mapping[str, Method] = {
     "dreambooth-agg-2": DreamBooth("dreambooth-agg-2", FitConfig(steps=40, lr=1e-4), prior=_PRIOR),  # 0.82, 0.55, 75 %
     "lora-dreambooth": LiDB(  # 0.85, 0.53, 71 %
         PersonalizeConfig(1000, 1, "lora", rank=1, lr=1e-3, where="all", method="lora-dreambooth"), "left out"
+    ),
+    # The paper's own, on the 192-layer rule, for which that rate was searched; the file has zeros for all other layers.
+    "lora-dreambooth-rule": LiDB(
+        PersonalizeConfig(1000, 1, "lora", rank=1, lr=1e-3, where="rule", method="lora-dreambooth-rule"), "left out"
     ),
     "lidb-dreambooth": LiDB(  # 0.79, 0.52, 71 %
         PersonalizeConfig(steps=1000, noises=1, relax="none", lr=3e-3, method="lidb-dreambooth"), "left out"
@@ -134,6 +178,7 @@ _COSTLY = (
     "textual-inversion",
     "e4t",
     "lora-dreambooth",
+    "lora-dreambooth-rule",
     "lidb-dreambooth",
 )
 
