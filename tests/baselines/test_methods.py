@@ -95,13 +95,22 @@ def test_one_noise_is_one_sample_a_step_and_relaxed_4_has_four_ranks(
     assert isinstance(person, Identity) and person.ranks == 4 and person.lora is None
 
 
-def test_lora_dreambooth_on_the_rule_leaves_all_other_layers_alone(booth: HyperDreamBooth, face: torch.Tensor) -> None:
+def test_lora_dreambooth_on_the_rule_leaves_all_other_layers_alone(
+    booth: HyperDreamBooth, face: torch.Tensor, tmp_path: Path
+) -> None:
     rule = sum(site.n_in + site.n_out for site in booth.space.rule.sites)  # numbers of rank 1, which stand first
     for name, others in (("lora-dreambooth-rule", False), ("lora-dreambooth", True)):
         (person,) = made(booth, method_of(f"{name}@1"), face).people
-        assert person.lora is not None and person.lora[:rule].any()
-        assert bool(person.lora[rule:].any()) == others
-        assert costly(name)
+        assert person.lora is not None and person.lora[:rule].any() and costly(name)
+        assert bool(person.lora[rule:].any()) == others and (len(person.lora) == rule) == (not others)
+        if not others:  # neither in the file, and the person with zeros in them is the same
+            person.save(tmp_path / "person", "fp32")
+            space, (read, quick) = booth.space, (booth.open(tmp_path / "person"), DrawConfig(steps=2, seed=3))
+            zeros = {"weights": space.fill(read.weights), "lora": space.rule.fill_lora(person.lora, space)}
+            filled = replace(read, **zeros, space=space.info, blocks=space.blocks)
+            assert filled.lora is not None and len(filled.lora) > rule
+            drawn = [booth.draw(one, "a [V] face", quick) for one in (read, filled)]
+            assert torch.allclose(*drawn, atol=1e-5)
 
 
 def test_independent_layers_takes_its_own_network_where_there_is_one(

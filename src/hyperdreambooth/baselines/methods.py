@@ -132,7 +132,7 @@ METHODS: Mapping[str, Method] = {
     "lora-dreambooth": LiDB(  # 0.85, 0.53, 71 %
         PersonalizeConfig(1000, 1, "lora", rank=1, lr=1e-3, where="all", method="lora-dreambooth"), "left out"
     ),
-    # The paper's own, on the 192-layer rule, for which that rate was searched; the file has zeros for all other layers.
+    # The paper's own, on the 192-layer rule, for which that rate was searched.
     "lora-dreambooth-rule": LiDB(
         PersonalizeConfig(1000, 1, "lora", rank=1, lr=1e-3, where="rule", method="lora-dreambooth-rule"), "left out"
     ),
