@@ -12,11 +12,10 @@ import torch
 from PIL import Image
 
 from hyperdreambooth.baselines.dreambooth import PriorConfig
-from hyperdreambooth.baselines.methods import CURVE, METHODS
+from hyperdreambooth.baselines.methods import METHODS
 from hyperdreambooth.cli import console, run, using
 from hyperdreambooth.cli.console import Job
 from hyperdreambooth.drawing import DrawConfig
-from hyperdreambooth.evaluation.records import RunFolder
 from hyperdreambooth.faces import to_picture
 from hyperdreambooth.files import load_tensors
 from hyperdreambooth.identity import Identity
@@ -127,32 +126,6 @@ def test_people_of_other_methods_are_made_inspected_and_drawn(
         assert any("pictures of the class" in note for note in got["notes"])
 
 
-def test_rank_is_of_lora_too_and_all_else_ours_alone(hdb: Hdb, tmp_path: Path, portrait_file: Path) -> None:
-    file = tmp_path / "alice.safetensors"
-    command = (
-        "personalize",
-        portrait_file,
-        "-o",
-        file,
-        "--base",
-        hdb.base,
-        "--method",
-        "lora-dreambooth",
-        "--steps",
-        1,
-    )
-    sizes = []
-    for rank in (1, 2):
-        hdb.json(*command, "--rank", rank)
-        assert Identity.open(file).how["rank"] == rank
-        sizes.append(Identity.open(file).lora.numel())
-    assert sizes[1] == 2 * sizes[0]
-    _, said = hdb(*command, "--rank", 2, "--noises", 3, status=2)
-    assert "got --noises for --method lora-dreambooth, expected" in " ".join(said.split())
-    _, said = hdb(*command[:-3], "dreambooth", "--rank", 2, status=2)
-    assert "got --rank for --method dreambooth, expected" in " ".join(said.split())
-
-
 def test_evaluate_and_report(hdb: Hdb, tmp_path: Path, quick_sampling: None) -> None:
     run, methods = tmp_path / "run", "hyperdreambooth,no-hyper,textual-inversion@2"
     command = ("evaluate", "portraits:15000-15002", "-o", run, "--base", hdb.base, "--methods", methods, "--people", 2)
@@ -168,18 +141,6 @@ def test_evaluate_and_report(hdb: Hdb, tmp_path: Path, quick_sampling: None) -> 
     assert "textual-inversion@2" not in text and "5,000" not in text  # a point of a curve is no row of a table
     assert 'src="data:image/png' in page and '.png"' not in page and "<table>" in page
     assert {path.name for path in (run / "report").iterdir()} >= {"time.png", "bytes.png", "sheet-1.jpg"}
-
-
-def test_evaluate_draws_the_points_of_curves(
-    hdb: Hdb, tmp_path: Path, quick_sampling: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert {"no-hyper@5", "no-hyper@80", "base"} <= set(CURVE["no-hyper"])
-    monkeypatch.setitem(CURVE, "no-hyper", ("base", "no-hyper@1"))
-    command = ("--base", hdb.base, "--methods", "no-hyper@2,no-hyper", "--people", 1)
-    monkeypatch.setitem(METHODS, "no-hyper", METHODS["no-hyper"].with_steps(3))
-    hdb.json("evaluate", "portraits:15000-15000", "-o", tmp_path, *command, "--curve")
-    made = {one.method: one.iterations for one in RunFolder(tmp_path).people()}
-    assert made == {"no-hyper@2": 2, "no-hyper": 3, "base": 0, "no-hyper@1": 1}
 
 
 def test_evaluate_takes_the_photographs_that_are_named(

@@ -16,6 +16,7 @@ from hyperdreambooth.baselines.dreambooth import DreamBooth, PriorConfig
 from hyperdreambooth.baselines.e4t import E4T
 from hyperdreambooth.baselines.methods import METHODS, LiDB, costly, method_of
 from hyperdreambooth.baselines.work import Method
+from hyperdreambooth.cli import using
 from hyperdreambooth.drawing import DrawConfig
 from hyperdreambooth.errors import UserError
 from hyperdreambooth.hypernetwork.model import PRESETS, build_hypernetwork
@@ -111,6 +112,23 @@ def test_lora_dreambooth_on_the_rule_leaves_all_other_layers_alone(
             assert filled.lora is not None and len(filled.lora) > rule
             drawn = [booth.draw(one, "a [V] face", quick) for one in (read, filled)]
             assert torch.allclose(*drawn, atol=1e-5)
+
+
+def test_the_rank_of_a_lora_can_be_asked_for_and_nothing_else_of_ours(
+    booth: HyperDreamBooth, face: torch.Tensor
+) -> None:
+    sizes = []
+    for rank in (None, 2):
+        method = using._method("lora-dreambooth", 1, {"rank": rank, "relax": None})
+        (person,) = made(booth, method, face).people
+        assert person.how["rank"] == (rank or 1)
+        sizes.append(len(person.lora))
+    assert sizes[1] == 2 * sizes[0]
+    with pytest.raises(UserError, match=r"got --noises for --method lora-dreambooth, expected .*, and --rank here"):
+        using._method("lora-dreambooth", 1, {"rank": 2, "noises": 3})
+    for name in ("dreambooth", "k-1"):
+        with pytest.raises(UserError, match=f"got --rank for --method {name}, expected them for hyperdreambooth alone"):
+            using._method(name, 1, {"rank": 2})
 
 
 def test_independent_layers_takes_its_own_network_where_there_is_one(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -46,7 +47,7 @@ def plot_costs(path: Path, lines: Mapping[str, Sequence[Scores]], truth: Scores 
     """
     figure = _figure()(figsize=(11, 4.4), dpi=110, facecolor=_PAPER, layout="constrained")
     known = {name: [one for one in several if getattr(one, cost) is not None] for name, several in lines.items()}
-    least = min((value for several in known.values() for one in several if (value := getattr(one, cost))), default=1.0)
+    costs = [getattr(one, cost) for several in known.values() for one in several]
     for axes, measure in zip(figure.subplots(1, len(SHOWN)), SHOWN, strict=True):
         for number, (name, several) in enumerate(known.items()):
             points = [(getattr(one, cost), float(one.measures[measure].nanmean())) for one in several]
@@ -56,7 +57,7 @@ def plot_costs(path: Path, lines: Mapping[str, Sequence[Scores]], truth: Scores 
                 axes.plot(*zip(*points, strict=True), label=said, marker="o", linewidth=1.2, **look)
         if truth is not None:
             axes.axhline(float(truth.measures[measure].nanmean()), color=_INK, linestyle=":", linewidth=1)
-        axes.set_xscale("symlog", linthresh=least, linscale=0.2)  # logarithmic, but that 0 stands on it
+        _set_axis(axes, costs)
         axes.set(xlabel=label, ylabel=MEASURES[measure], facecolor=_PAPER)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.2)
@@ -65,6 +66,18 @@ def plot_costs(path: Path, lines: Mapping[str, Sequence[Scores]], truth: Scores 
     data = BytesIO()
     figure.savefig(data, format="png")
     return write_bytes(path, data.getvalue())
+
+
+def _set_axis(axes: Any, costs: Sequence[float]) -> None:
+    """A logarithmic axis; where something costs 0, half a decade to the left of the least of the others."""
+    above = [value for value in costs if value > 0]
+    if len(above) == len(costs) or not above:
+        axes.set_xscale("log")
+        return
+    axes.set_xscale("symlog", linthresh=min(above), linscale=0.5)
+    axes.set_xlim(-0.2 * min(above), 1.3 * max(above))
+    decades = range(math.ceil(math.log10(min(above))), math.floor(math.log10(max(above))) + 1)
+    axes.set_xticks([0, *(10.0**decade for decade in decades)])
 
 
 def _shared(several: Sequence[Scores]) -> str:
