@@ -236,7 +236,9 @@ def report(
     ] = None,
     studies: Annotated[
         list[Path] | None,
-        typer.Option("--study", help="A folder of a study's key.json and files of answers; may be repeated."),
+        typer.Option(
+            "--study", metavar="FOLDER", help="A study's key.json and files of answers to it; may be repeated."
+        ),
     ] = None,
     title: Annotated[str, typer.Option(help="Above everything.")] = "Results",
     as_json: JsonOption = False,
