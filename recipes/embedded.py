@@ -4,7 +4,8 @@
 
 Each stage keeps its state in the cache folder: what is finished is skipped, what was interrupted goes on. To do a stage
 again, remove its file from the cache with the `.run` file beside it (of the hypernetwork, the folder), and likewise
-those of the stages that build on it. `--dry-run` prints what each stage may
+those of the stages that build on it. `--only independent` trains and ships the hypernetwork of an ablation too, on
+what the stages before it left and by the same budget. `--dry-run` prints what each stage may
 spend; every number of the budget is an option. `--only adopt` before the first run lets the trainings of denoiser and
 hypernetwork start from those that ship instead of from nothing. Several processes can share these two, which is faster
 than one with as many threads:
@@ -34,7 +35,7 @@ from hyperdreambooth.fitting.preoptimize import PreoptimizeConfig
 from hyperdreambooth.fitting.processes import Processes
 from hyperdreambooth.fitting.steps import Checkpoint, Run, steps
 from hyperdreambooth.hypernetwork.encoder import load_parameters
-from hyperdreambooth.hypernetwork.model import build_hypernetwork
+from hyperdreambooth.hypernetwork.model import HyperNetworkConfig, build_hypernetwork
 from hyperdreambooth.hypernetwork.training import RESULT_FILE, TrainConfig
 from hyperdreambooth.pipeline import HyperDreamBooth
 from recipes import denoiser, e4t, features, hyper, judges, vae
@@ -42,7 +43,7 @@ from recipes.budget import Budget
 from recipes.measures import own_scores
 from recipes.photographs import frame_photographs
 from recipes.pictures import joined, make_shards, random_photographs, random_portraits
-from recipes.shipping import SCORES_KEY, adopt, file_of, ship, ship_e4t
+from recipes.shipping import SCORES_KEY, adopt, file_of, ship, ship_e4t, ship_independent
 from recipes.workshop import WORLDS, Workshop, schedule
 
 ROOM = 8  # pixels by which a framed photograph is larger than a picture, so that it can be shifted
@@ -206,12 +207,24 @@ def fit_people(shop: Workshop) -> Iterator[str]:
 
 def train_hypernetwork(shop: Workshop) -> Iterator[str]:
     """The hypernetwork, by eq. 2."""
-    out = shop.cache / "hypernetwork"
+    yield from _train_by_equation_2(shop, "hypernetwork", shop.sizes.hypernetwork)
+
+
+def train_independent(shop: Workshop) -> Iterator[str]:
+    """The hypernetwork of an ablation, whose layers know nothing of each other, otherwise as the true one; it ships."""
+    yield from _train_by_equation_2(shop, "independent", replace(shop.sizes.hypernetwork, independent=True))
+    if shop.processes.main:
+        yield from ship_independent(shop)
+
+
+def _train_by_equation_2(shop: Workshop, name: str, sizes: HyperNetworkConfig) -> Iterator[str]:
+    """One hypernetwork into the folder of that name in the cache; from one that shipped, where that was adopted."""
+    out = shop.cache / name
     if (out / RESULT_FILE).exists():
         return
     booth = HyperDreamBooth(shop.trained_base())
-    network = build_hypernetwork(shop.sizes.hypernetwork, booth.space, booth.fingerprint, booth.base.name)
-    start = shop.weights("hypernetwork-start")
+    network = build_hypernetwork(sizes, booth.space, booth.fingerprint, booth.base.name)
+    start = shop.weights(f"{name}-start")
     if start.exists():
         load_parameters(network, load_tensors(start)[0], start)
     network.encoder.load(shop.weights("encoder"))
@@ -287,10 +300,10 @@ STAGES: dict[str, Callable[[Workshop], Iterator[str]]] = {
 }
 
 
-SHARED = ("denoiser", "hypernetwork")  # several processes may take the steps of these together
+SHARED = ("denoiser", "hypernetwork", "independent")  # several processes may take the steps of these together
 
-# Not part of the way from nothing: asked for by name, before the others.
-BY_NAME: dict[str, Callable[[Workshop], Iterator[str]]] = {"adopt": adopt}
+# Not part of the way from nothing: asked for by name, adopt before the others, independent behind them.
+BY_NAME: dict[str, Callable[[Workshop], Iterator[str]]] = {"adopt": adopt, "independent": train_independent}
 
 
 def run(shop: Workshop, stages: Sequence[str] = tuple(STAGES)) -> Iterator[str]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from hyperdreambooth.base.loading import load_base
 from hyperdreambooth.base.model import Base
-from hyperdreambooth.embedded import BASE, DEMO_PHOTO, E4T_NETWORK, FOLDER, HYPERNETWORK, JUDGES
+from hyperdreambooth.embedded import BASE, DEMO_PHOTO, E4T_NETWORK, FOLDER, HYPERNETWORK, INDEPENDENT_NETWORK, JUDGES
 from hyperdreambooth.errors import WrongBase, WrongSpace
 from hyperdreambooth.evaluation.features import ImageText, SelfSupervised
 from hyperdreambooth.evaluation.judges import AttributeReader, Judge, Recogniser, SceneClassifier
@@ -186,6 +186,24 @@ def ship_e4t(shop: Workshop) -> Iterator[str]:
         _seconds(shop, "e4t"),
     ).write(file.parent)
     yield "what E4T learnt beforehand"
+
+
+def ship_independent(shop: Workshop) -> Iterator[str]:
+    """The hypernetwork with independent layers, and its card, where it is not there already."""
+    trained, file = shop.cache / "independent", shop.out / INDEPENDENT_NETWORK.relative_to(FOLDER)
+    if file.exists() and file.stat().st_mtime >= (trained / RESULT_FILE).stat().st_mtime:
+        return
+    base = shop.trained_base()
+    HyperNetwork.load(trained / RESULT_FILE, space_of(base), base.fingerprint, base.name).save(file)
+    curve = hyper.last_of_curve(trained)
+    Card(
+        "A hypernetwork with independent layers, an ablation",
+        "As the hypernetwork, but that no layer's numbers are predicted with a look at another's (as in HyperStyle).",
+        _data(shop),
+        _seconds(shop, "encoder") | {f"hypernetwork, {phase}": line["seconds"] for phase, line in curve.items()},
+        scores={"people it never saw, at the end": curve["both"]["held_out"]},
+    ).write(file.parent)
+    yield "the hypernetwork with independent layers"
 
 
 def _data(shop: Workshop) -> list[str]:

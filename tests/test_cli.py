@@ -127,7 +127,7 @@ def test_people_of_other_methods_are_made_inspected_and_drawn(
 
 
 def test_evaluate_and_report(hdb: Hdb, tmp_path: Path, quick_sampling: None) -> None:
-    run, methods = tmp_path / "run", "hyperdreambooth,no-hyper@3,textual-inversion@2"
+    run, methods = tmp_path / "run", "hyperdreambooth,no-hyper,textual-inversion@2"
     command = ("evaluate", "portraits:15000-15002", "-o", run, "--base", hdb.base, "--methods", methods, "--people", 2)
     got = hdb.json(*command)
     assert (got["people"], got["made"]) == (3, 6)
@@ -136,8 +136,9 @@ def test_evaluate_and_report(hdb: Hdb, tmp_path: Path, quick_sampling: None) -> 
     told = hdb.json("report", run)
     assert told["methods"] == 3 and told["bytes"] > 10_000
     text, page = ((run / "report" / name).read_text() for name in ("results.md", "results.html"))
-    for words in ("3 portraits, 8 prompts, 3 methods, 78 pictures", "chance 33.3%", "*0.655*", "no-hyper@3", "5,000"):
-        assert (words in text) == (words != "5,000")
+    for words in ("3 portraits, 8 prompts, 3 methods, 78 pictures", "chance 33.3%", "*0.655*"):
+        assert words in text
+    assert "textual-inversion@2" not in text and "5,000" not in text  # a point of a curve is no row of a table
     assert 'src="data:image/png' in page and '.png"' not in page and "<table>" in page
     assert {path.name for path in (run / "report").iterdir()} >= {"time.png", "bytes.png", "sheet-1.jpg"}
 

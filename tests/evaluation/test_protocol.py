@@ -11,9 +11,10 @@ import torch
 
 from hyperdreambooth.baselines.dreambooth import DreamBooth
 from hyperdreambooth.baselines.e4t import E4T
-from hyperdreambooth.baselines.methods import METHODS, OURS, TABLES, LiDB, costly, method_of
+from hyperdreambooth.baselines.methods import CURVE, METHODS, OURS, TABLES, LiDB, costly, method_of
 from hyperdreambooth.baselines.textual_inversion import TextualInversion
 from hyperdreambooth.baselines.work import Method
+from hyperdreambooth.cli import evaluating
 from hyperdreambooth.errors import UserError
 from hyperdreambooth.evaluation import protocol
 from hyperdreambooth.evaluation.prompts import NOBODY, PLAIN, PROMPTS, SETS, EvaluationSet
@@ -198,6 +199,19 @@ def test_photographs_called_as_portraits_are_refused() -> None:
     check_photographs(["portrait-1", "portrait-x"])
     with pytest.raises(UserError, match="called as synthetic people"):
         check_photographs(["portrait-1", "portrait-2"])
+
+
+def test_the_points_of_curves_are_drawn_where_they_are_asked_for(
+    base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert {"no-hyper@5", "no-hyper@80", "base"} <= set(CURVE["no-hyper"])
+    monkeypatch.setitem(CURVE, "no-hyper", ("base", "no-hyper@1"))
+    monkeypatch.setitem(METHODS, "no-hyper", METHODS["no-hyper"].with_steps(3))
+    what = {"methods": "no-hyper@2,no-hyper", "count": 1, "base": str(base_folder)}
+    for curve, more in ((False, {}), (True, {"base": 0, "no-hyper@1": 1})):
+        evaluating.evaluate(tmp_path, "portraits:15000-15000", curve=curve, **what)
+        made = {one.method: one.iterations for one in RunFolder(tmp_path).people()}
+        assert made == {"no-hyper@2": 2, "no-hyper": 3} | more
 
 
 def test_a_foreign_line_is_named(tmp_path: Path) -> None:

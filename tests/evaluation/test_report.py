@@ -8,14 +8,17 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import torch
 
 from hyperdreambooth.cli import evaluating
 from hyperdreambooth.errors import UserError
 from hyperdreambooth.evaluation.encoders import Panel
 from hyperdreambooth.evaluation.prompts import PLAIN
 from hyperdreambooth.evaluation.records import RunFolder
-from hyperdreambooth.evaluation.report import check_report, write_report
+from hyperdreambooth.evaluation.report import Part, check_report, write_report
 from hyperdreambooth.evaluation.scores import BASE_METHOD, CELLS, TRUE, Scoring
+from hyperdreambooth.evaluation.study import make_study
+from hyperdreambooth.evaluation.study_scores import Answers
 from hyperdreambooth.evaluation.tables import SHARES
 from tests.evaluation.test_scores import OURS, PHOTOGRAPHS, PORTRAITS, REFERENCES, add, begin, panel, whole
 
@@ -53,7 +56,7 @@ def test_the_tables_hold_the_scores(tmp_path: Path) -> None:
     scoring = Scoring(run, panel())
     scores = {one.method: one for one in scoring.all()}
     folder = tmp_path / "report"
-    written = write_report(scoring, list(scores.values()), folder)
+    written = write_report([Part(scoring, list(scores.values()))], folder)
     assert written == sum(path.stat().st_size for path in folder.iterdir())
     text = (folder / "results.md").read_text()
     assert "3 portraits, 3 prompts, 5 methods, 84 pictures; base b, hypernetwork h." in text
@@ -65,6 +68,7 @@ def test_the_tables_hold_the_scores(tmp_path: Path) -> None:
             mean = float(scores[name].cells[measure].nanmean(dim=1).mean())
             assert said.startswith(f"{mean:.0%}<" if measure in SHARES else f"{mean:.3f}<")
     assert BASE_METHOD not in {line.split("|")[1].strip() for line in text.splitlines() if line.startswith("|")}
+    assert "| dreambooth |" in text and "| dreambooth@10 |" not in text
     gaps = row(text, "k-1", "## Ours against each")
     gap = float((scores[OURS].cells["face"][:2] - scores["k-1"].cells["face"]).mean())
     assert f"{gap:+.3f}" in gaps[0]
@@ -81,19 +85,68 @@ def test_the_page_holds_everything_whatever_people_are_called(tmp_path: Path) ->
     half["ann"][PLAIN].pop()
     add(run, "k-1", half)
     scoring, folder, title = Scoring(run, panel()), tmp_path / "report", "<script>Zoë</script> & *all*"
-    write_report(scoring, list(scoring.all()), folder, title)
+    write_report([Part(scoring, list(scoring.all()))], folder, title)
     files = {path.name for path in folder.iterdir()}
-    assert files == {"results.md", "results.html", "time.png", "bytes.png", "sheet-1.jpg", "sheet-2.jpg"}
+    assert files == {"results.md", "results.html", "time.png", "bytes.png", "gallery.jpg", "sheet-1.jpg", "sheet-2.jpg"}
     text, page = ((folder / name).read_text() for name in ("results.md", "results.html"))
     assert set(re.findall(r"!\[.*\]\((.*)\)", text)) == files - {"results.md", "results.html"}
     assert text.count("Of photographs") == 1 and "3 photographs, 3 prompts" in text
     assert "Not complete, and scored as far as it goes: k-1 lacks pictures of 1 of 3 people." in text
     shown = Sources(page)
-    assert len(shown.pictures) == 4 and all(source.startswith("data:image/") for source in shown.pictures)
+    assert len(shown.pictures) == 5 and all(source.startswith("data:image/") for source in shown.pictures)
     assert shown.links == [] and "script" not in shown.tags
-    assert shown.alts[2:] == list(PHOTOGRAPHS[:2])
+    assert shown.alts[3:] == [f"{name} by every method" for name in PHOTOGRAPHS[:2]]
     assert "<title>&lt;script&gt;Zoë&lt;/script&gt; &amp; *all*</title>" in page
     assert "<h1>&lt;script&gt;Zoë&lt;/script&gt; &amp; *all*</h1>" in page
+
+
+def test_photographs_are_told_behind_the_portraits_on_the_same_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = {"Portraits": begin(tmp_path / "a"), "Photographs": begin(tmp_path / "b", PHOTOGRAPHS)}
+    for seed, (run, names) in enumerate(zip(runs.values(), (PORTRAITS, PHOTOGRAPHS), strict=True)):
+        for method in (OURS, "k-1", "no-hyper", BASE_METHOD):
+            add(run, method, whole(10 * seed + len(method), names))
+    monkeypatch.setattr(Panel, "load", panel)
+    first, second = runs.values()
+    folder = tmp_path / "report"
+    evaluating.report(first.path, folder, photographs=second.path, as_json=True)
+    capsys.readouterr()
+    text, page = ((folder / name).read_text() for name in ("results.md", "results.html"))
+    portraits, _, photographs = text.partition("## Photographs")
+    for heading, part in (("Portraits", portraits), ("Photographs", photographs)):
+        evaluating.report(runs[heading].path, tmp_path / heading)  # alone, whose figures are the same
+        alone = (tmp_path / heading / "results.md").read_text()
+        tables = [line for line in alone.splitlines() if line.startswith("|")]
+        assert len(tables) > 10 and tables == [line for line in part.splitlines() if line.startswith("|")]
+        assert "#### Table 3" in part and f"3 {heading.lower()}, 3 prompts" in part
+    assert text.index("## Portraits") < text.index("### What it takes") < text.index("## Photographs")
+    pictures = {path.name for path in folder.iterdir()} - {"results.md", "results.html"}
+    names = {"time.png", "bytes.png", "gallery.jpg", "stages.jpg", "sheet-1.jpg", "sheet-2.jpg"}
+    assert pictures == names | {f"photographs-{name}" for name in names}
+    assert set(re.findall(r"!\[.*\]\((.*)\)", text)) == pictures and len(Sources(page).pictures) == len(pictures)
+    with pytest.raises(UserError, match=r"holds synthetic people .*, expected photographs"):
+        evaluating.report(second.path, tmp_path / "other", photographs=first.path)
+    with pytest.raises(UserError, match=r"cannot read .*key\.json"):
+        evaluating.report(first.path, tmp_path / "other", studies=[tmp_path])
+
+
+def test_a_study_of_the_run_stands_behind_its_tables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, generator: torch.Generator
+) -> None:
+    run, folder = begin(tmp_path / "run"), tmp_path / "study"
+    for seed, method in enumerate((OURS, "dreambooth")):
+        add(run, method, whole(seed))
+    study = make_study(run, OURS, "dreambooth", "identity", 3, 6, generator)
+    folder.mkdir()
+    (folder / "key.json").write_text(study.to_json())
+    ours = {one.id: "left" if one.left == OURS else "right" for one in study.questions}
+    (folder / "ann.json").write_text(Answers(study.id, "ann", ours).to_json())
+    monkeypatch.setattr(Panel, "load", panel)
+    evaluating.report(run.path, studies=[folder])
+    text, page = ((run.path / "report" / name).read_text() for name in ("results.md", "results.html"))
+    assert row(text, f"{OURS} against dreambooth", "## User studies")[:4] == ["people", "100.0%", "0.0%", "0.0%"]
+    assert f"<td>{OURS} against dreambooth</td>" in page and "64.8 %" in page
 
 
 def test_what_keeps_a_report_from_being_written_is_found_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from hyperdreambooth.baselines.methods import OURS
+from hyperdreambooth.baselines.methods import METHODS, OURS, begins_bare, family_of, method_of, with_curves
 from hyperdreambooth.evaluation import tables
+from hyperdreambooth.evaluation.curves import curves, named
 from hyperdreambooth.evaluation.scores import BASE_METHOD, CELLS, TRUE, Scores
 from hyperdreambooth.evaluation.tables import PAPER, at_equal_likeness, costs, paired, reached
 
@@ -20,7 +21,8 @@ def scores(name: str, value: float, people: int = 4, seconds: float = 2.0, toget
     values = value + torch.linspace(-0.01, 0.01, people, dtype=torch.float64)
     cells = torch.stack([values - 0.1, values + 0.1], dim=1)  # (P, Q)
     once = {"diversity": values, "drift": values}
-    costs = (0.9, 40, 80, seconds, together, 1000)
+    steps = float(name.partition("@")[2] or 40)
+    costs = (0.9, steps, 80, seconds, together, 1000)
     return Scores(name, torch.arange(people), dict.fromkeys(CELLS, cells), once, *costs)
 
 
@@ -34,6 +36,7 @@ def test_a_curve_meets_a_target_between_two_points() -> None:
     assert reached(curve, 0.4) == pytest.approx(math.sqrt(10))  # half of the way, in the logarithm
     assert reached(curve, 0.6) == pytest.approx(10.0)
     assert reached(curve, 0.1) == 1.0 and reached(curve, 0.61) is None
+    assert reached([(0.0, 0.0), (8.0, 0.4)], 0.1) == pytest.approx(2.0)  # a quarter of the way, in the time
 
 
 def run_of(*several: Scores) -> dict[str, Scores]:
@@ -56,6 +59,45 @@ def test_speed_at_equal_likeness_is_said_of_methods_with_a_curve() -> None:
     at_once = run | run_of(scores("lora@10", 0.5, seconds=1))
     assert "| lora | 4 | 0.400 | at most 1.0 s | at most 0.5 x |" in "\n".join(at_equal_likeness(at_once))
     assert list(at_equal_likeness({OURS: ours})) == []
+
+
+def test_dreambooths_curve_is_of_all_its_rates_and_begins_with_the_bare_base() -> None:
+    run = run_of(
+        scores(BASE_METHOD, 0.1, seconds=0.01, together=20),
+        scores(OURS, 0.4),
+        replace(scores("only-hyper", 0.2, seconds=0.1), iterations=0.0),
+        replace(scores("dreambooth", 0.5, seconds=90), iterations=1200.0),
+        scores("dreambooth-agg-2", 0.3, seconds=4.2),
+        scores("dreambooth@40", 0.11, seconds=4.0),
+        scores("dreambooth-agg-2@160", 0.25, seconds=16),  # too fast for so long
+        replace(scores("dreambooth-agg-1", 0.45, seconds=40), iterations=400.0),
+    )
+    found = curves(run)
+    assert list(found) == [OURS, "dreambooth"]
+    assert [one.method for one in found[OURS]] == ["only-hyper", OURS]
+    told = [(one.method, one.seconds) for one in found["dreambooth"]]
+    names = [BASE_METHOD, "dreambooth-agg-2", "dreambooth-agg-2@160", "dreambooth-agg-1", "dreambooth"]
+    assert told == list(zip(names, (0.0, 4.2, 16, 40, 90), strict=True))
+    # 0.4 is two thirds of the way from the best that was had at 16 s, which is 0.3 and not 0.25, to 0.45 at 40 s.
+    seconds = 16 * (40 / 16) ** ((0.4 - 0.3) / (0.45 - 0.3))
+    text = "\n".join(at_equal_likeness(run))
+    assert f"| dreambooth | 4 | 0.400 | {seconds:,.1f} s | {seconds / 2:,.1f} x |" in text
+    low = "\n".join(at_equal_likeness(run | run_of(scores(OURS, 0.2))))  # half of the way from the base to 0.3 at 4.2 s
+    assert "| dreambooth | 4 | 0.200 | 2.1 s |" in low
+    assert set(named(run)) == {BASE_METHOD, OURS, "only-hyper", "dreambooth", "dreambooth-agg-2", "dreambooth-agg-1"}
+
+
+def test_the_points_of_a_curve_are_methods_of_its_family() -> None:
+    points = with_curves(METHODS)
+    assert len(set(points)) == len(points) and points[: len(METHODS)] == tuple(METHODS)
+    assert {f"{OURS}@{steps}" for steps in (5, 10, 20, 80)} <= set(with_curves([OURS]))
+    for name in METHODS:
+        for point in with_curves([name])[1:]:
+            assert family_of(point) == name or (point == BASE_METHOD and begins_bare(name))
+            assert method_of(point).iterations == int(point.partition("@")[2] or METHODS[point].iterations)
+    bare = {name for name in METHODS if begins_bare(name)}
+    assert {"dreambooth", "no-hyper", "lora-dreambooth", "lidb-dreambooth", "textual-inversion"} <= bare
+    assert not bare & {OURS, "only-hyper", "k-1", "e4t", BASE_METHOD}
 
 
 def test_the_target_is_ours_on_the_people_and_prompts_of_the_curve() -> None:

@@ -67,6 +67,37 @@ def test_rounds_unroll_equation_3(world) -> None:
     assert torch.equal(network(shown), network(shown, 3))
 
 
+@pytest.mark.parametrize("independent", [True, False])
+def test_a_site_moves_others_unless_they_are_independent(world, independent: bool) -> None:
+    """Its numbers are read otherwise from the second round on: of the others, only those that look at it move."""
+    config, shown, site = replace(PRESETS["tiny"], independent=independent), pictures(2), 3
+    network = awake(build_hypernetwork(config, world.space, world.base.fingerprint))
+    before = network(shown)  # (N, S, 1, a + b)
+    with torch.no_grad():
+        network.gain[site] += 5.0
+    moved = (network(shown) - before).abs().amax(dim=(0, 2, 3)) > 0  # (S,)
+    assert moved[site] and moved.sum() == (1 if independent else len(moved))
+    features = network.encoder(shown)
+    features[:, 1:] = features[:, 1:].flip(0)  # the other's patches, beside the own whole face that each token holds
+    assert (network.decode(features) - network(shown)).abs().amax(dim=(2, 3)).min() > 1e-4  # all see the face
+
+
+def test_independent_layers_have_the_same_parameters_but_for_the_positions(world, tmp_path: Path) -> None:
+    config = replace(PRESETS["tiny"], independent=True)
+    network, usual = awake(build_hypernetwork(config, world.space, world.base.fingerprint)), world.network()
+    shapes = ({name: p.shape for name, p in one.named_parameters()} for one in (usual, network))
+    assert next(shapes) == {**next(shapes), "position": usual.position.shape}
+    path = tmp_path / "network.safetensors"
+    network.save(path, torch.float32)
+    loaded = HyperNetwork.load(path, world.space, world.base.fingerprint)
+    assert loaded.config == config
+    torch.testing.assert_close(loaded.predict(pictures(2)), network.predict(pictures(2)))
+    network(pictures(2)).square().sum().backward()
+    assert not [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()]
+    usual.save(path)  # as before there were such: earlier files load, and begun trainings go on
+    assert "independent" not in load_tensors(path)[1]["config"]
+
+
 def test_gradients_reach_everything_through_all_rounds(world) -> None:
     network = awake(world.network()).train()
     network(pictures(2)).square().sum().backward()

@@ -12,7 +12,8 @@ import torch
 from hyperdreambooth.base.build import PRESETS, build_base
 from hyperdreambooth.base.loading import load_base
 from hyperdreambooth.base.model import Base, fingerprint_of
-from hyperdreambooth.embedded import FOLDER, HYPERNETWORK
+from hyperdreambooth.baselines.methods import METHODS, LiDB
+from hyperdreambooth.embedded import FOLDER, HYPERNETWORK, INDEPENDENT_NETWORK
 from hyperdreambooth.errors import UserError
 from hyperdreambooth.evaluation.judges import AttributeReader, Recogniser, SceneClassifier
 from hyperdreambooth.files import load_tensors, save_tensors
@@ -55,6 +56,15 @@ def test_the_whole_recipe_makes_what_the_package_ships(shop: Workshop) -> None:
         assert "seeds 0 to 49" in card and "licence and consent are those of their folder" in card
         assert "## Recipe" in card and " s\n" in card
     assert "portraits, neon" in (shop.out / "judges/README.md").read_text()
+    # An ablation beside it, which is asked for by name.
+    assert "  the hypernetwork with independent layers" in list(run(shop, ["independent"]))
+    ablation = METHODS["independent-layers"]
+    assert isinstance(ablation, LiDB)
+    ablation = replace(ablation, own=shop.out / INDEPENDENT_NETWORK.relative_to(FOLDER)).with_steps(1)
+    work = ablation.personalizing(booth, [shop.out / "demo/reference.png"])
+    assert list(work) and work.predicted is not None
+    assert "seeds 0 to 49" in (shop.out / "independent/README.md").read_text()
+    assert list(run(shop, ["independent"])) == ["[bold]independent"]
     # Again: nothing is done twice.
     before = contents(shop.cache)
     stages = [name for name in STAGES if name != "ship"]

@@ -58,6 +58,9 @@ def evaluate(
         int | None, typer.Option("--people", min=1, help="Of these, the first so many.", show_default="the set's")
     ] = None,
     only: Annotated[Path | None, typer.Option(help="File of picture names, one a line, to take of a folder.")] = None,
+    curve: Annotated[
+        bool, typer.Option("--curve", help="Draw them after fewer and more steps too, for plots of likeness and time.")
+    ] = False,
     together: Annotated[
         int | None,
         typer.Option(min=1, help="People made at once; 1 times each alone.", show_default="what methods can"),
@@ -82,7 +85,7 @@ def evaluate(
         raise UserError(f"got --share {share} with --workers {workers}, expected one of them: workers take all shares")
     part, machine = _share(share), Machine(device, precision, low_memory)
     with Job(as_json) as job, crew_of(workers, cluster, device) as crew:
-        order = _Order(output, people, sets, methods, count, only, together, base, hypernetwork, machine)
+        order = _Order(output, people, sets, methods, curve, count, only, together, base, hypernetwork, machine)
         opened = order.open(job)
         evaluation = opened.evaluation(part, 0.0 if crew is None else _PATIENCE)
         if crew is None:
@@ -110,6 +113,7 @@ class _Order:
     people: str
     sets: str
     methods: str | None
+    curve: bool
     count: int | None
     only: Path | None
     together: int | None
@@ -119,10 +123,11 @@ class _Order:
 
     def open(self, job: Job) -> _Opened:
         """Check the order, then open all that it needs. Raises UserError."""
-        from hyperdreambooth.baselines.methods import TABLES, method_of
+        from hyperdreambooth.baselines.methods import TABLES, method_of, with_curves
         from hyperdreambooth.evaluation.prompts import set_of
 
-        chosen = {name: method_of(name) for name in (self.methods.split(",") if self.methods else TABLES)}
+        names = self.methods.split(",") if self.methods else TABLES
+        chosen = {name: method_of(name) for name in (with_curves(names) if self.curve else names)}
         size = set_of(self.sets)
         booth = load_booth(job, self.base, self.hypernetwork, self.machine)
         for method in chosen.values():
@@ -226,6 +231,15 @@ def report(
         Path | None,
         typer.Option(help="A run made with --together 1, of few people: its seconds stand for those of RUN."),
     ] = None,
+    photographs: Annotated[
+        Path | None, typer.Option(help="A run of photographs: all its tables, plots and sheets behind those of RUN.")
+    ] = None,
+    studies: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--study", metavar="FOLDER", help="A study's key.json and files of answers to it; may be repeated."
+        ),
+    ] = None,
     title: Annotated[str, typer.Option(help="Above everything.")] = "Results",
     as_json: JsonOption = False,
 ) -> None:
@@ -236,24 +250,30 @@ def report(
         from hyperdreambooth.evaluation.drawn import alone_seconds
         from hyperdreambooth.evaluation.encoders import Panel
         from hyperdreambooth.evaluation.records import RunFolder
-        from hyperdreambooth.evaluation.report import check_report, write_report
+        from hyperdreambooth.evaluation.report import Part, check_report, write_report
         from hyperdreambooth.evaluation.scores import Scoring
+        from hyperdreambooth.evaluation.study_tables import Answered
 
-        with job.phase(LOAD):
-            folder_of_run = RunFolder(run)
-            check_report(folder_of_run)  # before anything slow
-            alone = {} if times is None else alone_seconds(RunFolder(times), folder_of_run)
+        with job.phase(LOAD):  # what is wrong is found before anything slow
+            runs = {"": RunFolder(run)} | ({} if photographs is None else {"photographs-": RunFolder(photographs)})
+            for prefix, one in runs.items():
+                check_report(one, photographs=bool(prefix))
+            answered = [Answered.open(study) for study in studies or ()]
+            for answers in answered:
+                answers.check(list(runs.values()))
+            alone = {key: {} if times is None else alone_seconds(RunFolder(times), one) for key, one in runs.items()}
             panel = Panel.load()
             if encoders is not None:
                 from hyperdreambooth.evaluation.pretrained import load_pretrained
 
                 panel = replace(panel, encoders=load_pretrained(encoders))
         with job.phase("judge"):
-            scoring = Scoring(folder_of_run, panel, alone)
-            scores = list(scoring.all(job.report))
+            scorings = {prefix: Scoring(one, panel, alone[prefix]) for prefix, one in runs.items()}
+            parts = [Part(scoring, list(scoring.all(job.report)), prefix) for prefix, scoring in scorings.items()]
         with job.phase("write"):
-            bytes_written = write_report(scoring, scores, folder, title)
-        job.finish(report=str(folder / "results.html"), methods=len(scores) - 1, bytes=bytes_written)
+            bytes_written = write_report(parts, folder, title, answered)
+        methods = len(parts[0].scores) - 1
+        job.finish(report=str(folder / "results.html"), methods=methods, bytes=bytes_written)
 
 
 def _people(job: Job, people: str, size: int, only: Path | None, most: int) -> People:

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
 DRAW = "draw"
 DEFAULT_METHOD = "hyperdreambooth"
+_KNOWN = {"lora-dreambooth": ("rank",), "lora-dreambooth-rule": ("rank",)}  # what other methods take of its options
 
 
 class SavedPicture(TypedDict):
@@ -105,10 +106,12 @@ def personalize(
     """One photograph or several of a person to an identity file: predict, relax, fine-tune.
 
     Other methods, to compare with: no-hyper, only-hyper, k-1, fixed-rank,
-    in-attention, relaxed-lidb, relaxed-2, relaxed-8, relaxed-full, int8-file; dreambooth, dreambooth-agg-1,
-    dreambooth-agg-2, lora-dreambooth, lidb-dreambooth, textual-inversion,
-    e4t.
-    They know --steps; --noises, --relax and --rank are hyperdreambooth's.
+    in-attention, relaxed-lidb, relaxed-2, relaxed-4, relaxed-8, relaxed-full,
+    one-noise, int8-file, independent-layers (which needs a network of its own);
+    dreambooth, dreambooth-agg-1, dreambooth-agg-2, lora-dreambooth (all layers),
+    lora-dreambooth-rule (the paper's layers), lidb-dreambooth,
+    textual-inversion, e4t.
+    They know --steps, those of LoRA --rank; all else is hyperdreambooth's.
     """
     numbered = sheets_beside(output, len(photos))
     read = [*photos, Path(hypernetwork), *([] if detector is None else [detector])]
@@ -128,9 +131,11 @@ def _method(name: str, steps: int | None, ours: Mapping[str, Any]) -> Method:
 
     method, given = method_of(name), {key: value for key, value in ours.items() if value is not None}
     if given:
-        if name != OURS or not isinstance(method, LiDB):
-            options = ", ".join(f"--{key}" for key in given)
-            raise UserError(f"got {options} for --method {name}, expected them for {OURS} alone: leave them out")
+        known = ours.keys() if name == OURS else _KNOWN.get(name, ())
+        if (foreign := given.keys() - set(known)) or not isinstance(method, LiDB):
+            options = ", ".join(f"--{key}" for key in given if key in foreign)
+            others = f"{OURS} alone" if name not in _KNOWN else f"{OURS} alone, and --rank here"
+            raise UserError(f"got {options} for --method {name}, expected them for {others}: leave them out")
         method = replace(method, config=replace(method.config, **given))
     return method if steps is None else method.with_steps(steps)
 

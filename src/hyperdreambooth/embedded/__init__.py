@@ -5,6 +5,7 @@ from pathlib import Path
 FOLDER = Path(__file__).parent
 BASE = FOLDER / "base"
 HYPERNETWORK = FOLDER / "hypernetwork" / "hypernetwork.safetensors"
+INDEPENDENT_NETWORK = FOLDER / "independent" / "independent.safetensors"  # of an ablation; it need not be there
 E4T_NETWORK = FOLDER / "e4t" / "e4t.safetensors"
 JUDGES = FOLDER / "judges"
 DEMO_PHOTO = FOLDER / "demo" / "reference.png"

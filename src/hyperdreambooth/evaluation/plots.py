@@ -1,7 +1,8 @@
-"""Likeness against what it costs: one point per method, joined where a method was run with several numbers of steps."""
+"""Likeness against what it costs: a point per method, or a line where it was run with several numbers of steps."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from hyperdreambooth.baselines.methods import OURS
 from hyperdreambooth.errors import UserError
-from hyperdreambooth.evaluation.scores import MEASURES, TRUE, Scores, families
+from hyperdreambooth.evaluation.scores import MEASURES, Scores
 from hyperdreambooth.files import write_bytes
 
 SHOWN = ("identified", "clip_t")
@@ -30,25 +31,34 @@ _OTHERS = (
 _PAPER, _INK = "#faf9f6", "#26262a"
 
 
-def plot_costs(path: Path, scores: Mapping[str, Scores], cost: str, label: str) -> int:
+def plot_costs(path: Path, lines: Mapping[str, Sequence[Scores]], truth: Scores | None, cost: str, label: str) -> int:
     """Write a PNG of the measures in `SHOWN` against a cost (an attribute of `Scores`); returns its bytes.
 
     Seconds that several people shared are marked in the legend.
+
+    Args:
+        path: of the file.
+        lines: by name, the points to join, such as a method's curve; those whose cost nobody knows are left out.
+        truth: true pictures, a dotted line across, if they are there.
+        cost, label: what is to the right, and what stands under it.
 
     Raises:
         UserError: matplotlib, an extra, is not installed.
     """
     figure = _figure()(figsize=(11, 4.4), dpi=110, facecolor=_PAPER, layout="constrained")
+    known = {name: [one for one in several if getattr(one, cost) is not None] for name, several in lines.items()}
+    costs = [getattr(one, cost) for several in known.values() for one in several]
     for axes, measure in zip(figure.subplots(1, len(SHOWN)), SHOWN, strict=True):
-        for number, (name, several) in enumerate(families(scores).items()):
-            there = [one for one in several if getattr(one, cost)]  # the axis is logarithmic
-            points = sorted((getattr(one, cost), float(one.measures[measure].nanmean())) for one in there)
+        for number, (name, several) in enumerate(known.items()):
+            points = [(getattr(one, cost), float(one.measures[measure].nanmean())) for one in several]
             look = _OURS if name == OURS else {"color": _OTHERS[number % len(_OTHERS)], "markersize": 6}
-            said = name + (_shared(there) if cost == "seconds" else "")
-            axes.plot(*zip(*points, strict=True), label=said, marker="o", linewidth=1.2, **look)
-        if TRUE in scores:
-            axes.axhline(float(scores[TRUE].measures[measure].nanmean()), color=_INK, linestyle=":", linewidth=1)
-        axes.set(xscale="log", xlabel=label, ylabel=MEASURES[measure], facecolor=_PAPER)
+            said = name + (_shared(several) if cost == "seconds" else "")
+            if points:
+                axes.plot(*zip(*points, strict=True), label=said, marker="o", linewidth=1.2, **look)
+        if truth is not None:
+            axes.axhline(float(truth.measures[measure].nanmean()), color=_INK, linestyle=":", linewidth=1)
+        _set_axis(axes, costs)
+        axes.set(xlabel=label, ylabel=MEASURES[measure], facecolor=_PAPER)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.2)
     handles, labels = figure.axes[0].get_legend_handles_labels()
@@ -56,6 +66,18 @@ def plot_costs(path: Path, scores: Mapping[str, Scores], cost: str, label: str) 
     data = BytesIO()
     figure.savefig(data, format="png")
     return write_bytes(path, data.getvalue())
+
+
+def _set_axis(axes: Any, costs: Sequence[float]) -> None:
+    """A logarithmic axis; where something costs 0, half a decade to the left of the least of the others."""
+    above = [value for value in costs if value > 0]
+    if len(above) == len(costs) or not above:
+        axes.set_xscale("log")
+        return
+    axes.set_xscale("symlog", linthresh=min(above), linscale=0.5)
+    axes.set_xlim(-0.2 * min(above), 1.3 * max(above))
+    decades = range(math.ceil(math.log10(min(above))), math.floor(math.log10(max(above))) + 1)
+    axes.set_xticks([0, *(10.0**decade for decade in decades)])
 
 
 def _shared(several: Sequence[Scores]) -> str:

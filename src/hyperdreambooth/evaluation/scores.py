@@ -75,18 +75,6 @@ class Scores:
         return {**{name: metrics.over_prompts(cells) for name, cells in self.cells.items()}, **self.own}
 
 
-def families(scores: Mapping[str, Scores]) -> dict[str, list[Scores]]:
-    """Methods by their names, each with all its numbers of steps: "dreambooth", "dreambooth@40".
-
-    True pictures and the bare base are no methods.
-    """
-    found: dict[str, list[Scores]] = {}
-    for name, one in scores.items():
-        if name not in (TRUE, BASE_METHOD):
-            found.setdefault(name.partition("@")[0], []).append(one)
-    return found
-
-
 class _Looks(NamedTuple):
     """What the judges see in M pictures."""
 
@@ -197,7 +185,7 @@ class Scoring:
 
     def _has_truth(self, scene: Scene) -> bool:
         """Whether there are true pictures in a scene: of photographs, in styles alone."""
-        return self.subjects.seeds is not None or not _changes_more_than_style(scene)
+        return self.subjects.seeds is not None or not changes_more_than_style(scene)
 
     def _look(self, batches: Iterable[_Batch], seen: _Seen) -> _Looks:
         """All that is kept of pictures."""
@@ -272,7 +260,7 @@ class Scoring:
         asked = [self._scenes[row] for row in prompts.tolist()]
         free = torch.zeros(len(asked), dtype=torch.bool)
         if self.subjects.seeds is None:
-            free = torch.tensor([one.style == "plain" and _changes_more_than_style(one) for one in asked])
+            free = torch.tensor([one.style == "plain" and changes_more_than_style(one) for one in asked])
             asked = [Scene(style=scene.style) for scene in asked]
         read = self.panel.scenes.read(pictures)
         values = torch.tensor([scene_recognised([one], [scene]).share for one, scene in zip(read, asked, strict=True)])
@@ -299,5 +287,6 @@ def load_pictures(files: Sequence[Path]) -> Tensor:
     return torch.stack(pictures)
 
 
-def _changes_more_than_style(scene: Scene) -> bool:
+def changes_more_than_style(scene: Scene) -> bool:
+    """Whether a scene asks for more than a style: of photographs, nobody knows how that looks."""
     return bool(scene.domain or scene.context or scene.edit)

@@ -86,9 +86,14 @@ def portraits_of(seeds: Sequence[int], size: int) -> Subjects:
     return Subjects("portraits", draw(seeds, views, [Scene("portrait")] * len(seeds), size), tuple(seeds))
 
 
+def are_portraits(names: Sequence[str]) -> bool:
+    """Whether people are synthetic, by their names in a run: all "portrait-SEED"."""
+    return all(_PORTRAIT.fullmatch(name) for name in names)
+
+
 def check_photographs(names: Sequence[str]) -> None:
     """Raise UserError for photographs that a run would take for synthetic people, all called "portrait-SEED"."""
-    if names and all(_PORTRAIT.fullmatch(name) for name in names):
+    if names and are_portraits(names):
         raise UserError(
             f"got photographs that are all called as synthetic people are ({names[0]}, ...), expected other names: "
             "rename one, or ask for portraits:FIRST-LAST"

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
 
 from hyperdreambooth.baselines.methods import OURS
+from hyperdreambooth.evaluation.curves import curves
 from hyperdreambooth.evaluation.metrics import Mean, bootstrap, over_prompts
-from hyperdreambooth.evaluation.scores import BASE_METHOD, CELLS, MEASURES, TRUE, Scores, families
+from hyperdreambooth.evaluation.scores import BASE_METHOD, CELLS, MEASURES, TRUE, Scores
 
 # The paper's rows: Face Rec., DINO, CLIP-I, CLIP-T. Second-hand (from a transcription), and on other data.
 PAPER: Mapping[str, tuple[float, float, float, float]] = {
@@ -132,19 +133,19 @@ def costs(scores: Mapping[str, Scores]) -> Iterator[str]:
 def at_equal_likeness(scores: Mapping[str, Scores], measure: str = "face") -> Iterator[str]:
     """The seconds in which each method, run with several numbers of steps, reaches what ours measures at the end.
 
-    Ours is measured on the people and prompts that all points of the method's curve have, as the curve is. Between two
-    runs, likeness grows evenly with the logarithm of the time; nothing is said of methods with one run.
+    Ours is measured on the people and prompts that all points of the method's curve have, as the curve is. A method
+    has at any time the best that it has had by then. Between two runs, likeness grows evenly with the logarithm of the
+    time, from the bare base on with the time itself; nothing is said of methods that were fitted once.
     """
     ours, body = scores[OURS], []
-    for name, several in families(scores).items():
-        curve = sorted((one for one in several if one.seconds), key=lambda one: one.seconds or 0.0)
-        if name == OURS or len(curve) < 2 or not ours.seconds:
+    for name, curve in curves(scores).items():
+        if name == OURS or sum(bool(one.iterations) for one in curve) < 2 or not ours.seconds:
             continue
         values = on_common([ours, *curve], measure)  # (1 + S, P)
         target, *means = values.nanmean(dim=1).tolist()
         if not math.isnan(target):
             people = str(int((~values[0].isnan()).sum()))
-            body.append([name, people, f"{target:.3f}", *_reaches(curve, means, target, ours)])
+            body.append([name, people, f"{target:.3f}", *_reaches(curve, list(accumulate(means, max)), target, ours)])
     if body:
         own = f"ours: {ours.seconds:,.2f} s{_shared(ours)}"
         yield from rows(["", "people", f"{MEASURES[measure]} of ours", f"reached in ({own})", "times ours"], body)
@@ -152,30 +153,33 @@ def at_equal_likeness(scores: Mapping[str, Scores], measure: str = "face") -> It
 
 def _reaches(curve: Sequence[Scores], means: Sequence[float], target: float, ours: Scores) -> tuple[str, str]:
     """When a curve meets a target, in words, and in times of ours where the seconds can be compared."""
-    if not all(_alike(one, curve[0]) for one in curve):
+    fitted = [one for one in curve if one.iterations]  # the bare base has no time of its own
+    if not all(_alike(one, fitted[0]) for one in fitted):
         return "not comparable: not all points are of as many people at once", "-"
     points = [(float(one.seconds or 0), mean) for one, mean in zip(curve, means, strict=True)]
-    seconds, shared = reached(points, target), _shared(curve[0])
+    seconds, shared = reached(points, target), _shared(fitted[0])
     if seconds is None:
-        return f"not in {points[-1][0]:,.1f} s{shared} (at best {max(means):.3f})", ""
+        return f"not in {points[-1][0]:,.1f} s{shared} (at best {means[-1]:.3f})", ""
     most = "at most " if means[0] >= target else ""
     return (
         f"{most}{seconds:,.1f} s{shared}",
-        f"{most}{_times(seconds, ours.seconds)}" if _alike(curve[0], ours) else "-",
+        f"{most}{_times(seconds, ours.seconds)}" if _alike(fitted[0], ours) else "-",
     )
 
 
 def reached(points: Sequence[tuple[float, float]], target: float) -> float | None:
-    """Where a curve of (seconds > 0, value), in the order of the seconds, first meets the target; None if it does not.
+    """Where a curve of (seconds, value), in the order of the seconds, first meets the target; None if it does not.
 
-    Between two points the value is linear in the logarithm of the seconds; before the first it is not known, so that
-    a curve that begins above the target meets it at its first point.
+    Between two points the value is linear in the logarithm of the seconds, behind 0 seconds in the seconds; before the
+    first point it is not known, so that a curve that begins above the target meets it there.
     """
     if points[0][1] >= target:
         return points[0][0]
     for (before, low), (after, high) in pairwise(points):
         if low < target <= high:
             share = (target - low) / (high - low)
+            if before == 0:
+                return share * after
             return float(math.exp(math.log(before) * (1 - share) + math.log(after) * share))
     return None
 

@@ -186,8 +186,9 @@ def _begin(
     """What stays frozen, (N, S, R, a + b) or None, and what is trained, (N, S, R, a + b) or (N, size)."""
     rule, rank = space.rule, config.rank_in(space)
     if config.relax == "lora":
-        frozen = _for_all(space.start(), people) if prediction is None else prediction
-        return space.fill(frozen), _for_all(_layout(space, config).start(config.objective.seed), people)
+        own = rule if config.where == "rule" else space  # what has no factors in other layers has no zeros there either
+        frozen = _for_all(own.start(), people) if prediction is None else prediction
+        return own.fill(frozen), _for_all(_layout(space, config).start(config.objective.seed), people)
     if config.relax == "none":
         return None, prediction if prediction is not None else _for_all(space.start(), people)
     if not _in_blocks(space, config):
@@ -228,7 +229,8 @@ def _compose(
     if config.relax == "lora":
         assert frozen is not None  # by _begin
         places, ranks = _places(space, config), config.rank_in(space)
-        before, behind = space.sites[: places.start], space.sites[places.stop :]
+        sites = space.of(frozen).sites
+        before, behind = sites[: places.start], sites[places.stop :]
         return frozen, F.pad(fresh, (LoRALayout(before, ranks).size, LoRALayout(behind, ranks).size))
     if frozen is None:
         return fresh, None

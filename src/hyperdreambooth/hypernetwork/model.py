@@ -42,6 +42,13 @@ class HyperNetworkConfig:
     heads: int = 6
     rounds: int = 3  # s
     blocks: bool = True  # whether it speaks of the residual blocks' layers too, behind those of the 192-layer rule
+    independent: bool = False  # whether no layer knows of another (an ablation, after HyperStyle): see `HyperNetwork`
+
+    @property
+    def values(self) -> dict[str, object]:
+        """As a file or a plan keeps them: what earlier ones do not know is there only where it is another."""
+        values = asdict(self)
+        return values if self.independent else {name: values[name] for name in values if name != "independent"}
 
 
 PRESETS = {
@@ -83,6 +90,11 @@ class SiteLinear(nn.Module):
 class HyperNetwork(nn.Module):
     """Encoder and iterative decoder, with the space and the base that the numbers are for.
 
+    With independent layers there is no position, and a site's token attends to the face and to itself alone, the face
+    to itself: as in HyperStyle (arXiv 2111.15666), where each layer's refinement block reads the features of the face
+    and nothing of other layers. All else is the same, the parameters too but for the positions; a site is told from
+    another by its own part of the head.
+
     Args:
         config: the sizes.
         space: the weight space of the numbers; S sites of a + b numbers.
@@ -112,7 +124,8 @@ class HyperNetwork(nn.Module):
         sites = len(space.sites)
         self.encoder = build_encoder(config.encoder) if encoder is None else encoder
         self.project = nn.Linear(self.encoder.width, config.hidden)
-        self.position = nn.Parameter(torch.randn(sites, config.hidden) * 0.02)  # which site, in order of execution
+        position = torch.randn(sites, config.hidden) * 0.02  # which site, in order of execution
+        self.position = None if config.independent else nn.Parameter(position)
         self.decoder = blocks(config.hidden, config.heads, config.layers)
         self.norm = nn.LayerNorm(config.hidden)
         self.head = SiteLinear(sites, config.hidden, space.width, std=1e-3)  # small: training begins at the mean person
@@ -143,8 +156,15 @@ class HyperNetwork(nn.Module):
         is the same for everybody, was learnt late.
         """
         read = self.gain * torch.einsum("nso,sio->nsi", theta, self.head.weight)  # (N, S, hidden)
-        tokens = self.position + read + face[:, :1]  # (N, S, hidden)
-        sequence = self.decoder(torch.cat([face, tokens], dim=1))  # (N, F + S, hidden)
+        tokens = read + face[:, :1]  # (N, S, hidden)
+        mask = None
+        if self.position is None:
+            mask = _apart(face.shape[1], tokens.shape[1], face.device)
+        else:
+            tokens = self.position + tokens
+        sequence = torch.cat([face, tokens], dim=1)  # (N, F + S, hidden)
+        for block in self.decoder:
+            sequence = block(sequence, src_mask=mask)
         delta: Tensor = self.head(self.norm(sequence[:, face.shape[1] :]))  # (N, S, a + b)
         return delta
 
@@ -193,7 +213,7 @@ class HyperNetwork(nn.Module):
         }
         metadata = {
             "format": FORMAT,
-            "config": json.dumps(asdict(self.config)),
+            "config": json.dumps(self.config.values),
             "space": json.dumps(asdict(self.space.info)),
             "base": self.base,
             "base_name": self.base_name,
@@ -250,6 +270,13 @@ def build_hypernetwork(
 def random_hypernetwork(config: HyperNetworkConfig, space: LiDBSpace, base: str, base_name: str = "") -> HyperNetwork:
     """A hypernetwork of those sizes of which nothing is fetched, to be counted or timed: see `random_encoder`."""
     return HyperNetwork(config, _space_of(config, space), base, base_name, random_encoder(config.encoder))
+
+
+def _apart(faces: int, sites: int, device: torch.device) -> Tensor:
+    """(F + S, F + S), True where one token may not see another: all see the face, and a site itself beside it."""
+    hidden = ~torch.eye(faces + sites, dtype=torch.bool, device=device)
+    hidden[:, :faces] = False
+    return hidden
 
 
 def _space_of(config: HyperNetworkConfig, space: LiDBSpace) -> LiDBSpace:

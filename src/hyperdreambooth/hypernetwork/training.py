@@ -158,7 +158,7 @@ def _keep_plan(
         "format": _FORMAT,
         "base": network.base,
         "space": asdict(network.space.info),
-        "network": asdict(network.config),
+        "network": network.config.values,
         "config": asdict(config),
     }
     data = dict[str, Tensor]()

@@ -1,0 +1,45 @@
+"""What a plot joins, as matplotlib was told of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from matplotlib.figure import Figure
+
+from hyperdreambooth.baselines.methods import OURS
+from hyperdreambooth.evaluation import plots
+from hyperdreambooth.evaluation.curves import curves
+from hyperdreambooth.evaluation.scores import BASE_METHOD, TRUE
+from tests.evaluation.test_tables import run_of, scores
+
+
+def test_a_curve_begins_at_no_seconds_and_nothing_else_lies_left_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Any] = []
+
+    def figure(**settings: Any) -> Figure:
+        drawn.append(Figure(**settings))
+        return drawn[-1]
+
+    monkeypatch.setattr(plots, "_figure", lambda: figure)
+    run = run_of(
+        *(scores(BASE_METHOD, 0.1), scores(OURS, 0.6), scores(TRUE, 0.9)),
+        *(scores("no-hyper@10", 0.2, seconds=3), scores("no-hyper@80", 0.5, seconds=20, together=4)),
+    )
+    written = plots.plot_costs(tmp_path / "time.png", curves(run), run[TRUE], "seconds", "seconds per person")
+    assert written == (tmp_path / "time.png").stat().st_size
+    (shown,) = drawn
+    for axes in shown.axes:
+        ours, others, truth = axes.get_lines()
+        assert list(ours.get_xdata()) == [2.0] and list(truth.get_ydata()) == pytest.approx([0.9, 0.9])
+        assert list(others.get_xdata()) == [0.0, 3.0, 20.0] and list(others.get_ydata()) == pytest.approx(
+            [0.1, 0.2, 0.5]
+        )
+        assert others.get_label() == "no-hyper (1, 4 at once)"
+        left, right = axes.get_xlim()
+        assert -1 < left < 0 and right > 20 and min(axes.get_xticks()) == 0
+    plots.plot_costs(tmp_path / "bytes.png", {OURS: [run[OURS]]}, None, "bytes", "bytes per person")
+    assert {axes.get_xscale() for axes in drawn[1].axes} == {"log"}
