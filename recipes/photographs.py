@@ -6,21 +6,18 @@ wherever they lie; in a folder that holds no files of these names, everything tr
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from hyperdreambooth.errors import HyperDreamBoothError, UserError
-from hyperdreambooth.faces import crop_face, read_picture
+from hyperdreambooth.faces import crop_face, enough_for, in_order, read_picture
 from hyperdreambooth.files import load_tensors, save_tensors
 
 SPLITS = ("training", "tuning", "reporting")
@@ -70,16 +67,15 @@ def frame_photographs(folder: Path, cache: Path, size: int) -> Iterator[str]:
     if not files:
         raise UserError(f"{folder} holds no pictures, expected face photographs: give a folder of JPEG or PNG files")
     pictures, names, left_out = [], [], 0
-    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn"), initializer=_one_thread) as processes:
-        framed = processes.map(partial(_framed, size=size), files, chunksize=8)
-        for number, (file, picture) in enumerate(zip(files, framed, strict=True)):
-            if picture is not None:
-                pictures.append(torch.from_numpy(picture))  # (3, S, S)
-                names.append(file.relative_to(folder).as_posix())
-            else:
-                left_out += 1
-            if number % 100 == 99:
-                yield f"{number + 1} of {len(files)} photographs, {left_out} without a face"
+    framed = in_order(partial(_framed, size=size), files, enough_for(len(files)))
+    for number, (file, picture) in enumerate(zip(files, framed, strict=True)):
+        if picture is not None:
+            pictures.append(torch.from_numpy(picture))  # (3, S, S)
+            names.append(file.relative_to(folder).as_posix())
+        else:
+            left_out += 1
+        if number % 100 == 99:
+            yield f"{number + 1} of {len(files)} photographs, {left_out} without a face"
     if not pictures:
         raise UserError(f"{folder} holds {len(files)} pictures without a face, expected face photographs")
     save_tensors(cache, {"pictures": torch.stack(pictures)}, {"names": "\n".join(names)})
@@ -93,12 +89,6 @@ def _framed(file: Path, size: int) -> np.ndarray | None:
     except HyperDreamBoothError:
         return None
     return (crop.picture * 255).round().byte().numpy() if crop.found else None
-
-
-def _one_thread() -> None:
-    """The processes share the cores between them."""
-    torch.set_num_threads(1)
-    cv2.setNumThreads(1)
 
 
 def load_photographs(cache: Path) -> Photographs:

@@ -96,7 +96,7 @@ def test_a_dataset_by_its_column_of_people(tmp_path: Path, classes: bool) -> Non
     dataset(rows, "identity", classes).save_to_disk(tmp_path / "saved")
     where = f"dataset:{tmp_path / 'saved'}"
     assert names_of(where) == ["ann", "bea", "carl"]
-    people = read_people(where, 16, 1, lambda _: None)
+    people = read_people(where, 16, 2, lambda _: None)
     levels = (people.pictures[:, :, 0, 8, 8] * 255).round().int()  # whoever has one picture shows it twice
     assert people.names == ("ann", "bea", "carl") and levels.tolist() == [[10, 30], [20, 40], [50, 50]]
 
@@ -150,6 +150,8 @@ def test_those_who_are_asked_for(tmp_path: Path) -> None:
     assert read_people(str(tmp_path), 16, 1, lambda _: None, {"ann", "carl"}).names == ("ann", "carl")
     chosen = read_people(str(tmp_path), 16, 1, lambda _: None, {"2.png", "bea.png"})
     assert chosen.names == ("ann", "bea") and chosen.pictures.shape[1] == 1
+    levels = [read_people(str(tmp_path), 16, 1, lambda _: None, {"ann", "bea.png"}, most).pictures for most in (1, 2)]
+    assert [[round(float(own.mean()) * 255) for own in some] for some in levels] == [[0], [0, 20]]  # the first one each
     assert read_people("portraits:3-6", 16, 1, lambda _: None, {"portrait-5"}).names == ("portrait-5",)
     with pytest.raises(UserError, match="has no dora"):
         read_people(str(tmp_path), 16, 1, lambda _: None, {"ann", "dora"})

@@ -25,8 +25,8 @@ LAYERS = (
     ("faces", "portraits"),
     ("fitting",),
     ("identity",),  # from lidb alone: see below
-    ("tuned",),
-    ("hypernetwork", "drawing"),
+    ("tuned", "kept"),
+    ("hypernetwork", "drawing", "photographs"),
     ("people", "personalization"),
     ("pipeline",),
     ("baselines", "exchange", "footprint"),

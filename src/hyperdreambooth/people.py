@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import cycle, islice
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +13,24 @@ import torch
 from torch import Tensor
 
 from hyperdreambooth.base.model import Base
-from hyperdreambooth.errors import BadPicture, UserError, WrongBase, WrongSpace
-from hyperdreambooth.faces import crop_face, face_masks, read_encoded, read_picture
+from hyperdreambooth.errors import UserError, WrongBase, WrongSpace
+from hyperdreambooth.faces import cut_people, face_masks
 from hyperdreambooth.files import write_atomically
 from hyperdreambooth.fitting.fit import Pictures
 from hyperdreambooth.fitting.preoptimize import FittedPeople, load_people
-from hyperdreambooth.folders import Source, Sources, pictures_of_dataset, pictures_of_people
+from hyperdreambooth.folders import Sources, pictures_of_dataset, pictures_of_people
 from hyperdreambooth.hypernetwork.loss import People as TrainingPeople
+from hyperdreambooth.photographs import (
+    ENCODE,
+    READ,
+    Keeping,
+    OnProgress,
+    Photographed,
+    as_floats,
+    check_read,
+    encode_few,
+    reduced,
+)
 from hyperdreambooth.portraits.captions import Scene, caption
 from hyperdreambooth.portraits.person import ATTRIBUTES, Person
 from hyperdreambooth.portraits.renderer import render
@@ -31,7 +41,7 @@ from hyperdreambooth.sheet import save_png, to_image
 
 WHO_IS_WHO = "people.json"
 DATASET = "dataset:"
-READ, ENCODE, RENDER = "read people", "encode", "render"
+RENDER = "render"
 
 LOOKALIKE = "~"  # "x~1" is made of a picture of "x": they must not be divided between training and measuring
 
@@ -40,8 +50,6 @@ _HIGHEST_SEED = 2**32 - 1
 _AT_ONCE = 64  # pictures between two reports
 _HELD_OUT_SHARE = 16  # one in so many people is measured on, not trained on
 _FEWEST = 4  # people to train on and to measure on, two of each
-
-OnProgress = Callable[[Progress], None]
 
 
 @dataclass(frozen=True)
@@ -65,7 +73,7 @@ def read_people(
     Args:
         people: "portraits:0-999", the synthetic people of these seeds; a folder, see `folders`; or "dataset:NAME".
         size: side of the pictures in pixels.
-        views: V of the synthetic people, the same for everybody; of photographs, all are taken.
+        views: V of the synthetic people, the same for everybody; of photographs, no more than these are taken.
         only: who is taken, where not all are: people's names, or names of their photographs' files.
         most: how many people are taken, the first ones, where not all are.
 
@@ -75,7 +83,22 @@ def read_people(
     if (seeds := seeds_of(people)) is not None:
         asked = _chosen({f"portrait-{seed}": [] for seed in seeds}, people, only)
         return _portraits([seed for seed in seeds if f"portrait-{seed}" in asked][:most], size, views, progress)
-    return _photographs(_chosen(_sources(people), people, only), people, size, progress, most)
+    return _photographs(_chosen(_sources(people), people, only), people, size, views, progress, most)
+
+
+def find_people(
+    people: str, size: int, views: int, keeping: Keeping, progress: OnProgress, only: Collection[str] | None = None
+) -> People | Photographed:
+    """The people of `read_people`, of whom many may be photographed: faces are kept, and are not all in memory.
+
+    Synthetic people are drawn anew, as that takes less time than to look for them.
+
+    Raises:
+        UserError: as `read_people`; another process reads people into the same folder. DiskFull, WorkError.
+    """
+    if seeds_of(people) is not None:
+        return read_people(people, size, views, progress, only)
+    return Photographed(_chosen(_sources(people), people, only), people, size, views, keeping, progress)
 
 
 def seeds_of(people: str) -> range | None:
@@ -117,24 +140,22 @@ def _sources(people: str) -> Sources:
     return pictures_of_people(folder)
 
 
-def _photographs(sources: Sources, where: str, size: int, progress: OnProgress, most: int | None) -> People:
+def _photographs(sources: Sources, where: str, size: int, views: int, progress: OnProgress, most: int | None) -> People:
     """Whoever has fewer photographs than another shows them again, so that all have V."""
-    found: dict[str, list[Tensor]] = {}
-    tried = left_out = 0
-    for done, (name, pictures) in enumerate(sources.items()):
+    found = dict[str, Tensor]()
+    tried = there = 0
+    for done, (name, cut) in enumerate(cut_people(sources, size, views, processes=1)):
+        progress(Progress(READ, done, len(sources)))
+        for note in cut.notes:
+            log.warning("%s", note)
+        tried, there = tried + cut.tried, there + len(sources[name])
+        if len(cut.pictures):
+            found[name] = as_floats(cut.pictures)
         if len(found) == most:
             break
-        progress(Progress(READ, done, len(sources)))
-        faces = [face for picture in pictures if (face := _face(picture, size)) is not None]
-        tried, left_out = tried + len(pictures), left_out + len(pictures) - len(faces)
-        if faces:
-            found[name] = faces
-    if not found:
-        raise UserError(f"got {where} without a photograph, expected person/photo.jpg or photo.jpg inside it")
-    if left_out:
-        log.warning("%d of %d pictures were left out", left_out, tried)
-    views = max(len(faces) for faces in found.values())
-    return People(tuple(found), torch.stack([torch.stack([*islice(cycle(own), views)]) for own in found.values()]))
+    check_read(where, tried, sum(map(len, found.values())), there, views)
+    most_views = max(map(len, found.values()))
+    return People(tuple(found), torch.stack([own[torch.arange(most_views) % len(own)] for own in found.values()]))
 
 
 def _chosen(sources: Sources, folder: str, only: Collection[str] | None) -> Sources:
@@ -154,27 +175,16 @@ def _chosen(sources: Sources, folder: str, only: Collection[str] | None) -> Sour
     return chosen
 
 
-def _face(source: Source, size: int) -> Tensor | None:
-    """(3, size, size), or None for what is no picture: one of a thousand is no reason to stop."""
-    try:
-        picture = read_picture(source) if isinstance(source, Path) else read_encoded(source.fetch(), source.name)
-        crop = crop_face(picture, size)
-    except BadPicture as error:
-        log.warning("left out: %s", error)
-        return None
-    if crop.note is not None:
-        log.warning("%s: %s", source, crop.note)
-    return crop.picture
-
-
-@torch.no_grad()
-def encode_people(base: Base, people: People, progress: OnProgress = lambda _: None) -> Pictures:
-    """The people's latents under soft face masks, for fitting; a person's pictures pass the VAE at once."""
-    latents = list[Tensor]()
-    for own in people.pictures:
-        progress(Progress(ENCODE, len(latents), len(people.names)))
-        latents.append(base.encode_pictures(own).cpu())  # (V, C, h, w)
-    together = torch.stack(latents)  # (N, V, C, h, w)
+def encode_people(base: Base, people: People | Photographed, progress: OnProgress = lambda _: None) -> Pictures:
+    """The people's latents under soft face masks, for fitting."""
+    if isinstance(people, Photographed):
+        together = people.latents(base, progress)
+    else:
+        latents = list[Tensor]()
+        for own in people.pictures:
+            progress(Progress(ENCODE, len(latents), len(people.names)))
+            latents.append(encode_few(base, own))  # (V, C, h, w)
+        together = torch.stack(latents)  # (N, V, C, h, w)
     return Pictures(together, face_masks(together))
 
 
@@ -203,12 +213,27 @@ class Crowd:
 
 
 def encode_crowd(
-    base: Base, people: People, styles: Sequence[str] = (), progress: OnProgress = lambda _: None
+    base: Base,
+    people: People | Photographed,
+    styles: Sequence[str] = (),
+    progress: OnProgress = lambda _: None,
+    side: int | None = None,
 ) -> Crowd:
-    """Encode people's pictures, and with `styles`, which the base must know, one of each person in each of these."""
-    plain = encode_people(base, people, progress)
-    latents = torch.cat([plain.latents, *_in_styles(base, people, styles, progress)], dim=1)
-    pictures = (people.pictures * 255).round().byte()
+    """Encode people's pictures, and with `styles`, which the base must know, one of each person in each of these.
+
+    side: of the pictures that the crowd holds, at most; None keeps their own.
+    """
+    latents = encode_people(base, people, progress).latents
+    if isinstance(people, People):
+        whole = people.pictures  # (N, V, 3, S, S)
+        pictures = torch.stack([reduced((own * 255).round().byte(), side or own.shape[-1]) for own in whole])
+    elif styles:
+        whole = people.pictures()
+        pictures = torch.stack([reduced(own, side or own.shape[-1]) for own in whole])
+    else:
+        pictures = people.pictures(side)
+    if styles:
+        latents = torch.cat([latents, *_in_styles(base, whole, styles, progress)], dim=1)
     return Crowd(people.names, pictures, latents, face_masks(latents), prompts_of(styles, base.class_noun))
 
 
@@ -218,15 +243,19 @@ def prompts_of(styles: Sequence[str], class_noun: str) -> tuple[str, ...]:
 
 
 @torch.no_grad()
-def _in_styles(base: Base, people: People, styles: Sequence[str], progress: OnProgress) -> Iterator[Tensor]:
-    """For each style the latents (N, 1, C, h, w) of everybody under its filter, a person's pictures taking turns."""
-    count = len(people.names)
+def _in_styles(base: Base, pictures: Tensor, styles: Sequence[str], progress: OnProgress) -> Iterator[Tensor]:
+    """For each style the latents (N, 1, C, h, w) of everybody under its filter, a person's pictures taking turns.
+
+    pictures: (N, V, 3, S, S), uint8 or in [0, 1].
+    """
+    count = len(pictures)
     for number, style in enumerate(styles):
-        chosen = (torch.arange(count) + number) % people.pictures.shape[1]
+        chosen = (torch.arange(count) + number) % pictures.shape[1]
         parts = list[Tensor]()
         for rows in torch.arange(count).split(_AT_ONCE):
             progress(Progress(ENCODE, number * count + int(rows[0]), len(styles) * count))
-            parts.append(base.encode_pictures(stylize(people.pictures[rows, chosen[rows]], style)).cpu())
+            some = as_floats(pictures[rows, chosen[rows]])
+            parts.append(base.encode_pictures(stylize(some, style)).cpu())
         yield torch.cat(parts).unsqueeze(1)
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from hyperdreambooth.errors import UserError
-from hyperdreambooth.fitting.fit import Objective, Pictures
+from hyperdreambooth.fitting.fit import Pictures
 from hyperdreambooth.fitting.preoptimize import (
     PreoptimizeConfig,
     PreoptimizeReport,
@@ -86,8 +86,8 @@ def test_the_size_of_a_shard_does_not_matter(world: World, tmp_path: Path) -> No
 
 def test_a_folder_of_other_settings_is_refused(world: World, tmp_path: Path) -> None:
     everybody(world, tmp_path)
-    with pytest.raises(UserError, match="begun with another config,"):
-        everybody(world, tmp_path, replace(CONFIG, objective=Objective(seed=1)))
+    with pytest.raises(UserError, match=r"begun with another config \(objective seed 0, here 1\),"):
+        everybody(world, tmp_path, replace(CONFIG, objective=replace(CONFIG.objective, seed=1)))
     with pytest.raises(UserError, match="begun with another names and another latents,"):
         list(preoptimize(world.base, world.adapters, NAMES[:2], world.pictures(2), tmp_path, CONFIG))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 from hyperdreambooth.errors import UserError
 from hyperdreambooth.files import load_tensors
 from hyperdreambooth.fitting.processes import ALONE, Processes
+from tests.fitting.test_steps import CONFIGS, make_run
 
 ROOT = Path(__file__).parents[2]
 TOGETHER = """
@@ -80,6 +82,45 @@ def test_two_processes_train_as_one_does_and_only_one_writes(tmp_path: Path) -> 
     torch.testing.assert_close(first["loss"], alone["loss"], rtol=1e-5, atol=1e-6)
     left = {path.name for path in (tmp_path / "two").iterdir()}
     assert left - {"seen-1.safetensors"} == {path.name for path in (tmp_path / "one").iterdir()}
+
+
+RESTORED = """
+import os
+import sys
+from pathlib import Path
+sys.path[:0] = [{root!r}]
+from hyperdreambooth.errors import UserError
+from hyperdreambooth.fitting.processes import Processes
+from tests.fitting.test_steps import CONFIGS, make_run
+
+processes, folder = Processes.started(), Path({folder!r})
+try:
+    said = f"goes on after {{make_run(CONFIGS[0], folder / str(processes.index), processes=processes).step}}"
+except UserError as error:
+    said = str(error)
+(folder / f"said-{{processes.index}}").write_text(said)
+processes.wait()
+os._exit(0)  # torch's threads may abort a process that ends as others do
+"""
+
+
+@pytest.mark.parametrize("removed", [None, 0, 1])
+def test_processes_that_would_go_on_from_different_steps_all_say_so(removed: int | None, tmp_path: Path) -> None:
+    """Each on a disk of its own, as on two machines; one of the two checkpoints is lost."""
+    for index in range(2):
+        list(islice(make_run(CONFIGS[0], tmp_path / str(index)), 5))
+        if index == removed:
+            (tmp_path / str(index)).unlink()
+    script = tmp_path / "restore.py"
+    script.write_text(RESTORED.format(root=str(ROOT), folder=str(tmp_path)))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", str(script)]
+    done = subprocess.run(launch, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    said = [(tmp_path / f"said-{index}").read_text() for index in range(2)]
+    first = 0 if removed == 0 else 5
+    for index, words in enumerate(said):
+        apart = f"1 of 2 processes have another step to go on from in {tmp_path / str(index)} than the first, whose is"
+        assert words.startswith("goes on after 5" if removed is None else f"{apart} {first}: put the folder"), words
 
 
 def test_shares_make_up_the_batch_and_an_uneven_one_is_refused() -> None:

@@ -16,10 +16,13 @@ import torch
 from torch import Tensor
 
 from hyperdreambooth.errors import UserError, WorkError
+from hyperdreambooth.fitting.processes import ALONE, Processes
 from hyperdreambooth.fitting.steps import Checkpoint, FitConfig, Run, steps
 
 
-def make_run(config: FitConfig, checkpoint: Path | None = None, pause: float = 0.0) -> Run:
+def make_run(
+    config: FitConfig, checkpoint: Path | None = None, pause: float = 0.0, processes: Processes = ALONE
+) -> Run:
     """A noisy regression on two tensors: what it draws comes from a generator whose state travels along."""
     start = torch.Generator().manual_seed(1)
     weights = {
@@ -35,7 +38,7 @@ def make_run(config: FitConfig, checkpoint: Path | None = None, pause: float = 0
         return error.square().mean(), {"index": float(index)}
 
     kept = Checkpoint(checkpoint) if checkpoint is not None else None
-    return steps(weights, loss, config, checkpoint=kept, generators={"noise": noise}, samples=8)
+    return steps(weights, loss, config, checkpoint=kept, generators={"noise": noise}, samples=8, processes=processes)
 
 
 def state(run: Run) -> dict[str, Tensor]:

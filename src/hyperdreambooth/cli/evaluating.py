@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     from hyperdreambooth.cluster import Cluster
     from hyperdreambooth.evaluation.prompts import EvaluationSet
     from hyperdreambooth.evaluation.protocol import Evaluation, Share
-    from hyperdreambooth.people import OnProgress, People
+    from hyperdreambooth.people import People
+    from hyperdreambooth.photographs import OnProgress
     from hyperdreambooth.pipeline import HyperDreamBooth
 
 EVERYBODY = "portraits:15900-15999"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -28,17 +29,21 @@ from hyperdreambooth.cli.options import (
     whole_path,
 )
 from hyperdreambooth.errors import UserError
+from hyperdreambooth.files import locked
 from hyperdreambooth.folders import SPLITS, read_names, write_splits
 from hyperdreambooth.progress import Progress
 
 if TYPE_CHECKING:
     from hyperdreambooth.cluster import Cluster
     from hyperdreambooth.fitting.preoptimize import FitShard, PreoptimizeConfig, Schedule
+    from hyperdreambooth.fitting.processes import Processes
+    from hyperdreambooth.fitting.steps import FitConfig
     from hyperdreambooth.hypernetwork.model import HyperNetwork, HyperNetworkConfig
     from hyperdreambooth.hypernetwork.training import TrainConfig
     from hyperdreambooth.pipeline import HyperDreamBooth
 
 TRAIN, COUNT = "train", "count"
+_KEPT = "pictures"  # faces and latents of photographs, in the folder that a command writes
 
 PeopleArgument = Annotated[
     str,
@@ -59,7 +64,9 @@ BlocksOption = Annotated[
 OnlyOption = Annotated[
     Path | None, typer.Option(help="A file of names, one a line, such as hdb split writes.", show_default="everybody")
 ]
-ViewsOption = Annotated[int, typer.Option(min=1, help="Pictures of each synthetic person.")]
+ViewsOption = Annotated[
+    int, typer.Option(min=1, help="Pictures of each synthetic person; photographs of a person, at most.")
+]
 
 
 def portraits(
@@ -105,6 +112,12 @@ def preoptimize(
     only: OnlyOption = None,
     views: ViewsOption = 4,
     steps: Annotated[int | None, typer.Option(min=1, help="Of each fit.", show_default="the preset's")] = None,
+    shard: Annotated[
+        int | None, typer.Option(min=1, help="People fitted together: fewer take less memory.", show_default="32")
+    ] = None,
+    noises: Annotated[
+        int | None, typer.Option(min=1, help="Of each person in a step: fewer take less memory.", show_default="4")
+    ] = None,
     blocks: BlocksOption = True,
     workers: WorkersOption = None,
     cluster: ClusterOption = None,
@@ -120,13 +133,14 @@ def preoptimize(
         names = None if only is None else read_names(only)
         booth = load_booth(job, base, machine=machine)
         from hyperdreambooth.fitting import preoptimize as fitting
-        from hyperdreambooth.people import ENCODE, READ, encode_people, read_people
+        from hyperdreambooth.people import encode_people, find_people
+        from hyperdreambooth.photographs import ENCODE, READ, Keeping
 
-        config = fitting.PreoptimizeConfig(blocks=blocks)
-        config = replace(config, fit=replace(config.fit, steps=steps or config.fit.steps))
+        config = _fit_config(fitting.PreoptimizeConfig(blocks=blocks), steps, shard, noises)
         space = config.space(booth.adapters)
         with job.phase(READ):
-            chosen = read_people(people, booth.base.picture_size, views, job.report, names)
+            keeping = Keeping(output / _KEPT)
+            chosen = find_people(people, booth.base.picture_size, views, keeping, job.report, names)
         with job.phase(ENCODE):
             pictures = encode_people(booth.base, chosen, job.report)
         samples, total = 0, len(chosen.names)
@@ -146,6 +160,18 @@ def preoptimize(
             samples=samples,
             seed=config.objective.seed,
         )
+
+
+def _fit_config(
+    config: PreoptimizeConfig, steps: int | None, shard: int | None, noises: int | None
+) -> PreoptimizeConfig:
+    """The preset with what is asked for; None leaves a setting."""
+    return replace(
+        config,
+        fit=replace(config.fit, steps=steps or config.fit.steps),
+        objective=replace(config.objective, noises=noises or config.objective.noises),
+        shard=shard or config.shard,
+    )
 
 
 def _schedule(crew: Cluster, base: str, machine: Machine, config: PreoptimizeConfig) -> Schedule:
@@ -177,6 +203,19 @@ def train(
     preset: Annotated[Literal["embedded", "vit-h", "tiny"], typer.Option(help="Sizes of the network.")] = "embedded",
     views: ViewsOption = 4,
     steps: Annotated[int | None, typer.Option(min=1, help="Of each phase.", show_default="the preset's")] = None,
+    batch: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="People in a batch of both losses, and four times as many in one of the weight loss: fewer take less "
+            "memory.",
+            show_default="32",
+        ),
+    ] = None,
+    accumulate: Annotated[
+        int | None,
+        typer.Option(min=1, help="Batches whose gradients make up a step.", show_default="1"),
+    ] = None,
     styles: Annotated[
         bool, typer.Option("--styles", help="Learn everybody under the filters of all styles too; embedded base.")
     ] = False,
@@ -210,13 +249,16 @@ def train(
         booth = load_booth(job, base, machine=Machine(device, precision, low_memory))
         from hyperdreambooth.fitting.preoptimize import load_people
         from hyperdreambooth.hypernetwork import model, training
-        from hyperdreambooth.people import ENCODE, READ, encode_crowd, read_people, split_people
+        from hyperdreambooth.people import encode_crowd, find_people, split_people
+        from hyperdreambooth.photographs import ENCODE, READ, Keeping
         from hyperdreambooth.portraits.captions import STYLES
 
         fitted = None if dry_run and not weights.exists() else load_people(weights)  # costs may be asked for before
         blocks = fitted is None or fitted.space != asdict(booth.space.rule.info)  # it speaks of what they have
         sizes = replace(model.PRESETS[preset], blocks=blocks)
-        config = _train_config(training.TrainConfig(seed=seed, freeze_encoder=encoder is not None), steps)
+        config = _train_config(
+            training.TrainConfig(seed=seed, freeze_encoder=encoder is not None), steps, batch, accumulate
+        )
         facts = {
             "folder": str(output),
             "network": asdict(sizes),
@@ -235,21 +277,37 @@ def train(
             return
         network = _network(sizes, booth, seed, encoder)
         facts["parameters"] = sum(p.numel() for p in network.parameters())
-        with job.phase(READ):
-            chosen = read_people(people, booth.base.picture_size, views, job.report, names)
-        with job.phase(ENCODE):
-            crowd = encode_crowd(booth.base, chosen, STYLES[1:] if styles else (), job.report)
-        worlds, held_out = split_people(booth.base, crowd, weights)
         samples, phases = 0, config.phases()
-        with job.phase(TRAIN):
-            for report in training.train(
-                network.to(booth.base.device), booth.base, booth.adapters, worlds, held_out, output, config, processes
-            ):
-                samples = report.step.samples
-                done = list(phases).index(report.phase) + report.step.progress
-                job.report(Progress(TRAIN, round(1000 * done / len(phases)), 1000, report.step.loss))
+        with _alone_in(output, processes):
+            keeping = Keeping(output / _KEPT, (weights / _KEPT,), processes)
+            with job.phase(READ):
+                chosen = find_people(people, booth.base.picture_size, views, keeping, job.report, names)
+            with job.phase(ENCODE):
+                side, shown = sizes.encoder.picture_size, STYLES[1:] if styles else ()
+                worlds, held_out = split_people(
+                    booth.base, encode_crowd(booth.base, chosen, shown, job.report, side), weights
+                )
+            del chosen  # whose pictures are in the worlds
+            network.to(booth.base.device)
+            with job.phase(TRAIN):
+                for report in training.train(
+                    network, booth.base, booth.adapters, worlds, held_out, output, config, processes
+                ):
+                    samples = report.step.samples
+                    done = list(phases).index(report.phase) + report.step.progress
+                    job.report(Progress(TRAIN, round(1000 * done / len(phases)), 1000, report.step.loss))
         file = output / training.RESULT_FILE
         job.finish(**facts, hypernetwork=str(file), bytes=file.stat().st_size, samples=samples)
+
+
+def _alone_in(output: Path, processes: Processes) -> AbstractContextManager[None]:
+    """Be the only training in a folder; its other processes leave that to the main one. Raises UserError."""
+    if not processes.main:
+        return nullcontext()
+    taken = UserError(
+        f"another hdb train works on {output}, expected one at a time: wait for it, or choose another output folder"
+    )
+    return locked(output / "train.lock", taken)
 
 
 def _network(sizes: HyperNetworkConfig, booth: HyperDreamBooth, seed: int, encoder: str | None) -> HyperNetwork:
@@ -272,8 +330,19 @@ def _network(sizes: HyperNetworkConfig, booth: HyperDreamBooth, seed: int, encod
     return network
 
 
-def _train_config(config: TrainConfig, steps: int | None) -> TrainConfig:
-    """The preset with so many steps in each phase."""
-    if steps is None or config.weights is None or config.both is None:
-        return config
-    return replace(config, weights=replace(config.weights, steps=steps), both=replace(config.both, steps=steps))
+def _train_config(config: TrainConfig, steps: int | None, batch: int | None, accumulate: int | None) -> TrainConfig:
+    """The preset with what is asked for in each phase; None leaves a setting."""
+
+    def phase(fit: FitConfig | None) -> FitConfig | None:
+        if fit is None:
+            return None
+        return replace(fit, steps=steps or fit.steps, accumulate=accumulate or fit.accumulate)
+
+    people = batch or config.both_batch
+    return replace(
+        config,
+        weights=phase(config.weights),
+        both=phase(config.both),
+        weights_batch=people * config.weights_batch // config.both_batch,
+        both_batch=people,
+    )

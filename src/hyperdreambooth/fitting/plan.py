@@ -18,6 +18,7 @@ from hyperdreambooth.lidb.basis import random_state
 
 PLAN_FILE = "plan.json"
 _PROJECTIONS = 4  # numbers per person in a sketch
+_SHOWN = 3  # settings that differ, in a line
 _TOLERANCE = 0.02  # of a number of a sketch, where two strangers differ by about 1: bfloat16 rounds by less
 
 
@@ -40,13 +41,31 @@ def keep_plan(folder: Path, plan: Mapping[str, object], data: Mapping[str, Tenso
         write_atomically(path, lambda part: part.write_text(text))
         return
     saved, now = read_plan(folder, str(plan["format"])), json.loads(text)
-    differing = [key for key in plan if saved.get(key) != now[key]]
+    differing = [_named(key, saved.get(key), now[key]) for key in plan if saved.get(key) != now[key]]
     differing += _other_data(saved.get("data"), now["data"])
     if differing:
         raise UserError(
             f"{folder} was begun with another {' and another '.join(differing)}, expected the same: "
             f"choose another folder, or go on with the settings in its {PLAN_FILE}"
         )
+
+
+def _named(key: str, saved: object, now: object) -> str:
+    """What differs, with its settings where it has some: "config (objective noises 4, here 2)"."""
+    before, here = _settings(saved), _settings(now)
+    apart = [name for name in here if before.get(name) != here[name]]
+    if not isinstance(now, dict) or not apart:
+        return key
+    shown = [f"{name} {before.get(name, 'unknown')}, here {here[name]}" for name in apart[:_SHOWN]]
+    return f"{key} ({'; '.join(shown)}{'; ...' if apart[_SHOWN:] else ''})"
+
+
+def _settings(values: object, of: str = "") -> dict[str, object]:
+    """Settings inside settings, each with its whole name."""
+    if not isinstance(values, dict):
+        return {of: values} if of else {}
+    inner = (_settings(value, f"{of} {name}".strip()) for name, value in values.items())
+    return {name: value for some in inner for name, value in some.items()}
 
 
 def read_plan(folder: Path, form: str) -> dict[str, Any]:

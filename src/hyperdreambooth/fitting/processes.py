@@ -83,6 +83,16 @@ class Processes:
 
         return float(broadcast(torch.tensor([value], dtype=torch.float64)))
 
+    def check_same(self, value: float, what: str, remedy: str) -> None:
+        """Raise UserError, in all processes, unless they have the same number; all come here."""
+        first = self.agree(value)
+        (apart,) = self.mean([float(value != first)])
+        if apart:
+            raise UserError(
+                f"{round(apart * self.count)} of {self.count} processes have another {what} than the first, whose is "
+                f"{first:g}: {remedy}"
+            )
+
     def wait(self) -> None:
         """Go on when all have come here."""
         self.agree(0.0)

@@ -32,6 +32,9 @@ from hyperdreambooth.fitting.processes import ALONE, Processes
 
 Loss = Callable[[int], Tensor | tuple[Tensor, Mapping[str, float]]]
 
+ONE_DISK = "put the folder on a disk that all machines share, or copy the first machine's to the others"
+"""What to do about processes that find different things in the folder that they go on in."""
+
 _FORMAT = "hyperdreambooth-run-1"
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
@@ -176,8 +179,10 @@ class Run:
             list(self.parameters.values()), config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True
         )
         self._saved_step, self._saved_at = -1, time.monotonic()
-        if checkpoint is not None and checkpoint.exists():
-            self._restore(checkpoint)
+        if checkpoint is not None:
+            if checkpoint.exists():
+                self._restore(checkpoint)
+            processes.check_same(self.step, f"step to go on from in {checkpoint.path}", ONE_DISK)
 
     @property
     def progress(self) -> float:
@@ -307,7 +312,7 @@ def steps(
             generators in the same state; its mean over the processes must be the loss of the whole.
 
     Raises:
-        UserError: the checkpoint is of another model or no checkpoint (at once).
+        UserError: the checkpoint is of another model or no checkpoint, or not the same for all processes (at once).
         WorkError: the loss is not finite, or the disk is full (while iterating).
     """
     return Run(parameters, loss, config, checkpoint, generators or {}, samples, processes)

@@ -20,7 +20,7 @@ from hyperdreambooth.base.diffusion import Weighting
 from hyperdreambooth.base.model import Base
 from hyperdreambooth.fitting.plan import digest, keep_plan
 from hyperdreambooth.fitting.processes import ALONE, Processes
-from hyperdreambooth.fitting.steps import Checkpoint, FitConfig, Run, StepReport, steps
+from hyperdreambooth.fitting.steps import ONE_DISK, Checkpoint, FitConfig, Run, StepReport, steps
 from hyperdreambooth.hypernetwork.curve import Curve
 from hyperdreambooth.hypernetwork.jitter import Jitter
 from hyperdreambooth.hypernetwork.loss import People, denoising_together, worn_loss
@@ -97,8 +97,8 @@ def train(
             every batch, the main one measures and writes.
 
     Raises:
-        UserError: the folder holds a run of another network, base, space, of other people or settings; or processes
-            that cannot share the people of a world in a batch evenly.
+        UserError: the folder holds a run of another network, base, space, of other people or settings; processes that
+            cannot share the people of a world in a batch evenly, or find the folder at different steps.
     """
     folder = Path(folder)
     for batch in (config.weights_batch, config.both_batch):
@@ -110,7 +110,7 @@ def train(
         network.set_statistics(torch.cat([people.numbers for people in worlds.values()]).to(base.device))
     set_trained(network, config)
     left = _after_finished(folder, network, config)
-    processes.wait()
+    processes.check_same(len(left), f"number of phases to do in {folder}", ONE_DISK)
     measured = held_out if processes.main else {}
     measures = [_HeldOut(name, people, network, base, adapters, config) for name, people in measured.items()]
     for number, phase, fit in left:
