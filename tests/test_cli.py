@@ -173,6 +173,18 @@ def test_generate_every_one_with_every_one(hdb: Hdb, tmp_path: Path, identities:
         assert (to_picture(image) - to_picture(expected)).abs().max() <= 1.01 / 255
 
 
+def test_the_unet_is_compiled_where_asked(
+    hdb: Hdb, tmp_path: Path, identities: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled = list[object]()
+    monkeypatch.setattr("hyperdreambooth.pipeline.compile_unet", compiled.append)
+    command = ("generate", identities[0], "--prompt", "a [V] face", "-o", tmp_path, "--base", hdb.base, "--steps", 1)
+    hdb(*command)
+    assert not compiled
+    hdb(*command, "--compile")
+    assert len(compiled) == 1
+
+
 def test_generate_as_exported(hdb: Hdb, tmp_path: Path, identities: tuple[Path, Path]) -> None:
     settings = ("--prompt", "a [V] face", "--base", hdb.base, "--steps", 2, "--guidance", 2)
     got = hdb.json("generate", identities[0], *settings, "--as-exported", "-o", tmp_path / "a")

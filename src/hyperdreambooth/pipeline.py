@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from hyperdreambooth.base.compiled import compile_unet
 from hyperdreambooth.base.loading import load_base
 from hyperdreambooth.base.memory import LowMemory, reaches, save_memory
 from hyperdreambooth.base.model import Base
@@ -55,6 +56,7 @@ class HyperDreamBooth:
         dtype: torch.dtype | None = None,
         hypernetwork: str | Path | None = "embedded",
         low_memory: LowMemory = "off",
+        compiled: bool = False,
     ) -> HyperDreamBooth:
         """Open a base and the hypernetwork made for it.
 
@@ -62,14 +64,18 @@ class HyperDreamBooth:
             base: "embedded", a folder in diffusers' layout, an id of the hub, or a single-file checkpoint.
             device, dtype: of the base; None chooses what the hardware does well, float32 on a CPU.
             low_memory: how much time to give for memory: see `base.memory.LowMemory`.
+            compiled: the U-Net, for much work of one kind: see `base.compiled.compile_unet`.
             hypernetwork: "embedded", which is the shipped one where it fits the base, else none; a file, or the
                 folder of its training; or None.
 
         Raises:
-            BadBase, BadFile: not whole. WrongBase, WrongSpace: the hypernetwork's file is for another base.
+            BadBase, BadFile: not whole. WrongBase, WrongSpace: the hypernetwork's file is for another base. UserError:
+                compiled, with a mode that saves memory.
         """
         booth = cls(load_base(base, device, dtype, offload=reaches(low_memory, "offload")))
         save_memory(booth.base, low_memory, recompute)
+        if compiled:
+            compile_unet(booth.base)
         booth.hypernetwork = _load_hypernetwork(booth, hypernetwork)
         return booth
 

@@ -1,6 +1,7 @@
 """A compiled U-Net draws and fits what the plain one does, and no person needs it compiled anew."""
 
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 
 import pytest
 import torch
@@ -89,6 +90,22 @@ def test_compiled_it_fits_the_same(booth: HyperDreamBooth) -> None:
         assert torch.allclose(one, other, atol=1e-4)
     assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]
     assert (plain[0] - plain[1]).abs().max() > 1e-2
+
+
+def test_copies_of_it_are_not_compiled(booth: HyperDreamBooth) -> None:
+    """Methods that fit all weights fit those of a copy: it must not answer with the original's."""
+    compile_unet(booth.base, "aot_eager")
+    copied = booth.base.with_networks(unet=deepcopy(booth.base.unet))
+    with torch.no_grad():
+        for parameter in copied.unet.parameters():
+            parameter.mul_(1.5)
+        latents = booth.base.noise(1, torch.Generator().manual_seed(0))
+        asked = latents, torch.tensor(500), booth.base.encode_prompts([PROMPT])
+        original, other = booth.base.predict(*asked), copied.predict(*asked)
+        for mine, theirs in zip(booth.base.unet.parameters(), copied.unet.parameters(), strict=True):
+            mine.copy_(theirs)
+        assert not torch.allclose(original, other, atol=1e-2)
+        assert torch.allclose(booth.base.predict(*asked), other, atol=1e-4)
 
 
 def test_a_mode_that_saves_memory_does_not_go_with_it(booth: HyperDreamBooth) -> None:

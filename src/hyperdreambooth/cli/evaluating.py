@@ -16,6 +16,7 @@ from hyperdreambooth.cli.options import (
     LOAD,
     BaseOption,
     ClusterOption,
+    CompileOption,
     DeviceOption,
     FolderOutput,
     JsonOption,
@@ -74,6 +75,7 @@ def evaluate(
     device: DeviceOption = None,
     precision: PrecisionOption = None,
     low_memory: LowMemoryOption = "off",
+    compiled: CompileOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Make and draw people by many methods: a run folder, which goes on wherever it was stopped.
@@ -84,7 +86,7 @@ def evaluate(
     check_outputs(output / "plan.json")
     if workers is not None and share != _ALL:
         raise UserError(f"got --share {share} with --workers {workers}, expected one of them: workers take all shares")
-    part, machine = _share(share), Machine(device, precision, low_memory)
+    part, machine = _share(share), Machine(device, precision, low_memory, compiled)
     with Job(as_json) as job, crew_of(workers, cluster, device) as crew:
         order = _Order(output, people, sets, methods, curve, count, only, together, base, hypernetwork, machine)
         opened = order.open(job)

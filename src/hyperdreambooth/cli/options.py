@@ -41,6 +41,13 @@ PrecisionOption = Annotated[
 LowMemoryOption = Annotated[
     LowMemory, typer.Option(help="Time for memory; each with those before it.", show_default=True)
 ]
+CompileOption = Annotated[
+    bool,
+    typer.Option(
+        "--compile",
+        help="Compile the U-Net, on CUDA into graphs: takes minutes first, and pays for much work of a kind.",
+    ),
+]
 SeedOption = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the noises.")]
 DTypeOption = Annotated[Literal["fp16", "fp32", "int8"], typer.Option(help="Of the numbers in the file.")]
 WorkersOption = Annotated[
@@ -87,6 +94,7 @@ class Machine(NamedTuple):
     device: str | None = None
     precision: str | None = None
     low_memory: LowMemory = "off"
+    compiled: bool = False
 
 
 SPACE_ALONE = Machine("cpu", "fp16")
@@ -106,7 +114,7 @@ def load_booth(job: Job, base: str, hypernetwork: str = "none", machine: Machine
         job.low_memory = machine.low_memory
         dtype = None if machine.precision is None else PRECISIONS[machine.precision]
         network = None if hypernetwork == "none" else hypernetwork
-        booth = HyperDreamBooth.load(base, machine.device, dtype, network, machine.low_memory)
+        booth = HyperDreamBooth.load(base, machine.device, dtype, network, machine.low_memory, machine.compiled)
     if machine != SPACE_ALONE:
         job.about |= {"device": str(booth.base.device), "precision": name_of(booth.base.dtype)}
         job.about |= {} if machine.low_memory == "off" else {"low_memory": machine.low_memory}

@@ -15,6 +15,7 @@ from hyperdreambooth.cli.options import (
     LOAD,
     BaseOption,
     ClusterOption,
+    CompileOption,
     DeviceOption,
     FolderOutput,
     JsonOption,
@@ -124,11 +125,12 @@ def preoptimize(
     device: DeviceOption = None,
     precision: PrecisionOption = None,
     low_memory: LowMemoryOption = "off",
+    compiled: CompileOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """People to fitted LiDB numbers, many at once, for a hypernetwork to learn from."""
     check_outputs(output / "plan.json")
-    machine = Machine(device, precision, low_memory)
+    machine = Machine(device, precision, low_memory, compiled)
     with Job(as_json) as job, crew_of(workers, cluster, device) as crew:
         names = None if only is None else read_names(only)
         booth = load_booth(job, base, machine=machine)
@@ -234,6 +236,7 @@ def train(
     device: DeviceOption = None,
     precision: PrecisionOption = None,
     low_memory: LowMemoryOption = "off",
+    compiled: CompileOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """People and the fitted numbers of some of them to a hypernetwork, for personalize --hypernetwork.
@@ -246,7 +249,7 @@ def train(
     processes = Processes.started()
     with Job(as_json, quiet=not processes.main) as job:
         names = None if only is None else read_names(only)
-        booth = load_booth(job, base, machine=Machine(device, precision, low_memory))
+        booth = load_booth(job, base, machine=Machine(device, precision, low_memory, compiled))
         from hyperdreambooth.fitting.preoptimize import load_people
         from hyperdreambooth.hypernetwork import model, training
         from hyperdreambooth.people import encode_crowd, find_people, split_people

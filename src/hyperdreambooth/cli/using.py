@@ -17,6 +17,7 @@ from hyperdreambooth.cli.options import (
     SAVE,
     SPACE_ALONE,
     BaseOption,
+    CompileOption,
     DeviceOption,
     DTypeOption,
     FolderOutput,
@@ -191,6 +192,7 @@ def generate(
     device: DeviceOption = None,
     precision: PrecisionOption = None,
     low_memory: LowMemoryOption = "off",
+    compiled: CompileOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Identities and prompts to pictures, different people in one batch.
@@ -213,7 +215,7 @@ def generate(
     check_outputs(output / "picture.png")
     plan = _plan(identities, prompts, pairs)
     with Job(as_json) as job:
-        booth = load_booth(job, base, machine=Machine(device, precision, low_memory))
+        booth = load_booth(job, base, machine=Machine(device, precision, low_memory, compiled))
         from hyperdreambooth.drawing import DrawConfig
         from hyperdreambooth.footprint import needs_of_drawing
 
