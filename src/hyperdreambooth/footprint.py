@@ -68,7 +68,7 @@ class Peak(TorchDispatchMode):
 
 
 class _Fused(TorchFunctionMode):
-    """Inside, attention does not hold its whole matrix, as it does nowhere but on the device without numbers."""
+    """Inside, attention is that of torch's kernels, which do not hold its whole matrix, as it would without numbers."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 
@@ -146,11 +145,30 @@ def _needs_of_fit(
 ) -> Callable[[], Mapping[LowMemory, int]] | None:
     """What estimates the memory that our own methods need to make a person; None for others, which have more to fit."""
     from hyperdreambooth.baselines.methods import LiDB
-    from hyperdreambooth.footprint import needs_of_fit
 
     if not isinstance(method, LiDB):
         return None
-    return partial(needs_of_fit, booth, mode, method.config.noises)
+    noises = method.config.noises
+
+    def needs() -> Mapping[LowMemory, int]:
+        from hyperdreambooth.footprint import needs_of_fit  # what it loads is not for a work that goes well
+
+        return needs_of_fit(booth, mode, noises)
+
+    return needs
+
+
+def _needs_of_drawing(
+    booth: HyperDreamBooth, mode: LowMemory, pictures: int, config: DrawConfig
+) -> Callable[[], Mapping[LowMemory, int]]:
+    """What estimates the memory that it takes to draw so many pictures."""
+
+    def needs() -> Mapping[LowMemory, int]:
+        from hyperdreambooth.footprint import needs_of_drawing
+
+        return needs_of_drawing(booth, mode, min(pictures, config.batch), len(config.answers()))
+
+    return needs
 
 
 def _check_dtype(name: str, method: Method, dtype: Dtype) -> None:
@@ -217,11 +235,9 @@ def generate(
     with Job(as_json) as job:
         booth = load_booth(job, base, machine=Machine(device, precision, low_memory, compiled))
         from hyperdreambooth.drawing import DrawConfig
-        from hyperdreambooth.footprint import needs_of_drawing
 
         config = DrawConfig(count, seed, steps, guidance, None if as_exported else likeness, strength)
-        pictures, answers = min(count * len(plan), config.batch), len(config.answers())
-        job.needs = lambda: needs_of_drawing(booth, low_memory, pictures, answers)
+        job.needs = _needs_of_drawing(booth, low_memory, count * len(plan), config)
         people = {path: booth.open_person(path) for path in identities}
         with job.phase(DRAW):
             drawn = booth.draw([people[path] for path, _ in plan], [text for _, text in plan], config, job.report)
