@@ -219,10 +219,10 @@ def test_a_folder_of_another_training_is_refused(world, tmp_path: Path) -> None:
     strangers = {"people": replace(world.people(4, seed=1), numbers=people["people"].numbers)}
     for match, changed in {
         "another base,": {"network": other},
-        "another network,": {"network": larger},
-        "another config,": {"config": replace(SHORT, seed=1)},
-        "another training numbers,": {"worlds": numbers},
-        "another held out numbers,": {"held_out": numbers},
+        r"another network \(layers 2, here 1\),": {"network": larger},
+        r"another config \(seed 0, here 1\),": {"config": replace(SHORT, seed=1)},
+        r"another training numbers \(people \w+, here \w+\),": {"worlds": numbers},
+        r"another held out numbers \(people \w+, here \w+\),": {"held_out": numbers},
         "another training people pictures and another training people latents,": {"worlds": strangers},
         "another held out numbers and another held out people pictures": {"held_out": {}},
     }.items():
