@@ -181,7 +181,7 @@ class Bench:
     def _mixed(self) -> Iterator[Row]:
         """One pass of the U-Net over N rows that wear nobody (as if merged), one person, and N different ones.
 
-        People are predicted on all sites and have fresh ranks in the blocks, and are worn as drawing wears them.
+        People are predicted on all sites and have fresh ranks in the blocks, and are worn as drawing wears several.
         """
         base, space = self.base, self.adapters.space
         ranks = 1 + FINETUNE["lidb"].config.rank_in(space)

@@ -227,6 +227,59 @@ def test_nobodys_answers_wear_nothing_and_one_person_is_merged(
     assert rows == worn
 
 
+@pytest.mark.parametrize("reason", ["half precision", "offloaded", "a large base"])
+def test_when_one_person_is_not_merged(fresh_base: Base, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it would be lost in the weights, where these come and go, where a copy is too much: the same picture."""
+    booth = HyperDreamBooth(fresh_base)
+    alice, prompt, config = somebody(booth, 1, 2, 1), "a [V] face", replace(QUICK, guidance=5.0, likeness=3.0)
+    merged = booth.draw(alice, prompt, config)
+    rows = list[int]()
+    monkeypatch.setattr(
+        "hyperdreambooth.lidb.linear.residual", lambda x, *factors: (rows.append(len(x)), residual(x, *factors))[1]
+    )
+    booth.draw(alice, prompt, config)
+    assert not rows
+    if reason == "half precision":
+        fresh_base.to(dtype=torch.bfloat16)
+    elif reason == "offloaded":
+        fresh_base.offload(torch.device("cpu"))
+    else:
+        monkeypatch.setattr("hyperdreambooth.drawing._MERGED", 1_000)
+    worn = booth.draw(alice, prompt, config)
+    assert rows
+    assert (worn - merged).abs().mean() < (0.05 if reason == "half precision" else 1e-5)
+
+
+def test_several_people_fit_in_half_precision_as_in_full(fresh_base: Base) -> None:
+    """Their predictions are worn beside the fresh factors, in another precision than these."""
+    booth = HyperDreamBooth(fresh_base)
+    latents = booth.base.encode_pictures(torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)))
+    predicted = torch.stack([somebody(booth, seed).weights for seed in (1, 2)])
+
+    def fitted() -> Tensor:
+        tuning = finetune(booth.base, booth.adapters, latents, predicted, PRESETS["lora"].config)
+        for _ in tuning:
+            pass
+        assert tuning.lora is not None
+        return tuning.lora
+
+    full = fitted()
+    fresh_base.to(dtype=torch.bfloat16)
+    half, start = fitted(), LoRALayout(booth.space.sites[-booth.space.blocks :], 4).start(0)
+    moved = full[:, -len(start) :] - start
+    assert (half - full).norm() < 0.5 * moved.norm()
+
+
+def test_whoever_is_worn_elsewhere_is_in_no_picture(booth: HyperDreamBooth) -> None:
+    alice, bob = somebody(booth, 1), somebody(booth, 2)
+    config = replace(QUICK, guidance=5.0, likeness=3.0)
+    plain = [booth.draw(one, "a [V] face", config) for one in (None, alice)]
+    with booth.adapters.use(bob.weights):
+        inside = [booth.draw(one, "a [V] face", config) for one in (None, alice)]
+    for one, other in zip(plain, inside, strict=True):
+        assert torch.allclose(one, other, atol=1e-5)
+
+
 def test_strength(booth: HyperDreamBooth) -> None:
     alice = somebody(booth, 1, 2, 1)
     prompt = "a [V] face"

@@ -30,6 +30,7 @@ Wearing = Callable[[], AbstractContextManager[Base]]
 """Makes the context in which the base that comes of it answers for the people."""
 
 PHASE = "draw"
+_MERGED = 50_000_000  # weights of adapted layers, at most, of which one person may have a copy
 
 
 class Answer(NamedTuple):
@@ -126,7 +127,8 @@ def draw(
                 progress(Progress(PHASE, before + done, each * len(batches)))
 
         together = [jobs[row] for row in rows]
-        pictures = _draw_batch(base, *_asked(base, adapters, together, config), together, report)
+        with adapters.wear(adapters.outfit(None)):  # to the end: nobody else wears anything meanwhile
+            pictures = _draw_batch(base, *_asked(base, adapters, together, config), together, report)
         drawn |= dict(zip(rows, pictures, strict=True))
     return torch.stack([drawn[row] for row in range(len(jobs))])
 
@@ -155,10 +157,11 @@ def _asked(base: Base, adapters: Adapters, jobs: Sequence[_Job], config: DrawCon
 def _wearing(base: Base, adapters: Adapters, people: Sequence[Identity | None], factor: float) -> Wearing:
     """What makes the base answer for N people, their dW multiplied by a factor.
 
-    One person in float32 is added to the layers' weights once, so that a pass costs what it costs without anybody; in
-    half precision what is small beside a weight would be lost in it.
+    One person on a small base in float32 is added to the layers' weights once, so that a pass costs what it costs
+    without anybody. In half precision what is small beside a weight would be lost in it.
     """
-    alone = len(set(people)) == 1 and base.unet.dtype == torch.float32
+    alone = len(set(people)) == 1 and base.unet.dtype == torch.float32 and base.home is None
+    alone = alone and sum(site.n_in * site.n_out for site in adapters.space.sites) <= _MERGED
     strong = {person: _strengthened(person, factor, adapters.space) for person in people}
     weights, lora = stack([strong[person] for person in people[: 1 if alone else None]], adapters.space)
     weights, lora = weights.to(base.device), None if lora is None else lora.to(base.device)

@@ -15,7 +15,7 @@ from hyperdreambooth.base.memory import LowMemory, reaches, save_memory
 from hyperdreambooth.base.model import Base
 from hyperdreambooth.drawing import DrawConfig, Person, Subject, check_person, draw, note_faults, pair
 from hyperdreambooth.embedded import HYPERNETWORK
-from hyperdreambooth.errors import BadIdentityFile, WrongBase, WrongSpace
+from hyperdreambooth.errors import BadIdentityFile, UserError, WrongBase, WrongSpace
 from hyperdreambooth.fitting.finetune import Relax
 from hyperdreambooth.hypernetwork.model import HyperNetwork
 from hyperdreambooth.hypernetwork.training import RESULT_FILE
@@ -72,6 +72,8 @@ class HyperDreamBooth:
             BadBase, BadFile: not whole. WrongBase, WrongSpace: the hypernetwork's file is for another base. UserError:
                 compiled, with a mode that saves memory.
         """
+        if compiled and reaches(low_memory, "checkpointing"):
+            raise UserError(f"got low-memory mode {low_memory!r} for a compiled U-Net, expected 'off': choose one")
         booth = cls(load_base(base, device, dtype, offload=reaches(low_memory, "offload")))
         save_memory(booth.base, low_memory, recompute)
         if compiled:

@@ -92,7 +92,9 @@ def test_full_space_factors_are_where_they_are_asked_for(world: World, where: Wh
     """Elsewhere dW is zero; one person, whose prediction is in the weights meanwhile, comes out as among others."""
     settings, rule = replace(config("lora"), where=where), len(world.space.rule.sites)
     tuning, _ = tuned(world, slice(None), settings, world.people(3))
-    assert tuning.lora is not None
+    assert tuning.lora is not None and torch.equal(
+        tuning.weights, world.people(3)
+    )  # what was predicted stays, all of it
     flat = world.space.of(tuning.weights).fill_lora(tuning.lora, world.space)  # those of the rule alone may be shorter
     changed = [bool((up @ down).any()) for down, up in LoRALayout(world.space.sites, 2).split(flat)]
     expected = {"blocks": (False, True), "rule": (True, False), "all": (True, True)}[where]

@@ -23,7 +23,7 @@ def compile_unet(base: Base, backend: str = "inductor") -> None:
         UserError: the U-Net recomputes its blocks, or its networks come and go.
     """
     if base.unet.is_gradient_checkpointing or base.home is not None:
-        raise UserError("got a low-memory mode for a compiled U-Net, expected one of them: leave --compile out")
+        raise UserError("got a base that saves memory, expected one in mode 'off' to compile: leave one of them out")
     mode = "reduce-overhead" if base.device.type == "cuda" and backend == "inductor" else None
     base.unet.compile(backend=backend, mode=mode)  # in place: copies of it are not compiled
     predict = base.predict

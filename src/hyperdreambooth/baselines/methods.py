@@ -94,8 +94,7 @@ class LiDB:
                 f"{file} holds a hypernetwork whose layers know of each other, expected independent ones for "
                 f"{self.config.method}: make it by the recipe's stage independent"
             )
-        network.to(booth.base.device)
-        return network
+        return network if booth.base.home else network.to(booth.base.device)
 
 
 def file_of(network: Path) -> Path:

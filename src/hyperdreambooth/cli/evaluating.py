@@ -264,14 +264,14 @@ def report(
             answered = [Answered.open(study) for study in studies or ()]
             for answers in answered:
                 answers.check(list(runs.values()))
-            alone = {key: {} if times is None else alone_seconds(RunFolder(times), one) for key, one in runs.items()}
+            alone = {} if times is None else alone_seconds(RunFolder(times), runs[""])
             panel = Panel.load()
             if encoders is not None:
                 from hyperdreambooth.evaluation.pretrained import load_pretrained
 
                 panel = replace(panel, encoders=load_pretrained(encoders))
         with job.phase("judge"):
-            scorings = {prefix: Scoring(one, panel, alone[prefix]) for prefix, one in runs.items()}
+            scorings = {prefix: Scoring(one, panel, {} if prefix else alone) for prefix, one in runs.items()}
             parts = [Part(scoring, list(scoring.all(job.report)), prefix) for prefix, scoring in scorings.items()]
         with job.phase("write"):
             bytes_written = write_report(parts, folder, title, answered)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -165,19 +165,17 @@ def _wearing(
     """What puts the people on, as they are by now.
 
     The frozen part of one person is in the layers' weights already, which saves a fifth of a step's time. Of several
-    people, or in half precision, which would lose it, that cannot be: theirs is composed once and worn beside.
+    people, in half precision, which would lose it, or where layers come and go, it is composed once and worn beside.
     """
     places = _places(adapters.space, config)
     if frozen is None:
         return lambda: adapters.use(*compose(fresh))
-    beneath: dict[str, Any]
-    if len(frozen) == 1 and base.unet.dtype == torch.float32:
-        beneath = {"under": adapters.weights_with(frozen[0])}
-    else:
-        beneath = {"beside": adapters.outfit(frozen)}
+    merged = len(frozen) == 1 and base.unet.dtype == torch.float32 and base.home is None
+    under = adapters.weights_with(frozen[0]) if merged else None
+    beside = None if merged else adapters.outfit(frozen)
     if config.relax == "lora":
-        return lambda: adapters.use(None, fresh, lora_at=places, **beneath)
-    return lambda: adapters.use(fresh, first=places.start, **beneath)
+        return lambda: adapters.use(None, fresh, lora_at=places, under=under, beside=beside)
+    return lambda: adapters.use(fresh, first=places.start, under=under, beside=beside)
 
 
 def _begin(
@@ -186,7 +184,9 @@ def _begin(
     """What stays frozen, (N, S, R, a + b) or None, and what is trained, (N, S, R, a + b) or (N, size)."""
     rule, rank = space.rule, config.rank_in(space)
     if config.relax == "lora":
-        own = rule if config.where == "rule" else space  # what has no factors in other layers has no zeros there either
+        own = space
+        if config.where == "rule":  # what has no numbers of other layers has no zeros there either
+            own = rule if prediction is None else space.of(prediction)
         frozen = _for_all(own.start(), people) if prediction is None else prediction
         return own.fill(frozen), _for_all(_layout(space, config).start(config.objective.seed), people)
     if config.relax == "none":

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hyperdreambooth.errors import UserError
-from hyperdreambooth.lidb.linear import LiDBConv2d, LiDBLinear, Worn, composed, together
+from hyperdreambooth.lidb.linear import LiDBConv2d, LiDBLinear, Worn, composed, placed, together
 from hyperdreambooth.lidb.lora import LoRALayout
 from hyperdreambooth.lidb.sites import Site, refuse_fused, total_width
 from hyperdreambooth.lidb.space import LiDBSpace
@@ -118,14 +118,17 @@ class Adapters:
     ) -> Outfit:
         """What `use` of the same would put on, for whoever wears it many times: composed once, without gradients.
 
-        It is of the models as they are now: their precision, their device, what is merged into them.
+        It is in the precision of the models as they are now, on the device of the numbers given, wherever the models
+        wait.
 
         Raises:
             UserError: as `use`.
         """
+        given = weights if weights is not None else lora
         with torch.no_grad():
             worn = self._outfit(weights, lora, 0, None, under)
-            return [composed(place.adapted, one) for place, one in zip(self._places, worn, strict=True)]
+            made = [composed(place.adapted, one) for place, one in zip(self._places, worn, strict=True)]
+            return made if given is None else [placed(one, given.device) for one in made]
 
     @contextmanager
     def wear(self, outfit: Outfit) -> Iterator[None]:

@@ -130,6 +130,12 @@ def composed(layer: LiDBLinear | LiDBConv2d, worn: Worn) -> Worn:
     return Worn(down=down[..., used, :].contiguous(), up=up[..., used].contiguous(), weight=worn.weight)
 
 
+def placed(worn: Worn, device: torch.device) -> Worn:
+    """The same on a device, but for the weight, which is large."""
+    factors = {name: one.to(device) for name, one in worn._asdict().items() if one is not None and name != "weight"}
+    return worn._replace(**factors)
+
+
 def together(worn: Worn, other: Worn) -> Worn:
     """Both at once, where the other is `composed`: the sum of their dW."""
     if other.down is None or other.up is None:
