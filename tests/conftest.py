@@ -15,7 +15,8 @@ import torch
 
 from hyperdreambooth.base.build import PRESETS, build_base
 from hyperdreambooth.base.model import Base, fingerprint_of
-from hyperdreambooth.lidb import Adapters, LiDBSpace, inject
+from hyperdreambooth.identity import Identity
+from hyperdreambooth.lidb import Adapters, LiDBSpace, LoRALayout, inject
 from hyperdreambooth.pipeline import HyperDreamBooth, space_of
 
 WORDS = "a photo portrait pencil sketch watercolor of in the snow at beach style wearing hat".split()
@@ -109,3 +110,13 @@ def quick_sampling(monkeypatch: pytest.MonkeyPatch) -> None:
 
     drawing = Asked.drawing
     monkeypatch.setattr(Asked, "drawing", lambda one, method: replace(drawing(one, method), steps=2))
+
+
+def somebody(booth: HyperDreamBooth, seed: int, ranks: int = 1, lora_rank: int = 0) -> Identity:
+    """A person strong enough to change a picture by far more than rounding."""
+    random = torch.Generator().manual_seed(seed)
+    start = booth.space.start(ranks)
+    layout = LoRALayout(booth.space.sites, lora_rank)
+    lora = 0.2 * torch.randn(layout.size, generator=random) if lora_rank else None
+    weights = start + 0.5 * torch.randn(start.shape, generator=random)
+    return Identity(weights, booth.space.info, booth.fingerprint, lora=lora)

@@ -9,23 +9,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import HeunDiscreteScheduler
 from PIL import Image
 from torch import Tensor
 
 import hyperdreambooth
-from hyperdreambooth.base.model import Base, noise_source
-from hyperdreambooth.drawing import DrawConfig, note_faults, stack
+from hyperdreambooth.base.model import Base
+from hyperdreambooth.drawing import DrawConfig, note_faults
 from hyperdreambooth.errors import BadPicture, UserError, WrongBase, WrongSpace
 from hyperdreambooth.faces import crop_face, face_masks, read_picture
 from hyperdreambooth.fitting.finetune import PRESETS, finetune
 from hyperdreambooth.hypernetwork import model as hypernetworks
-from hyperdreambooth.identity import Identity
 from hyperdreambooth.lidb import LoRALayout
-from hyperdreambooth.lidb.linear import residual
 from hyperdreambooth.personalization import PHASES, PersonalizeConfig
 from hyperdreambooth.pipeline import HyperDreamBooth
 from hyperdreambooth.progress import Progress
+from tests.conftest import somebody
 
 QUICK = DrawConfig(steps=3, guidance=3.0)
 
@@ -38,16 +36,6 @@ def predicting(booth: HyperDreamBooth) -> Iterator[HyperDreamBooth]:
     booth.hypernetwork = network.eval()
     yield booth
     booth.hypernetwork = None
-
-
-def somebody(booth: HyperDreamBooth, seed: int, ranks: int = 1, lora_rank: int = 0) -> Identity:
-    """A person strong enough to change a picture by far more than rounding."""
-    random = torch.Generator().manual_seed(seed)
-    start = booth.space.start(ranks)
-    layout = LoRALayout(booth.space.sites, lora_rank)
-    lora = 0.2 * torch.randn(layout.size, generator=random) if lora_rank else None
-    weights = start + 0.5 * torch.randn(start.shape, generator=random)
-    return Identity(weights, booth.space.info, booth.fingerprint, lora=lora)
 
 
 def test_personalize_is_its_parts(predicting: HyperDreamBooth, portrait_file: Path) -> None:
@@ -156,100 +144,6 @@ def test_full_space_relaxation(booth: HyperDreamBooth, portrait_file: Path, tmp_
     assert torch.equal(booth.draw(back, "a [V] face", QUICK), booth.draw(alice, "a [V] face", QUICK))
 
 
-def test_drawing_equals_a_merged_model(booth: HyperDreamBooth) -> None:
-    """A worn person and one merged into the weights are the same, the latter drawn by the base's own functions."""
-    alice, prompt, base = somebody(booth, 1, ranks=2, lora_rank=1), "a watercolor of a [V] face", booth.base
-    as_exported = replace(QUICK, seed=9, likeness=None)
-    worn = booth.draw(alice, prompt, as_exported)
-    nobody = booth.draw(None, prompt, as_exported)
-    booth.adapters.merge(alice.weights, alice.lora)
-    states, nothing = base.encode_prompts([prompt]), base.encode_prompts([""])
-    noise = base.noise(1, generator := torch.Generator().manual_seed(9))
-    latents = base.sample(states, nothing, noise, steps=3, guidance=3.0, generators=[generator])
-    merged = base.decode(latents)
-    booth.adapters.unmerge()
-    assert worn.shape == (1, 3, 16, 16) and worn.min() >= 0 and worn.max() <= 1
-    assert torch.allclose(worn, merged, atol=1e-4)
-    assert not torch.allclose(worn, nobody, atol=1e-2)
-
-
-@pytest.mark.parametrize(("guidance", "likeness"), [(3.0, 3.0), (4.0, 2.0), (1.0, 2.0)])
-def test_likeness_pushes_away_from_nobody(booth: HyperDreamBooth, guidance: float, likeness: float) -> None:
-    """Against the formula, written out with the person merged into the weights for the one answer that wears them."""
-    alice, prompt, base = somebody(booth, 1, ranks=2, lora_rank=1), "a watercolor of a [V] face", booth.base
-    ours = booth.draw(alice, prompt, replace(QUICK, seed=9, guidance=guidance, likeness=likeness))
-    scheduler = type(base.scheduler).from_config(base.scheduler.config)
-    scheduler.set_timesteps(3)
-    latents = base.noise(1, generator := torch.Generator().manual_seed(9))
-    with torch.no_grad():
-        for t in scheduler.timesteps:
-            nothing = base.predict(latents, t, base.encode_prompts([""]))
-            nobody = base.predict(latents, t, base.encode_prompts([prompt]))
-            booth.adapters.merge(alice.weights, alice.lora)
-            person = base.predict(latents, t, base.encode_prompts([prompt]))
-            booth.adapters.unmerge()
-            output = nothing + guidance * (nobody - nothing) + likeness * (person - nobody)
-            latents = scheduler.step(output, t, latents, return_dict=False, **noise_source(scheduler, [generator]))[0]
-        assert torch.allclose(ours, base.decode(latents), atol=1e-4)
-    assert not torch.allclose(ours, booth.draw(alice, prompt, replace(QUICK, seed=9, likeness=None)), atol=1e-2)
-
-
-def test_a_picture_is_the_same_whatever_the_batch(booth: HyperDreamBooth) -> None:
-    """Different people, ranks, full-space factors, prompts and noises in one batch: each as if it were alone."""
-    people = [somebody(booth, 1, 1), None, somebody(booth, 2, 3, 2), somebody(booth, 3, 2, 1)]
-    prompts = ["a [V] face", "a watercolor of a [V] face", "a [V] face in the snow", "a pencil sketch of a [V] face"]
-    config = replace(QUICK, count=2, seed=7, likeness=2.0)
-    together = booth.draw(people, prompts, config).unflatten(0, (4, 2))
-    chunked = booth.draw(people, prompts, replace(config, batch=3)).unflatten(0, (4, 2))
-    assert torch.allclose(together, chunked, atol=1e-4)
-    for n in range(4):
-        for k in range(2):
-            alone = booth.draw(people[n], prompts[n], replace(config, count=1, seed=7 + k))
-            assert torch.allclose(alone[0], together[n, k], atol=1e-4)
-    apart = (together.flatten(0, 1).unsqueeze(0) - together.flatten(0, 1).unsqueeze(1)).abs().amax(dim=(2, 3, 4))
-    assert (apart + torch.eye(8)).min() > 1e-2  # no two are alike
-
-
-@pytest.mark.parametrize(("people", "worn"), [([1, 2], {2}), ([1, 1], set()), ([1, None], {2})])
-def test_nobodys_answers_wear_nothing_and_one_person_is_merged(
-    booth: HyperDreamBooth, people: list[int | None], worn: set[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Rows that go through adapters: those of the people's answers; none of one person's, who is in the weights."""
-    rows = set[int]()
-
-    def counted(x: Tensor, down: Tensor, up: Tensor) -> Tensor:
-        rows.add(len(x))
-        return residual(x, down, up)
-
-    monkeypatch.setattr("hyperdreambooth.lidb.linear.residual", counted)
-    known = {1: somebody(booth, 1), 2: somebody(booth, 2), None: None}
-    booth.draw([known[one] for one in people], ["a [V] face"] * 2, replace(QUICK, guidance=5.0, likeness=3.0))
-    assert rows == worn
-
-
-@pytest.mark.parametrize("reason", ["half precision", "offloaded", "a large base"])
-def test_when_one_person_is_not_merged(fresh_base: Base, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where it would be lost in the weights, where these come and go, where a copy is too much: the same picture."""
-    booth = HyperDreamBooth(fresh_base)
-    alice, prompt, config = somebody(booth, 1, 2, 1), "a [V] face", replace(QUICK, guidance=5.0, likeness=3.0)
-    merged = booth.draw(alice, prompt, config)
-    rows = list[int]()
-    monkeypatch.setattr(
-        "hyperdreambooth.lidb.linear.residual", lambda x, *factors: (rows.append(len(x)), residual(x, *factors))[1]
-    )
-    booth.draw(alice, prompt, config)
-    assert not rows
-    if reason == "half precision":
-        fresh_base.to(dtype=torch.bfloat16)
-    elif reason == "offloaded":
-        fresh_base.offload(torch.device("cpu"))
-    else:
-        monkeypatch.setattr("hyperdreambooth.drawing._MERGED", 1_000)
-    worn = booth.draw(alice, prompt, config)
-    assert rows
-    assert (worn - merged).abs().mean() < (0.05 if reason == "half precision" else 1e-5)
-
-
 def test_several_people_fit_in_half_precision_as_in_full(fresh_base: Base) -> None:
     """Their predictions are worn beside the fresh factors, in another precision than these."""
     booth = HyperDreamBooth(fresh_base)
@@ -268,28 +162,6 @@ def test_several_people_fit_in_half_precision_as_in_full(fresh_base: Base) -> No
     half, start = fitted(), LoRALayout(booth.space.sites[-booth.space.blocks :], 4).start(0)
     moved = full[:, -len(start) :] - start
     assert (half - full).norm() < 0.5 * moved.norm()
-
-
-def test_whoever_is_worn_elsewhere_is_in_no_picture(booth: HyperDreamBooth) -> None:
-    alice, bob = somebody(booth, 1), somebody(booth, 2)
-    config = replace(QUICK, guidance=5.0, likeness=3.0)
-    plain = [booth.draw(one, "a [V] face", config) for one in (None, alice)]
-    with booth.adapters.use(bob.weights):
-        inside = [booth.draw(one, "a [V] face", config) for one in (None, alice)]
-    for one, other in zip(plain, inside, strict=True):
-        assert torch.allclose(one, other, atol=1e-5)
-
-
-def test_strength(booth: HyperDreamBooth) -> None:
-    alice = somebody(booth, 1, 2, 1)
-    prompt = "a [V] face"
-    nobody = booth.draw(None, prompt, QUICK)
-    assert torch.allclose(booth.draw(alice, prompt, replace(QUICK, strength=0.0)), nobody, atol=1e-5)
-    half = replace(alice, weights=booth.space.strength(alice.weights, 0.5), lora=None)
-    expected = booth.draw(half, prompt, QUICK)
-    assert torch.allclose(
-        booth.draw(replace(alice, lora=None), prompt, replace(QUICK, strength=0.5)), expected, atol=1e-5
-    )
 
 
 def test_generate_gives_images_pair_by_pair(booth: HyperDreamBooth) -> None:
@@ -377,30 +249,6 @@ def test_prompts_without_the_person_and_too_long_ones_are_noted(
     assert not [record for record in caplog.records if "not read" in record.message]  # just fits
 
 
-def test_every_answer_counts(tiny_base: Base) -> None:
-    assert DrawConfig(steps=25, likeness=None).samples(8, tiny_base) == 400
-    assert DrawConfig(steps=25, guidance=1.0, likeness=None).samples(8, tiny_base) == 200
-    assert DrawConfig(steps=25, guidance=3.0, likeness=3.0).samples(8, tiny_base) == 400  # no dearer than guidance
-    assert DrawConfig(steps=25, guidance=3.0, likeness=2.0).samples(8, tiny_base) == 600
-
-
-def test_samplers_that_ask_twice_a_step_are_counted_so(booth: HyperDreamBooth, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(booth.base, "scheduler", HeunDiscreteScheduler(prediction_type="v_prediction"))
-    asked, reports, predict = list[int](), list[Progress](), booth.base.predict
-
-    def counted(noisy: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
-        asked.append(len(noisy))
-        return predict(noisy, *rest)
-
-    monkeypatch.setattr(booth.base, "predict", counted)
-    config = DrawConfig(count=3, steps=4, batch=2, guidance=3.0, likeness=2.0)
-    booth.draw(somebody(booth, 1), "a [V] face", config, reports.append)
-    assert config.samples(3, booth.base) == sum(asked) > 3 * 3 * 4
-    passes = len(asked) // 2  # nobody's answers and the person's are asked for apart
-    assert [report.done for report in reports] == list(range(1, passes + 1))
-    assert {report.total for report in reports} == {passes}
-
-
 def test_people_and_prompts_that_do_not_pair(booth: HyperDreamBooth) -> None:
     alice = somebody(booth, 1)
     for people, prompts in (([alice] * 2, ["a", "b", "c"]), ([], "a"), (alice, [])):
@@ -420,12 +268,6 @@ def test_unknown_words_are_named_once(booth: HyperDreamBooth, caplog: pytest.Log
     with caplog.at_level(logging.WARNING):
         booth.draw(somebody(booth, 1), ["a [V] face on a zebra"] * 2, QUICK)
     assert [record.message.count("zebra") for record in caplog.records] == [2]  # the word, and the prompt it stands in
-
-
-def test_stack_pads_with_nothing(booth: HyperDreamBooth) -> None:
-    weights, lora = stack([somebody(booth, 1, 1), somebody(booth, 2, 3)], booth.space)
-    assert weights.shape[:3] == (2, len(booth.space.sites), 3) and lora is None
-    assert not weights[0, :, 1:].any()
 
 
 def test_load(base_folder: Path, tmp_path: Path, portrait_file: Path) -> None:

@@ -54,3 +54,12 @@ def test_a_device_that_is_not_there(name: str, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(hardware.torch.backends.mps, "is_available", lambda: False)
     with pytest.raises(UserError, match=name):
         choose(LARGE, name)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("room", "times"), [(None, 1), (6, 1), (24, 3), (80, 10)])
+def test_a_large_gpu_draws_more_at_once(
+    fresh_base: Base, room: int | None, times: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hardware, "room_on", lambda _: None if room is None else room * 2**30)
+    before = fresh_base.at_once
+    assert hardware.settle(fresh_base, "cpu").at_once == before * times

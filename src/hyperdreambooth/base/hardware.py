@@ -9,6 +9,7 @@ from hyperdreambooth.errors import UserError
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _SMALL = 100_000_000  # numbers of a U-Net: below, half precision gains nothing, and float32 is what was measured
+_ROOM = 8 * 2**30  # bytes of a GPU that holds the pictures which any machine draws at once
 
 
 def choose(
@@ -37,12 +38,17 @@ def settle(
 ) -> Base:
     """Move a base from the CPU to where it works, in the precision, by `choose`; returns it.
 
+    On a GPU of CUDA with much memory it then draws more pictures at once.
+
     offload: its networks stay on the CPU until they are at work, see `Base.offload`.
     """
     place, kind = choose(base, device, dtype)
     if offload:
         base.offload(place)
-    return base.to(place, kind)
+    base.to(place, kind)
+    if (room := room_on(place)) is not None:
+        base.at_once *= max(1, room // _ROOM)
+    return base
 
 
 def _device(large: bool) -> torch.device:
