@@ -164,8 +164,8 @@ def test_offloaded_from_the_start_the_hypernetwork_too(
     for name, network in booth.base.adapted.items():
         places.watch(name, network)
     alice = booth.personalize(str(portrait_file), steps=2)
-    adapted = set(booth.base.adapted)
-    together = {"vae": {"vae"}, "hypernetwork": {"hypernetwork"}} | dict.fromkeys(adapted, adapted)
+    adapted = set(booth.base.adapted)  # whose prompt is read once, before the fit
+    together = {name: {name} for name in ("vae", "hypernetwork", "text_encoder")} | {"unet": adapted}
     assert {name for name, _ in places.seen} == set(together)
     assert all(there == together[name] for name, there in places.seen)
     assert torch.allclose(alice.weights, expected.weights, atol=2e-3)
