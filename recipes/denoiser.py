@@ -14,9 +14,10 @@ from hyperdreambooth.base.diffusion import denoising_loss
 from hyperdreambooth.base.model import Base
 from hyperdreambooth.files import save_tensors
 from hyperdreambooth.fitting.processes import ALONE, Processes
+from hyperdreambooth.photographs import as_floats
 from hyperdreambooth.portraits.captions import Scene, training_caption
 from hyperdreambooth.portraits.person import Person
-from recipes.pictures import Pictures, as_floats
+from recipes.pictures import Pictures
 
 CAPTION_DROPPED = 0.1  # for classifier-free guidance
 

@@ -20,12 +20,13 @@ from hyperdreambooth.evaluation.subjects import CHANGED
 from hyperdreambooth.fitting.steps import Checkpoint, FitConfig, Run, steps
 from hyperdreambooth.hypernetwork.encoder import EncoderConfig, FaceEncoder
 from hyperdreambooth.hypernetwork.jitter import Jitter
+from hyperdreambooth.photographs import as_floats
 from hyperdreambooth.portraits.captions import CONTEXTS, DOMAINS, EDITS, STYLES, Scene
 from hyperdreambooth.portraits.person import ATTRIBUTES, truth_matrix
 from hyperdreambooth.portraits.pictures import draw, in_styles
 from hyperdreambooth.portraits.view import View
 from recipes.photographs import Photographs
-from recipes.pictures import Pictures, as_floats
+from recipes.pictures import Pictures
 
 N = TypeVar("N", bound=nn.Module)
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from hyperdreambooth.files import load_tensors, save_tensors
+from hyperdreambooth.photographs import as_floats
 from hyperdreambooth.portraits.captions import CONTEXTS, DOMAINS, EDITS, STYLES, Scene
 from hyperdreambooth.portraits.pictures import draw, in_styles
 from hyperdreambooth.portraits.view import View
@@ -46,11 +47,6 @@ def joined(parts: Sequence[Pictures]) -> Pictures:
         tuple(scene for part in parts for scene in part.scenes),
         tuple(person for part in parts for person in part.people),
     )
-
-
-def as_floats(pictures: Tensor) -> Tensor:
-    """uint8 -> float32 in [0, 1]."""
-    return pictures.float() / 255
 
 
 def make_shards(

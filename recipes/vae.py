@@ -9,7 +9,7 @@ from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor
 
-from recipes.pictures import as_floats
+from hyperdreambooth.photographs import as_floats
 
 EDGE_WEIGHT = 1.0  # eyes and mouths are a few pixels: L1 alone blurs them away
 KL_WEIGHT = 1e-6

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from hyperdreambooth.base.hardware import holds_people
 from hyperdreambooth.base.model import Base
 from hyperdreambooth.errors import UserError, WrongBase, WrongSpace
 from hyperdreambooth.identity import Identity, strength
@@ -157,11 +158,11 @@ def _asked(base: Base, adapters: Adapters, jobs: Sequence[_Job], config: DrawCon
 def _wearing(base: Base, adapters: Adapters, people: Sequence[Identity | None], factor: float) -> Wearing:
     """What makes the base answer for N people, their dW multiplied by a factor.
 
-    One person on a small base in float32 is added to the layers' weights once, so that a pass costs what it costs
-    without anybody. In half precision what is small beside a weight would be lost in it.
+    One person on a small base is added to the layers' weights once, where these can hold people, so that a pass costs
+    what it costs without anybody.
     """
-    alone = len(set(people)) == 1 and base.unet.dtype == torch.float32 and base.home is None
-    alone = alone and sum(site.n_in * site.n_out for site in adapters.space.sites) <= _MERGED
+    small = sum(site.n_in * site.n_out for site in adapters.space.sites) <= _MERGED
+    alone = len(set(people)) == 1 and small and holds_people(base)
     strong = {person: _strengthened(person, factor, adapters.space) for person in people}
     weights, lora = stack([strong[person] for person in people[: 1 if alone else None]], adapters.space)
     weights, lora = weights.to(base.device), None if lora is None else lora.to(base.device)

@@ -9,10 +9,11 @@ import torch
 from hyperdreambooth.evaluation.features import ImageText, SelfSupervised
 from hyperdreambooth.evaluation.judges import JudgeConfig
 from hyperdreambooth.fitting.steps import FitConfig
+from hyperdreambooth.photographs import as_floats
 from hyperdreambooth.portraits.captions import Scene, caption
 from recipes.features import PROMPTS, found_again, prompt_matched, train_image_text, train_self_supervised
 from recipes.judges import fresh
-from recipes.pictures import Pictures, as_floats, random_portraits
+from recipes.pictures import Pictures, random_portraits
 
 TINY = JudgeConfig(picture_size=16, channels=(16, 32), embedding=16)
 SHORT = FitConfig(steps=60, lr=3e-3)

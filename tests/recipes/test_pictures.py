@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from hyperdreambooth.photographs import as_floats
 from hyperdreambooth.portraits.captions import Scene
 from hyperdreambooth.portraits.person import Person
 from hyperdreambooth.portraits.renderer import render
@@ -14,7 +15,6 @@ from hyperdreambooth.portraits.view import View
 from recipes.photographs import Photographs
 from recipes.pictures import (
     Pictures,
-    as_floats,
     draw,
     in_styles,
     load_shards,

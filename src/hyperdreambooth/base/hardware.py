@@ -51,6 +51,12 @@ def settle(
     return base
 
 
+def holds_people(base: Base) -> bool:
+    """Whether a person may be added to the layers' weights: not in half precision, where what is small beside a weight
+    is lost in it, nor where layers come and go."""
+    return base.unet.dtype == torch.float32 and base.home is None
+
+
 def _device(large: bool) -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda")

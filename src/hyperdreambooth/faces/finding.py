@@ -207,7 +207,7 @@ def _closer(picture: Tensor) -> Iterator[tuple[float, float, list[Seen]]]:
         scale = side / longer
         grey = _copy(picture, scale)
         seek = partial(detect, smallest=min(grey.shape) // _SMALLEST_SHARE, step=_CLOSER_STEP, fewest=_FEWEST)
-        for light in (grey, cv2.equalizeHist(grey), cv2.createCLAHE(3.0, (8, 8)).apply(grey)):
+        for light in _lights(grey):
             for name, weight in _CLOSER_WEIGHTS.items():
                 seen = seek(name, light)
                 if name == _PROFILE:
@@ -225,11 +225,11 @@ def _padded(grey: np.ndarray, margin: float, turns: tuple[float, ...]) -> Iterat
     wide = round(margin * max(grey.shape))
     padded = cv2.copyMakeBorder(grey, *(wide,) * 4, cv2.BORDER_REPLICATE)
     height, width = padded.shape
-    local = cv2.createCLAHE(3.0, (8, 8)).apply(padded)
+    lights = _lights(padded)
     for degrees in turns:
         turn = cv2.getRotationMatrix2D((width / 2, height / 2), degrees, 1.0)
         back = cv2.invertAffineTransform(turn)
-        for light in (padded, cv2.equalizeHist(padded), local):
+        for light in lights:
             shown = cv2.warpAffine(light, turn, (width, height), borderMode=cv2.BORDER_REPLICATE) if degrees else light
             for name in _FRONTAL:
                 seen = _look(name, shown)
@@ -239,6 +239,11 @@ def _padded(grey: np.ndarray, margin: float, turns: tuple[float, ...]) -> Iterat
                     for one, (x, y) in zip(seen, middles, strict=True)
                 ]
                 yield _WEIGHTS[name] * (_TURNED_WEIGHT if degrees else 1.0), placed
+
+
+def _lights(grey: np.ndarray) -> tuple[np.ndarray, ...]:
+    """A grey picture as it is, levelled, and levelled place by place."""
+    return grey, cv2.equalizeHist(grey), cv2.createCLAHE(3.0, (8, 8)).apply(grey)
 
 
 def _look(cascade: str, grey: np.ndarray) -> list[Seen]:
