@@ -38,7 +38,7 @@ from hyperdreambooth.progress import log
 
 PERSONALIZE = ("steps", "noises", "rank")
 TUNING = ("lr", "low", "high", "pull", "fade")  # low, high: the window of the noise schedule
-DRAWING = ("guidance", "likeness", "strength")
+DRAWING = ("guidance", "likeness", "strength", "rescale")
 KNOBS = (*PERSONALIZE, *TUNING, *DRAWING)
 
 Values = dict[str, float]

@@ -40,9 +40,9 @@ console = Console(stderr=True, width=140)
 def variants(settings: list[str]) -> dict[str, Method]:
     """Methods with other settings, by a name that says which, of "METHOD[@STEPS],KEY=VALUE[/VALUE]...,...".
 
-    Keys: lr; likeness ("none" for no such direction); noises; of identities relax and rank; of DreamBooth prior, the
-    weight of the class's pictures (0 for none), class, their prompt, and text-encoder (yes or no). Values in a row are
-    tried one by one, with every value of the other keys.
+    Keys: lr; likeness ("none" for no such direction); noises; of identities relax and rank; of the others schedule
+    (constant or cosine, which falls to 0); of DreamBooth prior, the weight of the class's pictures (0 for none), class,
+    their prompt, and text-encoder (yes or no). Values in a row are tried one by one, with every value of the others.
 
     Raises:
         UserError: another method or key, a key that the method has not, a value that is none.
@@ -72,6 +72,8 @@ def _with(method: Any, key: str, value: str) -> Any:
         return replace(method, config=replace(method.config, **{key: kinds[key](value)}))
     if key == "lr":
         return replace(method, fit=replace(method.fit, lr=float(value)))
+    if key == "schedule":
+        return replace(method, fit=replace(method.fit, schedule={one: one for one in ("constant", "cosine")}[value]))
     if key == "noises":
         return replace(method, objective=replace(method.objective, noises=int(value)))
     if key == "text-encoder":
@@ -86,8 +88,9 @@ def main(
     settings: Annotated[list[str], typer.Argument(help="METHOD[@STEPS],KEY=VALUE[/VALUE]...,...")],
     people: Annotated[int, typer.Option(help="Tuning portraits.")] = 6,
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("runs/tune-methods"),
+    floor: Annotated[float, typer.Option(help="Face Rec. below which there is no sum: nobody has been drawn.")] = 0.3,
 ) -> None:
-    """Print a table of every method and learning rate."""
+    """Print a table of every method and setting."""
     torch.set_flush_denormal(True)
     log.setLevel(logging.ERROR)
     try:
@@ -103,17 +106,17 @@ def main(
         for _ in evaluation.of(name, method, people):
             pass
         console.print(f"{name}: done")
-    console.print(_table(out, list(tried)))
+    console.print(_table(out, list(tried), floor))
 
 
-def _table(out: Path, names: list[str]) -> Table:
-    """A row for each, by `scores.MEASURES`; the sum of those in `CHOSEN_BY` decides."""
+def _table(out: Path, names: list[str], floor: float) -> Table:
+    """A row for each, by `scores.MEASURES`; the sum of those in `CHOSEN_BY` decides, where the person can be seen."""
     scoring = Scoring(RunFolder(out), Panel.load())
     table = Table("", *MEASURES.values(), "sum", title=f"{len(scoring.names)} tuning portraits")
     for scores in (scoring.true(), *(scoring.of(name) for name in names)):
         means = {name: float(scores.measures[name].nanmean()) for name in MEASURES}
-        total = sum(means[name] for name in CHOSEN_BY)
-        table.add_row(scores.method, *(f"{mean:.3f}" for mean in means.values()), f"{total:.3f}")
+        total = f"{sum(means[name] for name in CHOSEN_BY):.3f}" if means["face"] >= floor else "nobody"
+        table.add_row(scores.method, *(f"{mean:.3f}" for mean in means.values()), total)
     return table
 
 

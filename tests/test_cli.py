@@ -185,6 +185,17 @@ def test_the_unet_is_compiled_where_asked(
     assert len(compiled) == 1
 
 
+def test_generate_by_another_sampler(hdb: Hdb, tmp_path: Path, identities: tuple[Path, Path]) -> None:
+    command = ("generate", identities[0], "--prompt", "a [V] face", "--base", hdb.base, "--steps", 2)
+    hdb(*command, "--sampler", "euler", "-o", tmp_path)
+    booths = [HyperDreamBooth.load(hdb.base, sampler=name) for name in ("euler", "own")]
+    theirs, own = (to_picture(booth.generate(booth.open(identities[0]), "a [V] face", steps=2)[0]) for booth in booths)
+    with Image.open(next(tmp_path.glob("*.png"))) as image:
+        assert (to_picture(image) - theirs).abs().max() <= 1.01 / 255 < (theirs - own).abs().max()
+    _, err = hdb(*command, "--sampler", "plms", "-o", tmp_path, status=2)
+    assert "plms" in err and "dpm++" in err
+
+
 def test_generate_as_exported(hdb: Hdb, tmp_path: Path, identities: tuple[Path, Path]) -> None:
     settings = ("--prompt", "a [V] face", "--base", hdb.base, "--steps", 2, "--guidance", 2)
     got = hdb.json("generate", identities[0], *settings, "--as-exported", "-o", tmp_path / "a")

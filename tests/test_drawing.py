@@ -9,7 +9,8 @@ import torch
 from diffusers import HeunDiscreteScheduler
 from torch import Tensor
 
-from hyperdreambooth.base.model import Base, noise_source
+from hyperdreambooth.base.model import Base
+from hyperdreambooth.base.sampling import noise_source
 from hyperdreambooth.drawing import DrawConfig, stack
 from hyperdreambooth.lidb.linear import residual
 from hyperdreambooth.pipeline import HyperDreamBooth

@@ -8,7 +8,16 @@ from PIL import Image
 
 from hyperdreambooth.errors import UserError
 from hyperdreambooth.faces import read_encoded, read_picture
-from hyperdreambooth.folders import SPLITS, Encoded, Sources, pictures_of_people, read_names, write_splits
+from hyperdreambooth.folders import (
+    LEARNT_FROM,
+    SPLITS,
+    Encoded,
+    Sources,
+    check_apart,
+    pictures_of_people,
+    read_names,
+    write_splits,
+)
 from hyperdreambooth.people import names_of, read_people
 
 
@@ -142,6 +151,14 @@ def test_everybody_is_in_one_list(tmp_path: Path) -> None:
     assert read_names(tmp_path / "of-mine.txt") == lists["training"][:1]
     with pytest.raises(UserError, match="hold out fewer"):
         write_splits(everybody, 10, 10, tmp_path, np.random.RandomState(0))
+
+
+def test_whom_a_training_knows_is_not_measured_on(tmp_path: Path) -> None:
+    check_apart(["ann", "bea"], tmp_path)  # a folder of no training
+    (tmp_path / LEARNT_FROM).write_text("carl\nbea\n")
+    check_apart(["ann"], tmp_path)
+    with pytest.raises(UserError, match=r"learnt from 1 of the people to be measured on, such as bea"):
+        check_apart(["ann", "bea"], tmp_path)
 
 
 def test_those_who_are_asked_for(tmp_path: Path) -> None:

@@ -52,11 +52,14 @@ class DrawConfig:
     guidance: float = 5.0  # towards the prompt, classifier-free, off at 1 or less
     likeness: float | None = 3.0  # towards the person, see `answers`; None draws as other programs do
     strength: float = 1.0  # factor of the person's dW: 0 is the base, 1 the person
+    rescale: float = 0.0  # how far contrast and colours that guidance has stretched are brought back, 0 to 1
     batch: int = 16  # pictures at once, where the base is not too large for so many
 
     def __post_init__(self) -> None:
         if min(self.count, self.steps, self.batch) < 1:
             raise UserError(f"got count {self.count}, steps {self.steps}, batch {self.batch}: expected 1 or more")
+        if not 0 <= self.rescale <= 1:
+            raise UserError(f"got rescale {self.rescale}, expected 0 to 1")
         factors = (self.guidance, self.strength, 0.0 if self.likeness is None else self.likeness)
         if not all(map(math.isfinite, factors)):
             raise UserError(
@@ -210,7 +213,7 @@ def _draw_batch(
         states = ask(lambda one, rows: one.encode_prompts([text for k in rows for text in texts[k]]))  # (K * N, L, D)
         factors = [answer.factor for answer in answers]
         shaped = states.unflatten(0, (len(answers), len(jobs)))
-        latents = base.sample_mixed(shaped, factors, noise, config.steps, report, generators, predict)
+        latents = base.sample_mixed(shaped, factors, noise, config.steps, report, generators, predict, config.rescale)
         return base.decode(latents).cpu()
 
 

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 SPLITS = ("training", "tuning", "reporting")
 """What `write_splits` makes of some people: a list of names each, and nobody in two."""
 
+LEARNT_FROM = "people.txt"
+"""A list of names in the folder of a training: whom it learns from and measures on as it goes."""
+
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 _MAPPING, _IDENTITIES = "CelebA-HQ-to-CelebA-mapping.txt", "identity_*.txt"
 _ENTERED = ("images1024x1024", "thumbnails128x128", "images")  # FFHQ's two, SFHQ's
@@ -236,6 +239,16 @@ def read_names(path: Path) -> list[str]:
                 "whom is learnt from must not be measured on"
             )
     return names
+
+
+def check_apart(names: Sequence[str], training: Path) -> None:
+    """Raise UserError for people who are to be measured on, and of whom a training's folder says that it knows them."""
+    known = training / LEARNT_FROM
+    if known.exists() and (both := set(names) & set(_names(known))):
+        raise UserError(
+            f"{training} has learnt from {len(both)} of the people to be measured on, such as {min(both)}, expected "
+            "others: give those that hdb split held out, by --only lists/reporting.txt"
+        )
 
 
 def _names(path: Path) -> list[str]:

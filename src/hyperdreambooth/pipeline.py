@@ -13,6 +13,7 @@ from hyperdreambooth.base.compiled import compile_unet
 from hyperdreambooth.base.loading import load_base
 from hyperdreambooth.base.memory import LowMemory, reaches, save_memory
 from hyperdreambooth.base.model import Base
+from hyperdreambooth.base.samplers import Sampler, sampler_of
 from hyperdreambooth.drawing import DrawConfig, Person, Subject, check_person, draw, note_faults, pair
 from hyperdreambooth.embedded import HYPERNETWORK
 from hyperdreambooth.errors import BadIdentityFile, UserError, WrongBase, WrongSpace
@@ -57,6 +58,7 @@ class HyperDreamBooth:
         hypernetwork: str | Path | None = "embedded",
         low_memory: LowMemory = "off",
         compiled: bool = False,
+        sampler: Sampler = "own",
     ) -> HyperDreamBooth:
         """Open a base and the hypernetwork made for it.
 
@@ -67,14 +69,16 @@ class HyperDreamBooth:
             compiled: the U-Net, for much work of one kind: see `base.compiled.compile_unet`.
             hypernetwork: "embedded", which is the shipped one where it fits the base, else none; a file, or the
                 folder of its training; or None.
+            sampler: in the place of the base's own.
 
         Raises:
             BadBase, BadFile: not whole. WrongBase, WrongSpace: the hypernetwork's file is for another base. UserError:
-                compiled, with a mode that saves memory.
+                compiled, with a mode that saves memory; no such sampler.
         """
         if compiled and reaches(low_memory, "checkpointing"):
             raise UserError(f"got low-memory mode {low_memory!r} for a compiled U-Net, expected 'off': choose one")
         booth = cls(load_base(base, device, dtype, offload=reaches(low_memory, "offload")))
+        booth.base.scheduler = sampler_of(sampler, booth.base.scheduler)
         save_memory(booth.base, low_memory, recompute)
         if compiled:
             compile_unet(booth.base)

@@ -58,6 +58,19 @@ def test_other_schedulers_draw_the_same(folder: Path, generator: torch.Generator
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
 
 
+def test_guidance_is_brought_back_as_in_the_plain_pipeline(folder: Path, generator: torch.Generator) -> None:
+    base, pipeline = load_base(folder, device="cpu"), quiet(StableDiffusionPipeline.from_pretrained(folder))
+    noise, states = base.noise(2, generator), base.encode_prompts(["", *PROMPTS])
+    rows, factors = torch.stack([states[:1].expand(2, -1, -1), states[1:]]), [-4.0, 5.0]
+    plain, ours = (
+        base.sample_mixed(rows, factors, noise, 4, generators=generators(1, 2), rescale=share) for share in (0.0, 0.7)
+    )
+    settings = {"num_inference_steps": 4, "guidance_scale": 5.0, "guidance_rescale": 0.7, "output_type": "latent"}
+    theirs = pipeline(PROMPTS, latents=noise, generator=generators(1, 2), **settings).images
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+    assert (ours - plain).abs().max() > 0.01
+
+
 def test_one_batch_equals_one_by_one(tiny_base: Base, generator: torch.Generator) -> None:
     noise, states = tiny_base.noise(2, generator), tiny_base.encode_prompts(PROMPTS)
     nothing = tiny_base.encode_prompts([""])

@@ -11,10 +11,13 @@ import torch
 from torch import nn
 
 from benchmarks import sd15
+from benchmarks.memory import random_base
 from benchmarks.plain_lora import PlainLora
 from benchmarks.sd15 import OURS, Row, ratios, totals
 from hyperdreambooth.base.model import Base
 from hyperdreambooth.hypernetwork.cost import count_flops
+from hyperdreambooth.hypernetwork.model import PRESETS, random_hypernetwork
+from hyperdreambooth.pipeline import HyperDreamBooth
 from tests.base.checkpoints import SIZE, write_layout
 from tests.conftest import left_as_it_was
 
@@ -58,6 +61,20 @@ def test_counts_agree_with_what_runs(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert rows["U-Net, batch of 1, nobody"] == counted["U-Net, forward (GFLOP)"] * 1e9
     assert rows["U-Net, batch of 2, nobody"] == counted["guided step (GFLOP)"] * 1e9
     assert rows["pre-optimise, batch of 1 x 4 noises"] == counted["a person's step of 4 noises (GFLOP)"] * 1e9
+
+
+def test_sizes_are_those_of_people_who_are_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = {one["name"]: one["value"] for one in narrow(tmp_path, monkeypatch, "--counts")}
+    booth = HyperDreamBooth(random_base(tmp_path / "layout", SIZE, 10, 6))
+    booth.hypernetwork = random_hypernetwork(replace(PRESETS["tiny"], blocks=False), booth.space, booth.fingerprint)
+    picture = torch.rand(3, 64, 64)
+    alone = booth.personalize(picture, steps=0).numbers
+    lora = sum(site.n_in + site.n_out for site in booth.space.rule.sites)
+    assert counted["a person, LiDB of one rank (numbers)"] == alone
+    assert counted["the one of the other (%)"] == pytest.approx(100 * alone / lora)
+    for relax, where in (("lidb", "in the bases"), ("lora", "in full space")):
+        person = booth.personalize(picture, steps=1, noises=1, relax=relax)
+        assert counted[f"a person, relaxed {where} (numbers)"] == person.numbers
 
 
 def test_flops_of_a_linear_layer_by_hand() -> None:

@@ -5,6 +5,7 @@ import pytest
 from benchmarks.tune_methods import variants
 from hyperdreambooth.baselines.dreambooth import DreamBooth
 from hyperdreambooth.baselines.methods import METHODS, LiDB
+from hyperdreambooth.baselines.textual_inversion import TextualInversion
 from hyperdreambooth.errors import UserError
 
 
@@ -21,6 +22,13 @@ def test_settings_reach_every_kind_of_method() -> None:
     assert METHODS["lora-dreambooth"] != lora
 
 
+def test_the_schedule_is_a_setting() -> None:
+    cosine, constant = variants(["textual-inversion@20,lr=1e-3,schedule=cosine/constant"]).values()
+    assert isinstance(cosine, TextualInversion) and isinstance(constant, TextualInversion)
+    assert (cosine.fit.schedule, cosine.fit.lr, cosine.fit.steps) == ("cosine", 1e-3, 20)
+    assert constant.fit.schedule == "constant"
+
+
 def test_the_class_and_the_text_encoder_are_settings_too() -> None:
     (method,) = variants(["dreambooth,class=a portrait of a face,text-encoder=yes"]).values()
     assert isinstance(method, DreamBooth) and method.prior is not None
@@ -28,7 +36,16 @@ def test_the_class_and_the_text_encoder_are_settings_too() -> None:
 
 
 @pytest.mark.parametrize(
-    "setting", ["dreambooth,lr=fast", "e4t,prior=1", "dreambooth,text-encoder=2", "magic,lr=1e-3", "e4t,lr", "e4t,a=1"]
+    "setting",
+    [
+        "dreambooth,lr=fast",
+        "e4t,prior=1",
+        "dreambooth,text-encoder=2",
+        "magic,lr=1e-3",
+        "e4t,lr",
+        "e4t,a=1",
+        "e4t,schedule=wild",
+    ],
 )
 def test_what_is_wrong_is_said(setting: str) -> None:
     with pytest.raises(UserError, match="expected"):

@@ -12,12 +12,14 @@ from hyperdreambooth.evaluation.metrics import (
     Mean,
     bootstrap,
     diversity,
+    framing,
     likeness,
     over_prompts,
     per_cell,
     per_person,
     prompt_text,
     ranked_first,
+    ssim,
 )
 
 
@@ -38,6 +40,34 @@ def test_a_copied_picture_has_no_diversity() -> None:
     found = diversity(pictures, torch.tensor([0, 0, 1, 1, 1, 2]), 4)
     assert found[0] == 0 and found[1] == pytest.approx(2 / 3)  # pairs: one-one, one-other twice
     assert math.isnan(found[2]) and math.isnan(found[3])
+
+
+def test_structural_similarity_window_by_window() -> None:
+    a, b = torch.rand(2, 14, 13, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    total = 0.0
+    for row in range(14):
+        for column in range(13):
+            weights, at = [], []
+            for down in range(-5, 6):
+                for right in range(-5, 6):
+                    weights.append(math.exp(-(down * down + right * right) / (2 * 1.5**2)))
+                    at.append((min(max(row + down, 0), 13), min(max(column + right, 0), 12)))
+            w = torch.tensor(weights, dtype=torch.float64)
+            x, y = (torch.stack([picture[place] for place in at]) for picture in (a, b))
+            mx, my = (float((w * one).sum() / w.sum()) for one in (x, y))
+            vx, vy = (float((w * (one - m) ** 2).sum() / w.sum()) for one, m in ((x, mx), (y, my)))
+            both = float((w * (x - mx) * (y - my)).sum() / w.sum())
+            bright = (2 * mx * my + 1e-4) / (mx * mx + my * my + 1e-4)
+            total += bright * (2 * both + 9e-4) / (vx + vy + 9e-4)
+    assert float(ssim(a[None], b[None])) == pytest.approx(total / (14 * 13))
+    assert float(ssim(a[None], a[None])) == pytest.approx(1.0) and float(ssim(a[None], 1 - a[None])) < 0
+
+
+def test_a_face_elsewhere_in_the_frame_is_framed_otherwise() -> None:
+    here, there = torch.zeros(2, 20, 20)
+    here[3:9, 4:9], there[10:16, 8:13] = 1.0, 1.0
+    found = framing(torch.stack([here, here, here, there]), torch.tensor([0, 0, 1, 1]), 3)
+    assert found[0] == pytest.approx(0, abs=1e-6) and found[1] > 0.2 and math.isnan(found[2])
 
 
 def test_the_bootstrap_finds_the_interval_of_a_mean() -> None:

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -132,6 +132,11 @@ def mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
+def flat_ssim(one: float, other: float) -> float:
+    """Of two pictures of one grey each, by their brightness alone."""
+    return (2 * one * other + 1e-4) / (one * one + other * other + 1e-4)
+
+
 def subjects(names: Sequence[str] = PORTRAITS) -> Subjects:
     flat = torch.tensor(REFERENCES).float() / 255
     return subjects_of(names, flat[:, :, None, None].expand(-1, -1, SIDE, SIDE))
@@ -178,6 +183,11 @@ def test_every_measure_of_a_person_and_prompt(tmp_path: Path) -> None:
         assert float(scores.own["diversity"][person]) == pytest.approx(
             1 - mean([cosine(a, b), cosine(a, c), cosine(b, c)]), abs=1e-5
         )
+        grey = [mean(colour) / 255 for colour in (a, b, c)]
+        alike = [flat_ssim(*pair) for pair in combinations(grey, 2)]  # of pictures of one colour
+        assert float(scores.own["framing"][person]) == pytest.approx(1 - mean(alike), abs=1e-5)
+        copied = mean([flat_ssim(one, mean(reference) / 255) for one in grey])
+        assert float(scores.own["copied"][person]) == pytest.approx(copied, abs=1e-5)
         drift = mean([cosine(colour, reference) for colour in colours[NOBODY]])
         assert float(scores.own["drift"][person]) == pytest.approx(drift, abs=1e-5)
     reds = torch.tensor([colour[0] / 255 for colours in drawn.values() for colour in colours[PLAIN]])

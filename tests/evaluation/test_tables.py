@@ -12,7 +12,7 @@ from torch import Tensor
 from hyperdreambooth.baselines.methods import METHODS, OURS, begins_bare, family_of, method_of, with_curves
 from hyperdreambooth.evaluation import tables
 from hyperdreambooth.evaluation.curves import curves, named
-from hyperdreambooth.evaluation.scores import BASE_METHOD, CELLS, TRUE, Scores
+from hyperdreambooth.evaluation.scores import BASE_METHOD, CELLS, ONCE, TRUE, Scores
 from hyperdreambooth.evaluation.tables import PAPER, at_equal_likeness, costs, paired, reached
 
 
@@ -20,7 +20,7 @@ def scores(name: str, value: float, people: int = 4, seconds: float = 2.0, toget
     """Everything about `value`, of people who differ a little, in two prompts that differ more."""
     values = value + torch.linspace(-0.01, 0.01, people, dtype=torch.float64)
     cells = torch.stack([values - 0.1, values + 0.1], dim=1)  # (P, Q)
-    once = {"diversity": values, "drift": values}
+    once = dict.fromkeys(ONCE, values)
     steps = float(name.partition("@")[2] or 40)
     costs = (0.9, steps, 80, seconds, together, 1000)
     return Scores(name, torch.arange(people), dict.fromkeys(CELLS, cells), once, *costs)

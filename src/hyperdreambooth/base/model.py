@@ -24,13 +24,11 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from hyperdreambooth.base.fingerprint import fingerprint_of
 from hyperdreambooth.base.libraries import quiet
 from hyperdreambooth.base.prompting import SecondText, pack, time_ids, unpack
-from hyperdreambooth.base.sampling import noise_source
+from hyperdreambooth.base.sampling import Predict, denoised, started
 from hyperdreambooth.errors import UserError
 from hyperdreambooth.files import write_folder
 
 CARD_FILE = "hyperdreambooth.json"
-Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Noisy latents (N, C, h, w), timesteps and text states (N, L, D) to the U-Net's raw output."""
 _LATENTS_AT_ONCE = 64 * 64 * 4  # places in the latents of the pictures that are drawn together
 _PLACEHOLDER = re.compile(r"\[v\]", re.IGNORECASE)
 _LARGEST_FILE = "14MB"  # what is shipped in the package stays under 15 MB a file
@@ -291,6 +289,7 @@ class Base:
         progress: Callable[[int, int], None] | None = None,
         generators: Sequence[torch.Generator] | None = None,
         predict: Predict | None = None,
+        rescale: float = 0.0,
     ) -> Tensor:
         """Draw N pictures in one batch by K answers to each: at every step, the sum of factor times answer counts.
 
@@ -302,44 +301,17 @@ class Base:
             factors: K, of sum 1.
             latents, steps, progress, generators: as in `sample`.
             predict: who answers, all K N rows at once, as `predict` does; None is this base.
+            rescale: how far the sum is brought back to the spread of its last answer, see `sampling.rescaled`.
         """
+        scheduler, latents = started(self.scheduler, steps, self.device), latents.to(self.device)
+        predict = predict or self.predict
         with torch.inference_mode():
-            drawn = self._denoise(states, factors, latents, steps, progress, generators, predict or self.predict)
+            drawn = denoised(scheduler, predict, states, factors, latents, rescale, progress, generators)
         return drawn.clone()  # outside inference mode: an ordinary tensor, fit for training too
 
     def evaluations(self, steps: int) -> int:
         """How often the U-Net is asked for one answer in so many steps: some samplers ask more than once a step."""
-        return len(self._scheduler_for(steps).timesteps)
-
-    def _scheduler_for(self, steps: int) -> Any:
-        """A scheduler of one sampling's own: samplings at the same time share nothing."""
-        scheduler: Any = type(self.scheduler).from_config(self.scheduler.config)
-        scheduler.set_timesteps(steps, device=self.device)
-        return scheduler
-
-    def _denoise(
-        self,
-        states: Tensor,
-        factors: Sequence[float],
-        latents: Tensor,
-        steps: int,
-        progress: Callable[[int, int], None] | None,
-        generators: Sequence[torch.Generator] | None,
-        predict: Predict,
-    ) -> Tensor:
-        """The loop of `sample_mixed`."""
-        scheduler = self._scheduler_for(steps)
-        added = noise_source(scheduler, generators)
-        answers, states = len(states), states.flatten(0, 1)  # (K * N, L, D)
-        latents = latents.to(self.device, torch.float32) * scheduler.init_noise_sigma
-        for done, timestep in enumerate(scheduler.timesteps, start=1):
-            rows = scheduler.scale_model_input(latents.repeat(answers, 1, 1, 1), timestep)  # (K * N, C, h, w)
-            parts = predict(rows, timestep, states).float().chunk(answers)  # K of (N, C, h, w)
-            output = torch.stack([factor * part for factor, part in zip(factors, parts, strict=True)]).sum(dim=0)
-            latents = scheduler.step(output, timestep, latents, return_dict=False, **added)[0]
-            if progress is not None:
-                progress(done, len(scheduler.timesteps))
-        return latents
+        return len(started(self.scheduler, steps).timesteps)
 
     def save(
         self,

@@ -30,7 +30,7 @@ from hyperdreambooth.cli.options import (
     whole_path,
 )
 from hyperdreambooth.errors import UserError
-from hyperdreambooth.folders import read_names
+from hyperdreambooth.folders import check_apart, read_names
 from hyperdreambooth.progress import Progress
 
 if TYPE_CHECKING:
@@ -137,6 +137,7 @@ class _Order:
             method.check(booth)
         most = max(size.people, self.count or 0)
         everybody = _people(job, self.people, booth.base.picture_size, self.only, most)
+        check_apart(everybody.names, Path(self.hypernetwork))
         return _Opened(self, booth, everybody, chosen, size)
 
     def elsewhere(self) -> _Order:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 import typer
 
 from hyperdreambooth.base.memory import LowMemory
+from hyperdreambooth.base.samplers import Sampler
 from hyperdreambooth.cli.console import Job
 from hyperdreambooth.errors import NotWritable, UserError
 from hyperdreambooth.files import check_writable
@@ -47,6 +48,10 @@ CompileOption = Annotated[
         "--compile",
         help="Compile the U-Net, on CUDA into graphs: takes minutes first, and pays for much work of a kind.",
     ),
+]
+SamplerOption = Annotated[
+    Sampler,
+    typer.Option(help="As other programs call it; lcm and tcd are for bases taught to draw in a few steps."),
 ]
 SeedOption = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the noises.")]
 DTypeOption = Annotated[Literal["fp16", "fp32", "int8"], typer.Option(help="Of the numbers in the file.")]
@@ -95,6 +100,7 @@ class Machine(NamedTuple):
     precision: str | None = None
     low_memory: LowMemory = "off"
     compiled: bool = False
+    sampler: Sampler = "own"
 
 
 SPACE_ALONE = Machine("cpu", "fp16")
@@ -114,7 +120,8 @@ def load_booth(job: Job, base: str, hypernetwork: str = "none", machine: Machine
         job.low_memory = machine.low_memory
         dtype = None if machine.precision is None else PRECISIONS[machine.precision]
         network = None if hypernetwork == "none" else hypernetwork
-        booth = HyperDreamBooth.load(base, machine.device, dtype, network, machine.low_memory, machine.compiled)
+        where = machine.device, dtype, network, machine.low_memory, machine.compiled, machine.sampler
+        booth = HyperDreamBooth.load(base, *where)
     if machine != SPACE_ALONE:
         job.about |= {"device": str(booth.base.device), "precision": name_of(booth.base.dtype)}
         job.about |= {} if machine.low_memory == "off" else {"low_memory": machine.low_memory}

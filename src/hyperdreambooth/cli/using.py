@@ -26,6 +26,7 @@ from hyperdreambooth.cli.options import (
     LowMemoryOption,
     Machine,
     PrecisionOption,
+    SamplerOption,
     SeedOption,
     check_outputs,
     load_booth,
@@ -201,6 +202,7 @@ def generate(
     count: Annotated[int, typer.Option(min=1, help="Pictures of each pair.")] = 1,
     seed: SeedOption = 0,
     strength: Annotated[float, typer.Option(help="0 is the base, 1 the person.")] = 1.0,
+    sampler: SamplerOption = "own",
     steps: Annotated[int, typer.Option(min=1, help="Of the sampler.")] = 25,
     guidance: Annotated[float, typer.Option(help="Towards the prompt, classifier-free; 1 is none.")] = 5.0,
     likeness: Annotated[float, typer.Option(help="Towards the person.")] = 3.0,
@@ -233,7 +235,7 @@ def generate(
     check_outputs(output / "picture.png")
     plan = _plan(identities, prompts, pairs)
     with Job(as_json) as job:
-        booth = load_booth(job, base, machine=Machine(device, precision, low_memory, compiled))
+        booth = load_booth(job, base, machine=Machine(device, precision, low_memory, compiled, sampler))
         from hyperdreambooth.drawing import DrawConfig
 
         config = DrawConfig(count, seed, steps, guidance, None if as_exported else likeness, strength)

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+_WINDOW, _SIGMA, _C1, _C2 = 11, 1.5, 0.01**2, 0.03**2  # of SSIM, as published
 
 
 def likeness(features: Tensor, others: Tensor) -> Tensor:
@@ -54,10 +57,44 @@ def diversity(features: Tensor, people: Tensor, count: int) -> Tensor:
 
     A method that copies its photograph draws the same picture from every noise: near 0.
     """
-    apart = 1 - features @ features.T  # (N, N)
-    pairs = (people[:, None] == people) & ~torch.eye(len(people), dtype=torch.bool)
-    rows, columns = pairs.nonzero(as_tuple=True)
-    return per_person(apart[rows, columns], people[rows], count)
+    rows, columns = _pairs(people)
+    return per_person(1 - likeness(features[rows], features[columns]), people[rows], count)
+
+
+def framing(grey: Tensor, people: Tensor, count: int) -> Tensor:
+    """How much pictures of one person (N, H, W) in [0, 1] differ in pose and framing, (P,): 1 - `ssim`, over pairs."""
+    rows, columns = _pairs(people)
+    return per_person(1 - ssim(grey[rows], grey[columns]), people[rows], count)
+
+
+def _pairs(people: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows and columns of all pairs of different pictures of one person."""
+    rows, columns = ((people[:, None] == people) & ~torch.eye(len(people), dtype=torch.bool)).nonzero(as_tuple=True)
+    return rows, columns
+
+
+def ssim(one: Tensor, other: Tensor) -> Tensor:
+    """Structural similarity (N,) of grey pictures (N, H, W) in [0, 1], pair by pair: 1 for the same picture.
+
+    Whatever is drawn elsewhere in the frame counts, whoever it shows (Wang et al., 2004; a Gaussian window, the
+    pictures' borders repeated beyond them).
+    """
+    if not len(one):
+        return torch.empty(0, dtype=torch.float64)
+    places = torch.arange(_WINDOW, dtype=torch.float64) - _WINDOW // 2
+    bell = (-(places**2) / (2 * _SIGMA**2)).exp()
+    kernel = torch.outer(bell, bell) / bell.sum() ** 2
+
+    def mean(pictures: Tensor) -> Tensor:
+        padded = F.pad(pictures.unsqueeze(1), [_WINDOW // 2] * 4, mode="replicate")
+        return F.conv2d(padded, kernel[None, None]).squeeze(1)  # (N, H, W)
+
+    a, b = one.double(), other.double()
+    mean_a, mean_b = mean(a), mean(b)
+    apart_a, apart_b = mean(a * a) - mean_a**2, mean(b * b) - mean_b**2
+    together = mean(a * b) - mean_a * mean_b
+    bright = (2 * mean_a * mean_b + _C1) / (mean_a**2 + mean_b**2 + _C1)
+    return (bright * (2 * together + _C2) / (apart_a + apart_b + _C2)).mean(dim=(1, 2))
 
 
 @dataclass(frozen=True)

@@ -151,7 +151,9 @@ def _lines_of(part: Part) -> Iterator[str]:
     yield from ("## What the paper does not measure", "", *tables.beyond(scores), "")
     yield (
         "Diversity: 1 less the likeness (self-supervised) of pictures of one person in the plain prompt; a copied "
-        "photograph is near 0. Face of nobody: Face Rec. of the pictures for a prompt that names nobody; where it is "
+        "photograph is near 0. Pose and framing: 1 less the structural similarity (SSIM, grey) of the same pictures; "
+        "the photograph itself: their structural similarity with it, where true pictures from other views say how much "
+        "is the person's. Face of nobody: Face Rec. of the pictures for a prompt that names nobody; where it is "
         "high, the base has become the person; nobody worn, where it was drawn, is what the bare base gets. Attribute "
         "error: 0 all read back, 1 no better than a guess."
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from hyperdreambooth.baselines.nobody import BASE
@@ -37,7 +38,14 @@ CELLS: Mapping[str, str] = {
     "scene": "prompt recognised",
     "prompt_first": "prompt ranked first",
 }
-MEASURES: Mapping[str, str] = {**CELLS, "diversity": "diversity", "drift": "face of nobody"}
+ONCE: Mapping[str, str] = {
+    "diversity": "diversity",
+    "framing": "pose and framing",
+    "copied": "the photograph itself",
+    "drift": "face of nobody",
+}
+MEASURES: Mapping[str, str] = {**CELLS, **ONCE}
+_GREY = 64  # pixels a side at which pose and framing are compared
 _BATCH = 32  # pictures in memory: about half a second of judging on one core
 _Batch = tuple[Tensor, Tensor, Tensor]  # pictures (B, 3, S, S), people (B,), prompts (B,)
 _Seen = Callable[[int], None]  # hears of so many pictures more
@@ -85,6 +93,7 @@ class _Looks(NamedTuple):
     clip: Tensor
     scene: Tensor  # (M,) 1 where everything that was prompted is read, NaN where nothing measures it
     attributes: Tensor  # (M, T) in the plain prompt, NaN in others; T = 0 for photographs
+    grey: Tensor  # (M, h, w) in [0, 1]
 
 
 class Scoring:
@@ -193,7 +202,7 @@ class Scoring:
         for pictures, people, prompts in batches:
             face, dino, clip = (one.embed(pictures) for one in (encoders.face, encoders.dino, encoders.clip))
             scene, attributes = self._recognised(pictures, prompts), self._attributes_read(pictures, prompts)
-            found.append(_Looks(people, prompts, face, dino, clip, scene, attributes))
+            found.append(_Looks(people, prompts, face, dino, clip, scene, attributes, _grey(pictures)))
             seen(len(pictures))
         return _Looks(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 
@@ -220,10 +229,18 @@ class Scoring:
         shape = (count, len(self.prompts))
         cells = {name: metrics.per_cell(value, whose, looks.prompts, shape)[people] for name, value in values.items()}
         plain = looks.prompts == self._row.get(PLAIN)
-        once = {"diversity": metrics.diversity(looks.dino[plain], whose[plain], count)[people], "drift": drift[people]}
+        here, grey = whose[plain], looks.grey[plain]
+        once = {
+            "diversity": metrics.diversity(looks.dino[plain], here, count)[people],
+            "framing": metrics.framing(grey, here, count)[people],
+            "copied": metrics.per_person(metrics.ssim(grey, _grey(self.subjects.references)[here]), here, count)[
+                people
+            ],
+            "drift": drift[people],
+        }
         error = None
-        if self._truth is not None and len(whose[plain].unique()) > 1:  # of one person, nobody can guess worse
-            error = attribute_error(looks.attributes[plain], self._truth[whose[plain]])
+        if self._truth is not None and len(here.unique()) > 1:  # of one person, nobody can guess worse
+            error = attribute_error(looks.attributes[plain], self._truth[here])
         return Scores(method, people, cells, once, error, **costs)
 
     def _drift(self, nobody: Sequence[PictureRecord], seen: _Seen) -> Tensor:
@@ -285,6 +302,11 @@ def load_pictures(files: Sequence[Path]) -> Tensor:
             got, expected = (f"{one.shape[2]} x {one.shape[1]}" for one in (picture, pictures[0]))
             raise BadPicture(f"{file} is {got} pixels, expected {expected} as {files[0]}: draw it again")
     return torch.stack(pictures)
+
+
+def _grey(pictures: Tensor) -> Tensor:
+    """Pictures (N, 3, S, S) in grey, no larger than there is something to compare: (N, h, w)."""
+    return F.adaptive_avg_pool2d(pictures.mean(dim=1), min(_GREY, pictures.shape[-1]))
 
 
 def changes_more_than_style(scene: Scene) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor
 from hyperdreambooth.baselines.methods import OURS
 from hyperdreambooth.evaluation.curves import curves
 from hyperdreambooth.evaluation.metrics import Mean, bootstrap, over_prompts
-from hyperdreambooth.evaluation.scores import BASE_METHOD, CELLS, MEASURES, TRUE, Scores
+from hyperdreambooth.evaluation.scores import BASE_METHOD, CELLS, MEASURES, ONCE, TRUE, Scores
 
 # The paper's rows: Face Rec., DINO, CLIP-I, CLIP-T. Second-hand (from a transcription), and on other data.
 PAPER: Mapping[str, tuple[float, float, float, float]] = {
@@ -33,7 +33,7 @@ TABLES: Mapping[str, tuple[str, ...]] = {
 }
 SHOWN = tuple(CELLS)
 SHARES = ("identified", "scene", "prompt_first")  # of pictures: in per cent
-BEYOND = ("diversity", "drift")
+BEYOND = tuple(ONCE)
 
 
 def rows(header: Sequence[str], body: Sequence[Sequence[str]]) -> Iterator[str]:
@@ -100,7 +100,7 @@ def on_common(several: Sequence[Scores], measure: str) -> Tensor:
 
 
 def beyond(scores: Mapping[str, Scores]) -> Iterator[str]:
-    """Diversity of the pictures of one person, how much of them "a face" becomes, attributes read back."""
+    """Diversity of the pictures of one person, how far they copy, how much of them "a face" becomes, attributes."""
     body = [
         [
             "nobody worn" if name == BASE_METHOD else name,
