@@ -98,15 +98,22 @@ def test_exports_come_in_again_on_every_site(model: Model, save: object, tmp_pat
         torch.testing.assert_close(up @ down, other_up @ other_down, atol=1e-4, rtol=1e-4)
 
 
-def test_a_whole_model_is_written_of_bases_with_one_text_encoder(
-    model: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_whole_model_draws_the_person_in_plain_diffusers(model: Model, tmp_path: Path) -> None:
     booth = HyperDreamBooth.load(model.files["folder"], device="cpu", hypernetwork=None)
-    alice, out = tmp_path / "alice.safetensors", tmp_path / "model"
-    Identity(booth.space.start(), booth.space.info, booth.fingerprint, booth.base.name).save(alice)
-    status = run(["export", str(alice), "--format", "model", "-o", str(out), "--base", str(model.files["folder"])])
-    said = capsys.readouterr().err
-    if model.kind == "sdxl":
-        assert status == 2 and "two text encoders" in said and not out.exists()
-    else:
-        assert status == 0 and (out / "unet").is_dir(), said
+    generator, alice = torch.Generator().manual_seed(0), tmp_path / "alice.safetensors"
+    weights = 0.5 * torch.randn(len(booth.space.sites), 2, booth.space.width, generator=generator)
+    person = Identity(weights, booth.space.info, booth.fingerprint, booth.base.name)
+    person.save(alice, "fp32")
+    files = ("-o", str(tmp_path / "model"), "--base", str(model.files["folder"]), "--dtype", "fp32")
+    assert run(["export", str(alice), "--format", "model", *files]) == 0
+    config = DrawConfig(steps=2, guidance=4.0, likeness=None)
+    drawn, nobody = (booth.draw(one, PROMPT, config)[0] for one in (person, None))
+    pipeline = type(model.pipeline).from_pretrained(tmp_path / "model")
+    pipeline.set_progress_bar_config(disable=True)
+    noise = booth.base.noise(1, torch.Generator().manual_seed(0))
+    asked = {"prompt": PROMPT.replace("[V]", "sks"), "latents": noise, "height": SIZE, "width": SIZE}
+    theirs = pipeline(**asked, num_inference_steps=2, guidance_scale=4.0, output_type="pt").images[0]
+    assert (drawn - nobody).abs().max() > 0.1  # the person shows
+    assert (theirs - drawn).abs().max() < 1 / 255
+    again = HyperDreamBooth.load(tmp_path / "model", device="cpu", hypernetwork=None)
+    assert torch.allclose(again.draw(None, PROMPT.replace("[V]", "sks"), config)[0], drawn, atol=1 / 255)

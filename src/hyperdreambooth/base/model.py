@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, SchedulerMixin, UNet2DConditionModel
+from diffusers import AutoencoderKL, DiffusionPipeline, SchedulerMixin, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -25,7 +25,6 @@ from hyperdreambooth.base.fingerprint import fingerprint_of
 from hyperdreambooth.base.libraries import quiet
 from hyperdreambooth.base.prompting import SecondText, pack, time_ids, unpack
 from hyperdreambooth.base.sampling import Predict, denoised, started
-from hyperdreambooth.errors import UserError
 from hyperdreambooth.files import write_folder
 
 CARD_FILE = "hyperdreambooth.json"
@@ -322,7 +321,7 @@ class Base:
     ) -> None:
         """Write a diffusers folder that plain `StableDiffusionPipeline.from_pretrained` opens, and the card in it.
 
-        Of bases with one text encoder: SDXL is opened here and never made.
+        Of SDXL, one that `StableDiffusionXLPipeline` opens.
 
         Args:
             folder: made, or filled: its own files under other names stay.
@@ -330,22 +329,7 @@ class Base:
             largest_file: size beyond which a network is written in several files, such as "5GB"; None is 14 MB.
             texts: further files by name, in UTF-8.
         """
-        from diffusers import StableDiffusionPipeline  # needed here alone, and slow to import
-
-        if self.second is not None:
-            raise UserError("got a base with two text encoders to save, expected one: keep the file that it came from")
-
-        vae, text_encoder, unet = (nn.Module.to(deepcopy(network), "cpu", dtype) for network in self._networks)
-        pipeline = StableDiffusionPipeline(
-            vae=vae,
-            text_encoder=text_encoder,
-            tokenizer=self.tokenizer,
-            unet=unet,
-            scheduler=self.scheduler,
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
+        pipeline = self._pipeline(dtype)
         written = set[Path]()
 
         def write(part: Path) -> None:
@@ -354,8 +338,8 @@ class Base:
             written.update(path.relative_to(part) for path in part.rglob(_WEIGHTS))
             # transformers opens a model in the precision that its config names, diffusers in float32: plain
             # from_pretrained would mix the two.
-            config = part / "text_encoder" / "config.json"
-            _write_json(config, json.loads(config.read_text()) | {"dtype": "float32"})
+            for config in part.glob("text_encoder*/config.json"):
+                _write_json(config, json.loads(config.read_text()) | {"dtype": "float32"})
             _write_json(part / CARD_FILE, dataclasses.asdict(self.card))
             for name, text in (texts or {}).items():
                 (part / name).write_text(text, encoding="utf-8")
@@ -364,6 +348,23 @@ class Base:
         for network in {path.parent for path in written}:
             for stale in {path.relative_to(folder) for path in (Path(folder) / network).glob(_WEIGHTS)} - written:
                 (Path(folder) / stale).unlink()  # a base of other shards was here, and its index would win
+
+    def _pipeline(self, dtype: torch.dtype) -> DiffusionPipeline:
+        """The base as diffusers has it: copies of the networks, on the CPU in a precision of their own."""
+        from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline  # needed here alone, slow to import
+
+        vae, text_encoder, *second, unet = (nn.Module.to(deepcopy(network), "cpu", dtype) for network in self._networks)
+        parts = {"vae": vae, "text_encoder": text_encoder, "tokenizer": self.tokenizer, "unet": unet}
+        parts |= {"scheduler": self.scheduler, "feature_extractor": None}
+        if self.second is None:
+            return StableDiffusionPipeline(**parts, safety_checker=None, requires_safety_checker=False)
+        return StableDiffusionXLPipeline(
+            **parts,
+            text_encoder_2=second[0],
+            tokenizer_2=self.second.tokenizer,
+            force_zeros_for_empty_prompt=self.second.empty_is_zero,
+            add_watermarker=False,
+        )
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:

@@ -22,14 +22,14 @@ def save_model(
     """Write the base with one person merged into its weights, atomically, in diffusers' layout with a model card.
 
     Args:
-        folder: that `StableDiffusionPipeline.from_pretrained` opens.
+        folder: that `StableDiffusionPipeline.from_pretrained` opens, or SDXL's.
         booth: whose base it is; left bit for bit as it was.
         person: whom to merge.
         title: what people call it.
         dtype: of the numbers; half precision rounds what was merged.
 
     Raises:
-        UserError: the base has two text encoders. WorkError: the folder cannot be written whole; it is as it was then.
+        WorkError: the folder cannot be written whole; it is as it was then.
     """
     base, adapters = booth.base, booth.adapters
     adapters.merge(person.weights.to(base.device), None if person.lora is None else person.lora.to(base.device))
