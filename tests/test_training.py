@@ -72,3 +72,15 @@ def test_two_trainings_do_not_share_a_folder(hdb: Hdb, tmp_path: Path, monkeypat
     _, err = hdb(*network, "portraits:3-6", status=2)  # nobody is measured on whom it has learnt from
     assert "has learnt from 1 of the people to be measured on, such as portrait-3" in err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_frozen_encoder_looks_once(hdb: Hdb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights, first, second = (tmp_path / name for name in ("weights", "first", "second"))
+    people = ("portraits:0-3", "--base", hdb.base, "--views", 1, "--steps", 1)
+    hdb.json("preoptimize", *people, "-o", weights)
+    training = ("train", people[0], weights, *people[1:], "--preset", "tiny", "--batch", 4)
+    hdb.json(*training, "-o", first)
+    got = hdb.json(*training, "-o", second, "--encoder", first, "--versions", 2)
+    assert got["training"]["versions"] == 2 and list((second / "pictures" / "features").glob("people-*.safetensors"))
+    _, err = hdb(*training, "-o", tmp_path / "third", "--versions", 2, status=2)
+    assert "--versions 2 for an encoder that is trained" in err and not (tmp_path / "third").exists()

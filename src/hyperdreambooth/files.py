@@ -173,6 +173,13 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
 
 
+def load_row(path: str | Path, name: str, row: int) -> Tensor:
+    """One row of a named tensor of a safetensors file, of which nothing else is read. Raises as `load_tensors`."""
+    with _opened(path) as file:
+        found: Tensor = file.get_slice(name)[row]
+        return found
+
+
 def load_metadata(path: str | Path) -> dict[str, str]:
     """A safetensors file's text metadata alone, whatever its size. Raises as `load_tensors`."""
     with _opened(path) as file:

@@ -21,7 +21,7 @@ from pathlib import Path
 from torch import Tensor
 
 from hyperdreambooth.errors import BadFile, UserError
-from hyperdreambooth.files import load_metadata, load_tensors, locked, save_tensors
+from hyperdreambooth.files import load_metadata, load_row, load_tensors, locked, save_tensors
 from hyperdreambooth.fitting.plan import digest
 from hyperdreambooth.fitting.processes import ALONE, Processes
 from hyperdreambooth.progress import log
@@ -105,6 +105,10 @@ class Kept:
             for key, tensor in self._read(list(left)):
                 del left[key]
                 yield key, tensor
+
+    def row(self, key: str, row: int) -> Tensor:
+        """One row (...) of the tensor of somebody who is there. Raises BadFile for a file that was damaged since."""
+        return load_row(self._files[key], key, row)
 
     def _look(self) -> None:
         """Take in the files that are new."""

@@ -229,6 +229,14 @@ def train(
             show_default="random",
         ),
     ] = None,
+    versions: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Of each picture, at which a frozen encoder (vit-h's, or --encoder) looks once, before; 0 is a new "
+            "one in every step.",
+        ),
+    ] = 0,
     seed: SeedOption = 0,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print all settings, count FLOPs and memory from shapes, and stop.")
@@ -252,6 +260,8 @@ def train(
         booth = load_booth(job, base, machine=Machine(device, precision, low_memory, compiled))
         from hyperdreambooth.fitting.preoptimize import load_people
         from hyperdreambooth.hypernetwork import model, training
+        from hyperdreambooth.hypernetwork.features import LOOK, look
+        from hyperdreambooth.kept import Kept
         from hyperdreambooth.people import encode_crowd, find_people, split_people
         from hyperdreambooth.photographs import ENCODE, READ, Keeping
         from hyperdreambooth.portraits.captions import STYLES
@@ -259,9 +269,12 @@ def train(
         fitted = None if dry_run and not weights.exists() else load_people(weights)  # costs may be asked for before
         blocks = fitted is None or fitted.space != asdict(booth.space.rule.info)  # it speaks of what they have
         sizes = replace(model.PRESETS[preset], blocks=blocks)
-        config = _train_config(
-            training.TrainConfig(seed=seed, freeze_encoder=encoder is not None), steps, batch, accumulate
-        )
+        if versions and encoder is None and sizes.encoder.pretrained is None:
+            raise UserError(
+                f"got --versions {versions} for an encoder that is trained, expected a frozen one: --encoder"
+            )
+        config = training.TrainConfig(seed=seed, freeze_encoder=encoder is not None, versions=versions)
+        config = _train_config(config, steps, batch, accumulate)
         facts = {
             "folder": str(output),
             "network": asdict(sizes),
@@ -294,9 +307,15 @@ def train(
                 write_text(output / LEARNT_FROM, "".join(f"{name}\n" for name in chosen.names))
             del chosen  # whose pictures are in the worlds
             network.to(booth.base.device)
+            seen = None
+            if versions:
+                with job.phase(LOOK):
+                    kept = Kept(output / _KEPT / "features", (), processes)
+                    ways = config.jitter, versions, job.report
+                    seen = {name: look(network.encoder, own.pictures, kept, *ways) for name, own in worlds.items()}
             with job.phase(TRAIN):
                 for report in training.train(
-                    network, booth.base, booth.adapters, worlds, held_out, output, config, processes
+                    network, booth.base, booth.adapters, worlds, held_out, output, config, processes, seen
                 ):
                     samples = report.step.samples
                     done = list(phases).index(report.phase) + report.step.progress

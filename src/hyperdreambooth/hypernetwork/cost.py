@@ -108,10 +108,13 @@ def training_cost(sizes: HyperNetworkConfig, base: Base, adapters: Adapters, con
         held = [mode.from_tensor(t) for one in (network, *networks) for t in tensors_of(one)]
         phases = {}
         for name, fit in config.phases().items():
+            people = config.both_batch if name == "both" else config.weights_batch
+            with torch.no_grad():  # looked at before, or in the step
+                faces = network.encoder(_pictures(network, people)) if config.versions else _pictures(network, people)
 
-            def step(noises: int = config.noises if name == "both" else 0) -> None:
-                people = config.both_batch if noises else config.weights_batch
-                _step(network, base, adapters, people, noises, config.prompt)
+            def step(noises: int = config.noises if name == "both" else 0, faces: Tensor = faces) -> None:
+                theta = network.decode(faces) if config.versions else network(faces)
+                _step(network, base, adapters, theta, noises, config.prompt)
 
             kept = Kept(held)
             with kept:
@@ -152,10 +155,9 @@ def count_flops(work: Callable[[], object]) -> int:
     return int(counter.get_total_flops())
 
 
-def _step(network: HyperNetwork, base: Base, adapters: Adapters, people: int, noises: int, prompt: str) -> None:
-    """The tensor work of one step: the weight loss alone, or with so many noises of each person."""
-    theta = network(_pictures(network, people))  # (N, S, 1, a + b)
-    loss = theta.square().mean()
+def _step(network: HyperNetwork, base: Base, adapters: Adapters, theta: Tensor, noises: int, prompt: str) -> None:
+    """The work of one step from theta (N, S, 1, a + b) on: the weight loss alone, or with so many noises of each."""
+    loss, people = theta.square().mean(), len(theta)
     if noises:
         latents = torch.zeros(people * noises, *base.latent_shape, device=base.device)
         timesteps = torch.zeros(len(latents), dtype=torch.long, device=base.device)

@@ -9,7 +9,7 @@ stop at any moment, run the same again to go on.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from hyperdreambooth.fitting.plan import digest, keep_plan
 from hyperdreambooth.fitting.processes import ALONE, Processes
 from hyperdreambooth.fitting.steps import ONE_DISK, Checkpoint, FitConfig, Run, StepReport, steps
 from hyperdreambooth.hypernetwork.curve import Curve
+from hyperdreambooth.hypernetwork.features import Features
 from hyperdreambooth.hypernetwork.jitter import Jitter
 from hyperdreambooth.hypernetwork.loss import People, denoising_together, worn_loss
 from hyperdreambooth.hypernetwork.model import HyperNetwork
@@ -53,6 +54,9 @@ class TrainConfig:
     weighting: Weighting = Weighting(fade=0.3)  # noqa: RUF009  # frozen; of the noise levels, in training
     jitter: Jitter = field(default_factory=Jitter)  # of the pictures that the encoder sees
     freeze_encoder: bool = False
+    versions: int = (
+        0  # of each picture that a frozen encoder has looked at before, see `features`; 0 is a new one always
+    )
     evaluate_every: int = 200  # steps between two lines of the curve
     seed: int = 0
 
@@ -84,6 +88,7 @@ def train(
     folder: Path | str,
     config: TrainConfig,
     processes: Processes = ALONE,
+    features: Mapping[str, Features] | None = None,
 ) -> Iterator[TrainReport]:
     """Train `network` in place, a report per step; at the end it holds, as `RESULT_FILE` does, the averaged iterates.
 
@@ -95,6 +100,8 @@ def train(
         folder: made if absent. Where it holds a run of the same network, people and settings, that goes on.
         processes: those that train together, all called with the same arguments; each takes its share of the people in
             every batch, the main one measures and writes.
+        features: by world, what the network's encoder, frozen, has seen in `config.versions` versions of all pictures:
+            given, it is not asked again.
 
     Raises:
         UserError: the folder holds a run of another network, base, space, of other people or settings; processes that
@@ -109,13 +116,16 @@ def train(
     if not network.has_statistics:  # a network that was trained before means its own by its theta
         network.set_statistics(torch.cat([people.numbers for people in worlds.values()]).to(base.device))
     set_trained(network, config)
+    seen = [None if features is None else features[name] for name in worlds]
+    if features is not None and any(p.requires_grad for p in network.encoder.parameters()):
+        raise ValueError("got features of an encoder that is trained, expected a frozen one's")
     left = _after_finished(folder, network, config)
     processes.check_same(len(left), f"number of phases to do in {folder}", ONE_DISK)
     measured = held_out if processes.main else {}
     measures = [_HeldOut(name, people, network, base, adapters, config) for name, people in measured.items()]
     for number, phase, fit in left:
         generator = torch.Generator().manual_seed(config.seed + number)
-        loss = _Loss(network, base, adapters, list(worlds.values()), config, phase, generator, processes)
+        loss = _Loss(network, base, adapters, list(worlds.values()), config, phase, generator, processes, seen)
         parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
         checkpoint = _checkpoint(folder, phase)
         run = steps(
@@ -210,7 +220,9 @@ class _Loss:
         phase: str,
         generator: torch.Generator,
         processes: Processes = ALONE,
+        features: Sequence[Features | None] = (),
     ) -> None:
+        self.features = list(features) or [None] * len(worlds)
         self.network, self.base, self.adapters, self.worlds = network, base, adapters, worlds
         self.config, self.generator, self.processes = config, generator, processes
         self.denoises = phase == "both"
@@ -221,9 +233,8 @@ class _Loss:
         """The loss of one batch, and its terms as they are without alpha and beta."""
         config = self.config
         drawn = [self._draw(people) for people in self.worlds]
-        share = self.processes.share
-        seen = torch.cat([share(self._seen(world, rows)) for world, rows in drawn])
-        theta = self.network(seen)  # (N, S, 1, a + b)
+        seen = [self._seen(*some, own) for some, own in zip(drawn, self.features, strict=True)]
+        theta = self.network.decode(torch.cat(seen))  # (N, S, 1, a + b)
         weight = self._weight_loss(theta, drawn)
         if not self.denoises:
             return weight, {"weight": weight.item()}
@@ -240,10 +251,16 @@ class _Loss:
         among = len(world.pictures) if self.denoises else len(world.numbers)
         return world, torch.randint(among, (self.people,), generator=self.generator)
 
-    def _seen(self, world: People, rows: Tensor) -> Tensor:
-        """What the encoder sees of these people: one view of each, a little changed; (n, 3, H, W)."""
+    def _seen(self, world: People, rows: Tensor, features: Features | None) -> Tensor:
+        """Features (n, F, D) of one view, a little changed, of each of these people who are this process's share."""
         views = torch.randint(world.pictures.shape[1], rows.shape, generator=self.generator)
-        return self.config.jitter(world.pictures[rows, views].to(self.base.device).float() / 255, self.generator)
+        if features is not None:
+            versions = torch.randint(features.versions, rows.shape, generator=self.generator)
+            rows, views, versions = (self.processes.share(places) for places in (rows, views, versions))
+            return features(rows, views, versions).to(self.base.device)
+        pictures = world.pictures[rows, views].to(self.base.device).float() / 255
+        found: Tensor = self.network.encoder(self.processes.share(self.config.jitter(pictures, self.generator)))
+        return found
 
     def _weight_loss(self, theta: Tensor, drawn: list[tuple[People, Tensor]]) -> Tensor:
         """Mean of (theta_hat - theta)^2 over all numbers of the people who have some."""
