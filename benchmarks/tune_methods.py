@@ -1,6 +1,7 @@
 """Which settings does a method want? One search for all, on tuning people, scored as in reports.
 
     python -m benchmarks.tune_methods dreambooth@400,lr=3e-5/1e-4,prior=0/0.1 e4t,lr=1e-4,likeness=none --people 6
+    python -m benchmarks.tune_methods lidb-dreambooth@200,lr=3e-3/1e-2 --bases 6x3,12x6,24x12,48x24
 
 What is finished lies in the output folder, and is not done again.
 """
@@ -19,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hyperdreambooth import HyperDreamBooth
+from hyperdreambooth.base.loading import load_base
 from hyperdreambooth.baselines.methods import LiDB, method_of
 from hyperdreambooth.baselines.work import Method
 from hyperdreambooth.errors import UserError
@@ -84,10 +86,29 @@ def _with(method: Any, key: str, value: str) -> Any:
     return replace(method, prior=replace(method.prior, **{field: kind(value)}))
 
 
+def booth_of(bases: str | None) -> HyperDreamBooth:
+    """The embedded base, or that with LiDB bases of other sizes, "AxB", for which there is no hypernetwork.
+
+    Raises:
+        UserError: sizes without sense. SiteTooNarrow: a layer has no room for such bases.
+    """
+    if bases is None:
+        return HyperDreamBooth.load("embedded")
+    a, mark, b = bases.partition("x")
+    if not (mark and a.isdecimal() and b.isdecimal() and int(a) and int(b)):
+        raise UserError(f"got bases of {bases!r}, expected AxB, such as 48x24")
+    base = load_base("embedded")
+    base.card = replace(base.card, a=int(a), b=int(b))
+    return HyperDreamBooth(base)
+
+
 def main(
     settings: Annotated[list[str], typer.Argument(help="METHOD[@STEPS],KEY=VALUE[/VALUE]...,...")],
     people: Annotated[int, typer.Option(help="Tuning portraits.")] = 6,
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("runs/tune-methods"),
+    bases: Annotated[
+        str | None, typer.Option(help="Sizes of LiDB's bases, AxB,AxB,...: a table of each.", show_default="the base's")
+    ] = None,
     floor: Annotated[float, typer.Option(help="Face Rec. below which there is no sum: nobody has been drawn.")] = 0.3,
 ) -> None:
     """Print a table of every method and setting."""
@@ -95,24 +116,27 @@ def main(
     log.setLevel(logging.ERROR)
     try:
         tried = variants(settings)
+        booths = {name: booth_of(name) for name in (bases.split(",") if bases else [None])}
     except UserError as error:
         raise typer.BadParameter(str(error)) from error
-    booth = HyperDreamBooth.load("embedded")
     seeds = TUNING[:people]
-    references = portraits_of(seeds, booth.base.picture_size).references
-    everybody = People(tuple(f"portrait-{seed}" for seed in seeds), references.unsqueeze(1))
-    evaluation = Evaluation(booth, everybody, SET, out)
-    for name, method in tried.items():
-        for _ in evaluation.of(name, method, people):
-            pass
-        console.print(f"{name}: done")
-    console.print(_table(out, list(tried), floor))
+    for name, booth in booths.items():
+        references = portraits_of(seeds, booth.base.picture_size).references
+        everybody = People(tuple(f"portrait-{seed}" for seed in seeds), references.unsqueeze(1))
+        folder = out if name is None else out / name
+        evaluation = Evaluation(booth, everybody, SET, folder)
+        for method_name, method in tried.items():
+            for _ in evaluation.of(method_name, method, people):
+                pass
+            console.print(f"{method_name}: done")
+        console.print(_table(folder, list(tried), floor, name))
 
 
-def _table(out: Path, names: list[str], floor: float) -> Table:
+def _table(out: Path, names: list[str], floor: float, bases: str | None) -> Table:
     """A row for each, by `scores.MEASURES`; the sum of those in `CHOSEN_BY` decides, where the person can be seen."""
     scoring = Scoring(RunFolder(out), Panel.load())
-    table = Table("", *MEASURES.values(), "sum", title=f"{len(scoring.names)} tuning portraits")
+    title = f"{len(scoring.names)} tuning portraits" + (f", bases {bases}" if bases else "")
+    table = Table("", *MEASURES.values(), "sum", title=title)
     for scores in (scoring.true(), *(scoring.of(name) for name in names)):
         means = {name: float(scores.measures[name].nanmean()) for name in MEASURES}
         total = f"{sum(means[name] for name in CHOSEN_BY):.3f}" if means["face"] >= floor else "nobody"

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.tune_methods import variants
+from benchmarks.tune_methods import booth_of, variants
 from hyperdreambooth.baselines.dreambooth import DreamBooth
 from hyperdreambooth.baselines.methods import METHODS, LiDB
 from hyperdreambooth.baselines.textual_inversion import TextualInversion
@@ -50,3 +50,13 @@ def test_the_class_and_the_text_encoder_are_settings_too() -> None:
 def test_what_is_wrong_is_said(setting: str) -> None:
     with pytest.raises(UserError, match="expected"):
         variants([setting])
+
+
+def test_bases_of_other_sizes() -> None:
+    usual, small = booth_of(None), booth_of("6x3")
+    assert usual.hypernetwork is not None and small.hypernetwork is None
+    assert (small.space.a, small.space.b) == (6, 3) and small.fingerprint == usual.fingerprint
+    assert small.space.rule.size() * (usual.space.a + usual.space.b) == usual.space.rule.size() * 9
+    for wrong in ("6", "ax3", "0x3"):
+        with pytest.raises(UserError, match="expected AxB"):
+            booth_of(wrong)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from hyperdreambooth.errors import BadFile
+from hyperdreambooth.faces import yunet
 from hyperdreambooth.faces.boxes import FFHQ_CENTRE, FFHQ_EYES, FFHQ_SIDE
 from hyperdreambooth.faces.yunet import YuNet
 
@@ -35,6 +36,22 @@ def test_points_become_ffhqs_box(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert box.side == pytest.approx(2 * FFHQ_SIDE * 200, rel=0.01)
     assert box.centre == pytest.approx((2 * (100 + FFHQ_CENTRE[0] * 200), 2 * (50 + FFHQ_CENTRE[1] * 200)), abs=2)
     assert box.eyes is not None and box.eyes.tilt == pytest.approx(0)
+
+
+def test_it_may_be_fetched_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = list[tuple[object, ...]]()
+    monkeypatch.setattr(yunet, "download", lambda *given: asked.append(given) or tmp_path)
+    with pytest.raises(BadFile, match=r"org/faces, which holds no face_detection_yunet\*\.onnx"):
+        YuNet("org/faces")
+    for name in ("face_detection_yunet_2023mar_int8.onnx", "face_detection_yunet_2023mar.onnx"):
+        (tmp_path / name).write_bytes(b"a network")
+    opened = list[str]()
+    monkeypatch.setattr(cv2.FaceDetectorYN, "create", lambda file, *_: opened.append(file) or Stub())
+    YuNet("org/faces@main")
+    assert opened == [str(tmp_path / "face_detection_yunet_2023mar.onnx")]
+    assert asked == [(name, ["face_detection_yunet*.onnx"], BadFile) for name in ("org/faces", "org/faces@main")]
+    with pytest.raises(BadFile, match="no file"):
+        YuNet("models/yunet.onnx")  # a path that is not there
 
 
 def test_a_file_that_is_no_network_is_refused(tmp_path: Path) -> None:

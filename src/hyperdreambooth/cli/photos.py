@@ -21,7 +21,7 @@ def read_photos(
     sheets: Sequence[Path],
     numbers: Sequence[int] = (),
     boxes: Sequence[str] = (),
-    detector: Path | None = None,
+    detector: str | None = None,
 ) -> list[LocatedFace]:
     """The face of each photograph of one person; a bad one is found at once.
 
@@ -30,7 +30,7 @@ def read_photos(
         sheets: for each, where the picture with its faces numbered is written, if there are several to choose from.
         numbers: of the face in each photograph; none takes the largest and most central.
         boxes: "LEFT,TOP,SIDE" of the face in each photograph, in pixels of the file; none seeks it.
-        detector: YuNet's file; None is OpenCV's cascades.
+        detector: YuNet's file, or an id of the hub; None is OpenCV's cascades.
 
     Raises:
         UserError: a photograph, a number or a box is none. BadFile: the detector is none.
@@ -106,7 +106,7 @@ def _parse(box: str) -> FaceBox:
     return FaceBox(left, top, side)
 
 
-def _finder(detector: Path | None) -> Detector | None:
+def _finder(detector: str | None) -> Detector | None:
     if detector is None:
         return None
     from hyperdreambooth.faces.yunet import YuNet

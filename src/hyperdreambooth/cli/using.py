@@ -97,7 +97,11 @@ def personalize(
         typer.Option(metavar="LEFT,TOP,SIDE", help="The face by hand, brows to chin, in pixels.", show_default="found"),
     ] = None,
     detector: Annotated[
-        Path | None, typer.Option(help="A YuNet model (.onnx) to find faces.", show_default="OpenCV's cascades")
+        str | None,
+        typer.Option(
+            help="A YuNet model (.onnx) to find faces, or an id of the hub: opencv/face_detection_yunet.",
+            show_default="OpenCV's cascades",
+        ),
     ] = None,
     device: DeviceOption = None,
     precision: PrecisionOption = None,
@@ -115,7 +119,7 @@ def personalize(
     They know --steps, those of LoRA --rank; all else is hyperdreambooth's.
     """
     numbered = sheets_beside(output, len(photos))
-    read = [*photos, Path(hypernetwork), *([] if detector is None else [detector])]
+    read = [*photos, Path(hypernetwork), *([] if detector is None else [Path(detector)])]
     check_outputs(output, sheet, *numbered, inputs=read)
     with Job(as_json) as job:
         chosen = _method(method, steps, {"noises": noises, "relax": relax, "rank": rank})

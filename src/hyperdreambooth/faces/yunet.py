@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hyperdreambooth.errors import BadFile
 from hyperdreambooth.faces.boxes import FFHQ_CENTRE, FFHQ_SIDE, Eyes, FaceBox, by_choice
+from hyperdreambooth.hub import download, is_hub_id
 
 LONGEST = 640
 """Longer side, in pixels, of the copy that the network looks at."""
@@ -19,22 +20,21 @@ SURE = 0.7
 """Score, 0 to 1, from which a face is one."""
 
 _EXPECTED = "expected a YuNet model, as face_detection_yunet_2023mar.onnx of OpenCV's model zoo"
+_PATTERN = "face_detection_yunet*.onnx"  # in a repository of the hub; the plain one has the shortest name
 
 
 class YuNet:
     """A detector for `locate_face`.
 
     Args:
-        file: the network, an ONNX file.
+        file: the network, an ONNX file, or an id of the hub, such as OpenCV's own "opencv/face_detection_yunet".
 
     Raises:
-        BadFile: there is none, or it is not YuNet.
+        BadFile: there is none, or it is not YuNet. DiskFull, WorkError: while fetching.
     """
 
     def __init__(self, file: str | Path) -> None:
-        self._file = Path(file)
-        if not self._file.is_file():
-            raise BadFile(f"got {file}, where there is no file, {_EXPECTED}: check the path")
+        self._file = _found(str(file))
         self._network(64, 64)
 
     def __call__(self, picture: Tensor) -> list[FaceBox]:
@@ -54,6 +54,18 @@ class YuNet:
             return cv2.FaceDetectorYN.create(str(self._file), "", (width, height), SURE)
         except cv2.error as error:
             raise BadFile(f"got {self._file}, which OpenCV cannot open, {_EXPECTED}: download it anew") from error
+
+
+def _found(name: str) -> Path:
+    """The file of a path, or of an id of the hub."""
+    if Path(name).is_file():
+        return Path(name)
+    if not is_hub_id(name) or Path(name).suffix == ".onnx":
+        raise BadFile(f"got {name}, where there is no file, {_EXPECTED}: check the path")
+    files = sorted(download(name, [_PATTERN], BadFile).glob(_PATTERN), key=lambda path: len(path.name))
+    if not files:
+        raise BadFile(f"got {name}, which holds no {_PATTERN}, {_EXPECTED}: check the name")
+    return files[0]
 
 
 def _box(row: np.ndarray) -> FaceBox:
