@@ -59,7 +59,7 @@ def test_the_tables_hold_the_scores(tmp_path: Path) -> None:
     written = write_report([Part(scoring, list(scores.values()))], folder)
     assert written == sum(path.stat().st_size for path in folder.iterdir())
     text = (folder / "results.md").read_text()
-    assert "3 portraits, 3 prompts, 5 methods, 84 pictures; base b, hypernetwork h." in text
+    assert "3 portraits, 3 prompts, 4 methods and 1 more points of curves, 84 pictures; base b, hypernetwork h." in text
     assert "Not complete" not in text and "Of photographs" not in text
     for name, label in ((OURS, f"**{OURS}**"), ("k-1", "k-1")):
         people, steps, *means = row(text, label)

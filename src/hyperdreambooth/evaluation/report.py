@@ -166,13 +166,14 @@ def _lines_of(part: Part) -> Iterator[str]:
 def _opening(scoring: Scoring) -> Iterator[str]:
     """What was drawn, what the columns mean, and what is not there."""
     plan, people, prompts = scoring.run.plan, len(scoring.names), len(scoring.prompts)
-    pictures = len(scoring.run.pictures())
+    pictures, points = len(scoring.run.pictures()), sum("@" in name for name in scoring.methods)
+    methods = f"{len(scoring.methods) - points} methods" + (f" and {points} more points of curves" if points else "")
     yield (
-        f"{people} {scoring.subjects.world}, {prompts} prompts, {len(scoring.methods)} methods, {pictures:,} pictures; "
-        f"base {plan['base']}, hypernetwork {plan['hypernetwork']}. Identified: the share of pictures whose nearest of "
-        f"the {people} people, as they truly look in that prompt, is the right one (chance {1 / people:.1%}). Prompt "
-        "recognised: a classifier of scenes reads all that was asked; it is surer of styles than of domains, contexts "
-        f"and edits. Prompt ranked first: of the {prompts} prompts, the picture's own is the nearest to it (CLIP-T; "
+        f"{people} {scoring.subjects.world}, {prompts} prompts, {methods}, {pictures:,} pictures; base {plan['base']}, "
+        f"hypernetwork {plan['hypernetwork']}. Identified: the share of pictures whose nearest of the {people} people, "
+        f"as they truly look in that prompt, is the right one (chance {1 / people:.1%}). Prompt recognised: a "
+        "classifier of scenes reads all that was asked; it is surer of styles than of domains, contexts and edits. "
+        f"Prompt ranked first: of the {prompts} prompts, the picture's own is the nearest to it (CLIP-T; "
         f"chance {1 / prompts:.1%}). All prompts weigh alike."
     )
     notes = [*([_PHOTOGRAPHS] if scoring.subjects.seeds is None else []), *_missing(scoring.drawn)]
