@@ -6,9 +6,9 @@ Each stage keeps its state in the cache folder: what is finished is skipped, wha
 again, remove its file from the cache with the `.run` file beside it (of the hypernetwork, the folder), and likewise
 those of the stages that build on it. `--only independent` trains and ships the hypernetwork of an ablation too, on
 what the stages before it left and by the same budget. `--dry-run` prints what each stage may
-spend; every number of the budget is an option. `--only adopt` before the first run lets the trainings of denoiser and
-hypernetwork start from those that ship instead of from nothing. Several processes can share these two, which is faster
-than one with as many threads:
+spend; every number of the budget is an option. `--only adopt` before the first run lets the trainings of denoiser,
+hypernetwork and E4T start from those that ship instead of from nothing. Several processes can share the first two,
+which is faster than one with as many threads:
 
     torchrun --standalone --nproc-per-node 2 -m recipes.embedded --photographs PHOTOS --cache CACHE --only hypernetwork
 """
@@ -256,6 +256,8 @@ def train_e4t(shop: Workshop) -> Iterator[str]:
 def _train_e4t(shop: Workshop) -> Iterator[str]:
     booth = shop.shipped_booth()
     network = e4t.fresh_network(booth)
+    if (start := shop.weights("e4t-start")).exists():
+        network.load_state_dict(load_tensors(start)[0])
     crowds = [hyper.load_crowd(booth.base, shop.drawn, world, _crowd(shop, world)) for world in WORLDS]
     worlds = [e4t.people_of(crowd, booth) for crowd in crowds]
 

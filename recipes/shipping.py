@@ -75,12 +75,12 @@ def _is_of_another_base(file: Path, base: Base) -> bool:
 
 
 def adopt(shop: Workshop) -> Iterator[str]:
-    """Bring what ships into the cache: judges, and for trainings to start from VAE, denoiser, hypernetwork, encoder.
+    """Bring what ships into the cache: judges, and where trainings start: VAE, denoiser, hypernetwork, encoder, E4T.
 
     What is in the cache already stays as it is. The cards' seconds come along, to be added to those of the trainings.
     """
     folder = shop.out / BASE.relative_to(FOLDER)
-    base, earlier = load_base(folder), seconds_in(folder)
+    base, earlier = load_base(folder), _earlier(shop) | seconds_in(folder)
     if not shop.weights("vae").exists():
         save_tensors(shop.weights("vae"), base.vae.state_dict(), {"spread": str(1 / base.vae.config.scaling_factor)})
     save_tensors(shop.weights("denoiser-start"), denoiser.parameters(base))
@@ -95,6 +95,10 @@ def adopt(shop: Workshop) -> Iterator[str]:
         save_tensors(shop.weights("hypernetwork-start"), network.state_dict())
         earlier |= seconds_in(file.parent)
         yield "the hypernetwork"
+    if (trained := shop.out / E4T_NETWORK.relative_to(FOLDER)).exists():
+        save_tensors(shop.weights("e4t-start"), load_tensors(trained)[0])
+        earlier |= seconds_in(trained.parent)
+        yield "what E4T learnt beforehand"
     write_atomically(shop.cache / EARLIER_FILE, lambda part: part.write_text(json.dumps(earlier)))
 
 
@@ -184,6 +188,7 @@ def ship_e4t(shop: Workshop) -> Iterator[str]:
         "embedded base and the eyes of its hypernetwork.",
         _data(shop),
         _seconds(shop, "e4t"),
+        shop.weights("e4t-start").exists(),
     ).write(file.parent)
     yield "what E4T learnt beforehand"
 

@@ -13,7 +13,7 @@ from hyperdreambooth.base.build import PRESETS, build_base
 from hyperdreambooth.base.loading import load_base
 from hyperdreambooth.base.model import Base, fingerprint_of
 from hyperdreambooth.baselines.methods import METHODS, LiDB
-from hyperdreambooth.embedded import FOLDER, HYPERNETWORK, INDEPENDENT_NETWORK
+from hyperdreambooth.embedded import E4T_NETWORK, FOLDER, HYPERNETWORK, INDEPENDENT_NETWORK
 from hyperdreambooth.errors import UserError
 from hyperdreambooth.evaluation.judges import AttributeReader, Recogniser, SceneClassifier
 from hyperdreambooth.files import load_tensors, save_tensors
@@ -25,7 +25,7 @@ from hyperdreambooth.hypernetwork.model import build_hypernetwork
 from hyperdreambooth.people import encode_crowd
 from hyperdreambooth.pipeline import HyperDreamBooth, space_of
 from hyperdreambooth.portraits.captions import STYLES
-from recipes import denoiser, hyper, shipping
+from recipes import denoiser, e4t, hyper, shipping
 from recipes.budget import Budget
 from recipes.cards import Card, data_lines
 from recipes.embedded import STAGES, main, options, run
@@ -236,5 +236,13 @@ def test_an_adopted_hypernetwork_is_where_training_starts(shop: Workshop, fresh_
     assert all(torch.equal(start[name], tensor) for name, tensor in network.state_dict().items())
     encoder = load_tensors(shop.weights("encoder"))[0]
     assert all(torch.equal(encoder[name], tensor) for name, tensor in network.encoder.state_dict().items())
+    booth = HyperDreamBooth(fresh_base, network)
+    word = e4t.fresh_network(booth)
+    for parameter in word.parameters():
+        torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(1))
+    word.save(shop.out / E4T_NETWORK.relative_to(FOLDER), fresh_base.fingerprint, fresh_base.name)
+    assert list(run(shop, ["adopt"]))[-1] == "  what E4T learnt beforehand"
+    kept = load_tensors(shop.weights("e4t-start"))[0]
+    assert all(torch.equal(kept[name], tensor.half()) for name, tensor in word.state_dict().items())
     shop.checkpoint("encoder").write({"step": torch.zeros(1)}, {"seconds": 5.0})
     assert shipping._seconds(shop, "encoder", "denoiser") == {"encoder": 17.0}
