@@ -171,13 +171,27 @@ def test_fingerprint_tells_bases_apart_in_any_precision(tiny_base: Base, folder:
     assert len(tiny_base.fingerprint) == 16
 
 
-def test_fingerprint_is_of_the_weights_before_any_cast_or_merge(fresh_base: Base, tiny_base: Base) -> None:
-    weight = fresh_base.unet.get_parameter("conv_in.weight")
-    weight.mul_(2.0)  # as training does, before anybody has asked
-    doubled = fingerprint_of(fresh_base.text_encoder, fresh_base.unet)
-    assert fresh_base.to(dtype=torch.bfloat16).fingerprint == doubled != tiny_base.fingerprint
-    fresh_base.unet.get_parameter("conv_in.weight").mul_(2.0)  # as merging does
-    assert fresh_base.fingerprint == doubled != fingerprint_of(fresh_base.text_encoder, fresh_base.unet)
+def test_fingerprint_is_of_the_weights_before_any_cast_or_merge(
+    fresh_base: Base, tiny_base: Base, generator: torch.Generator
+) -> None:
+    def change(base: Base) -> None:
+        weight = base.unet.get_parameter("conv_in.weight")
+        weight += torch.randn(weight.shape, generator=generator).to(weight) * weight.std() / 4
+
+    change(fresh_base)  # as training does, before anybody has asked
+    changed = fingerprint_of(fresh_base.text_encoder, fresh_base.unet)
+    assert fresh_base.to(dtype=torch.bfloat16).fingerprint == changed != tiny_base.fingerprint
+    change(fresh_base)  # as merging does
+    assert fresh_base.fingerprint == changed != fingerprint_of(fresh_base.text_encoder, fresh_base.unet)
+
+
+def test_fingerprint_survives_a_file_of_any_precision(fresh_base: Base, tiny_base: Base, tmp_path: Path) -> None:
+    tiny = fresh_base.unet.get_parameter("conv_out.weight")
+    tiny.view(-1)[::2] = -1e-30  # nothing in half precision, but for its sign
+    expected = fingerprint_of(fresh_base.text_encoder, fresh_base.unet)
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        fresh_base.save(tmp_path / str(dtype), dtype)
+        assert load_base(tmp_path / str(dtype), "cpu").fingerprint == expected != tiny_base.fingerprint
 
 
 def test_a_base_of_fewer_files_leaves_none_of_the_one_before(
