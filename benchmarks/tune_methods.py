@@ -119,10 +119,10 @@ def main(
         booths = {name: booth_of(name) for name in (bases.split(",") if bases else [None])}
     except UserError as error:
         raise typer.BadParameter(str(error)) from error
-    seeds = TUNING[:people]
+    seeds, size = TUNING[:people], next(iter(booths.values())).base.picture_size  # of all: bases do not change it
+    references = portraits_of(seeds, size).references
+    everybody = People(tuple(f"portrait-{seed}" for seed in seeds), references.unsqueeze(1))
     for name, booth in booths.items():
-        references = portraits_of(seeds, booth.base.picture_size).references
-        everybody = People(tuple(f"portrait-{seed}" for seed in seeds), references.unsqueeze(1))
         folder = out if name is None else out / name
         evaluation = Evaluation(booth, everybody, SET, folder)
         for method_name, method in tried.items():

@@ -217,9 +217,13 @@ def write_splits(
     rest = tuning + reporting
     parts = {"tuning": order[:tuning], "reporting": order[tuning:rest], "training": order[rest:]}
     for split in SPLITS:
-        text = "".join(f"{name}\n" for name in sorted(parts[split]))
-        write_text(folder / f"{split}.txt", text)
+        write_names(folder / f"{split}.txt", sorted(parts[split]))
     return {split: len(parts[split]) for split in SPLITS}
+
+
+def write_names(path: Path, names: Sequence[str]) -> None:
+    """A list of names, one on a line, as `read_names` takes it."""
+    write_text(path, "".join(f"{name}\n" for name in names))
 
 
 def read_names(path: Path) -> list[str]:

@@ -30,8 +30,8 @@ from hyperdreambooth.cli.options import (
     whole_path,
 )
 from hyperdreambooth.errors import UserError
-from hyperdreambooth.files import locked, write_text
-from hyperdreambooth.folders import LEARNT_FROM, SPLITS, read_names, write_splits
+from hyperdreambooth.files import locked
+from hyperdreambooth.folders import LEARNT_FROM, SPLITS, read_names, write_names, write_splits
 from hyperdreambooth.progress import Progress
 
 if TYPE_CHECKING:
@@ -304,7 +304,7 @@ def train(
                     booth.base, encode_crowd(booth.base, chosen, shown, job.report, side), weights
                 )
             if processes.main:
-                write_text(output / LEARNT_FROM, "".join(f"{name}\n" for name in chosen.names))
+                write_names(output / LEARNT_FROM, chosen.names)
             del chosen  # whose pictures are in the worlds
             network.to(booth.base.device)
             seen = None

@@ -213,6 +213,11 @@ class Scoring:
         some = self.subjects.references.split(_BATCH)
         return {name: torch.cat([one.embed(few) for few in some]) for name, one in encoders.items()}
 
+    @cached_property
+    def _grey_references(self) -> Tensor:
+        """(N, h, w)."""
+        return _grey(self.subjects.references)
+
     def _scores(self, method: str, people: Tensor, looks: _Looks, drift: Tensor, seen: _Seen, **costs: float) -> Scores:
         """Scores of those people; drift (N,) is of everybody in the run."""
         whose, own, count = looks.people, self._references, len(self.names)
@@ -233,9 +238,7 @@ class Scoring:
         once = {
             "diversity": metrics.diversity(looks.dino[plain], here, count)[people],
             "framing": metrics.framing(grey, here, count)[people],
-            "copied": metrics.per_person(metrics.ssim(grey, _grey(self.subjects.references)[here]), here, count)[
-                people
-            ],
+            "copied": metrics.per_person(metrics.ssim(grey, self._grey_references[here]), here, count)[people],
             "drift": drift[people],
         }
         error = None

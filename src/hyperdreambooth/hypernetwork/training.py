@@ -54,9 +54,7 @@ class TrainConfig:
     weighting: Weighting = Weighting(fade=0.3)  # noqa: RUF009  # frozen; of the noise levels, in training
     jitter: Jitter = field(default_factory=Jitter)  # of the pictures that the encoder sees
     freeze_encoder: bool = False
-    versions: int = (
-        0  # of each picture that a frozen encoder has looked at before, see `features`; 0 is a new one always
-    )
+    versions: int = 0  # of each picture, at which a frozen encoder looked before (`features`); 0 is a new one always
     evaluate_every: int = 200  # steps between two lines of the curve
     seed: int = 0
 
