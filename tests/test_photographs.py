@@ -15,6 +15,9 @@ from hyperdreambooth import kept
 from hyperdreambooth.base.model import Base
 from hyperdreambooth.errors import UserError
 from hyperdreambooth.faces import crop_face, many, read_picture
+from hyperdreambooth.faces.boxes import FaceBox
+from hyperdreambooth.faces.finding import Detector
+from hyperdreambooth.faces.yunet import YuNet
 from hyperdreambooth.files import locked
 from hyperdreambooth.fitting.processes import Processes
 from hyperdreambooth.people import encode_crowd, encode_people, find_people, read_people
@@ -47,9 +50,9 @@ def done(monkeypatch: pytest.MonkeyPatch, fresh_base: Base) -> Counter[str]:
     count = Counter[str]()
     crop, encode = crop_face, fresh_base.encode_pictures
 
-    def cutting(picture: Tensor, size: int) -> object:
+    def cutting(picture: Tensor, size: int, detector: Detector | None) -> object:
         count["cut"] += 1
-        return crop(picture, size)
+        return crop(picture, size, detector)
 
     def encoding(pictures: Tensor) -> Tensor:
         count["encoded"] += len(pictures)
@@ -162,10 +165,10 @@ def test_interrupted_it_goes_on(
     monkeypatch.setattr(kept, "_SHARD", 1)
     whole = many.crop_face
 
-    def stopped(picture: Tensor, size: int) -> object:
+    def stopped(picture: Tensor, size: int, detector: Detector | None) -> object:
         if done["cut"] == 3:
             raise KeyboardInterrupt
-        return whole(picture, size)
+        return whole(picture, size, detector)
 
     monkeypatch.setattr(many, "crop_face", stopped)
     with pytest.raises(KeyboardInterrupt):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import pytest
 
 from hyperdreambooth.base.model import Base
 from hyperdreambooth.errors import UserError
-from hyperdreambooth.faces import many
+from hyperdreambooth.faces import crop_face, many, read_picture
+from hyperdreambooth.faces.yunet import YuNet
 from hyperdreambooth.files import locked
 from hyperdreambooth.portraits.person import Person
 from hyperdreambooth.portraits.renderer import render
@@ -54,6 +56,44 @@ def test_training_on_photographs_reads_and_encodes_them_once(
     save_png(folder / "more.png", to_image(render([Person(9)], [View()], 64)[0]))  # of whom there are no numbers
     hdb.json(*training, "-o", tmp_path / "more", "--batch", 6)
     assert done == {"cut": 6, "encoded": 6} and (tmp_path / "more" / "pictures").is_dir()
+
+
+class TopLeft:
+    """What OpenCV makes of YuNet's file: it sees one face, whatever there is."""
+
+    def detect(self, _pixels: np.ndarray) -> tuple[int, np.ndarray]:
+        return 1, np.array([[0, 0, 30, 30, 8, 12, 22, 12, 15, 18, 10, 24, 20, 24, 0.9]], dtype=np.float32)
+
+
+def test_faces_are_found_by_a_network_of_ones_own(
+    hdb: Hdb, tmp_path: Path, portrait_file: Path, monkeypatch: pytest.MonkeyPatch, quick_sampling: None
+) -> None:
+    """By everything that reads photographs of many people; and what others found is not taken for it."""
+    monkeypatch.setattr("cv2.FaceDetectorYN.create", lambda *_: TopLeft())
+    folder, weights, network = tmp_path / "people", tmp_path / "weights", tmp_path / "yunet.onnx"
+    folder.mkdir()
+    for name in ("ann", "bea", "carl", "dora"):  # whose one picture is cut once
+        (folder / f"{name}.png").write_bytes(portrait_file.read_bytes())
+    network.write_bytes(b"a network")
+    cut = list[object]()
+    found = many.crop_face
+    monkeypatch.setattr(many, "crop_face", lambda *given: cut.append(given[2]) or found(*given))
+    fitting = ("preoptimize", folder, "--base", hdb.base, "--steps", 1)
+    hdb.json(*fitting, "-o", weights)
+    assert "begun with another" in hdb(*fitting, "-o", weights, "--detector", network, status=2)[1]
+    shutil.rmtree(weights)
+    hdb.json(*fitting, "-o", weights, "--detector", network)
+    training = ("train", folder, weights, "-o", tmp_path / "trained", "--base", hdb.base, "--preset", "tiny")
+    hdb.json(*training, "--steps", 1, "--detector", network)
+    assert [type(one) for one in cut] == [type(None), YuNet, YuNet]
+    run = tmp_path / "run"
+    hdb.json("evaluate", folder, "-o", run, "--base", hdb.base, "--methods", "no-hyper@1", "--detector", network)
+    reference, picture = (read_picture(path) for path in (run / "references" / "ann.png", portrait_file))
+    ours, cascades = (crop_face(picture, reference.shape[-1], who).picture for who in (YuNet(network), None))
+    assert (reference - ours).abs().max() <= 0.51 / 255 < 0.1 < (reference - cascades).abs().max()
+    for command in (fitting, training):
+        assert "nowhere.onnx" in hdb(*command, "-o", tmp_path / "no", "--detector", "nowhere.onnx", status=2)[1]
+    assert not (tmp_path / "no").exists()
 
 
 def test_two_trainings_do_not_share_a_folder(hdb: Hdb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

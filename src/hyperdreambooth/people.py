@@ -15,6 +15,7 @@ from torch import Tensor
 from hyperdreambooth.base.model import Base
 from hyperdreambooth.errors import UserError, WrongBase, WrongSpace
 from hyperdreambooth.faces import cut_people, face_masks
+from hyperdreambooth.faces.yunet import YuNet
 from hyperdreambooth.files import write_atomically
 from hyperdreambooth.fitting.fit import Pictures
 from hyperdreambooth.fitting.preoptimize import FittedPeople, load_people
@@ -67,6 +68,7 @@ def read_people(
     progress: OnProgress,
     only: Collection[str] | None = None,
     most: int | None = None,
+    detector: YuNet | None = None,
 ) -> People:
     """The people that a command names.
 
@@ -76,6 +78,7 @@ def read_people(
         views: V of the synthetic people, the same for everybody; of photographs, no more than these are taken.
         only: who is taken, where not all are: people's names, or names of their photographs' files.
         most: how many people are taken, the first ones, where not all are.
+        detector: what finds faces in photographs; None is OpenCV's cascades.
 
     Raises:
         UserError: neither, nobody there, or a name of `only` that is not there.
@@ -83,11 +86,17 @@ def read_people(
     if (seeds := seeds_of(people)) is not None:
         asked = _chosen({f"portrait-{seed}": [] for seed in seeds}, people, only)
         return _portraits([seed for seed in seeds if f"portrait-{seed}" in asked][:most], size, views, progress)
-    return _photographs(_chosen(_sources(people), people, only), people, size, views, progress, most)
+    return _photographs(_chosen(_sources(people), people, only), people, size, views, progress, most, detector)
 
 
 def find_people(
-    people: str, size: int, views: int, keeping: Keeping, progress: OnProgress, only: Collection[str] | None = None
+    people: str,
+    size: int,
+    views: int,
+    keeping: Keeping,
+    progress: OnProgress,
+    only: Collection[str] | None = None,
+    detector: YuNet | None = None,
 ) -> People | Photographed:
     """The people of `read_people`, of whom many may be photographed: faces are kept, and are not all in memory.
 
@@ -98,7 +107,7 @@ def find_people(
     """
     if seeds_of(people) is not None:
         return read_people(people, size, views, progress, only)
-    return Photographed(_chosen(_sources(people), people, only), people, size, views, keeping, progress)
+    return Photographed(_chosen(_sources(people), people, only), people, size, views, keeping, progress, detector)
 
 
 def seeds_of(people: str) -> range | None:
@@ -140,11 +149,19 @@ def _sources(people: str) -> Sources:
     return pictures_of_people(folder)
 
 
-def _photographs(sources: Sources, where: str, size: int, views: int, progress: OnProgress, most: int | None) -> People:
+def _photographs(
+    sources: Sources,
+    where: str,
+    size: int,
+    views: int,
+    progress: OnProgress,
+    most: int | None,
+    detector: YuNet | None,
+) -> People:
     """Whoever has fewer photographs than another shows them again, so that all have V."""
     found = dict[str, Tensor]()
     tried = there = 0
-    for done, (name, cut) in enumerate(cut_people(sources, size, views, processes=1)):
+    for done, (name, cut) in enumerate(cut_people(sources, size, views, 1, detector)):
         progress(Progress(READ, done, len(sources)))
         for note in cut.notes:
             log.warning("%s", note)

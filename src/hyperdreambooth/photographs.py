@@ -21,6 +21,7 @@ from hyperdreambooth.base.fingerprint import fingerprint_of
 from hyperdreambooth.base.model import Base
 from hyperdreambooth.errors import UserError
 from hyperdreambooth.faces import cut_people
+from hyperdreambooth.faces.yunet import YuNet
 from hyperdreambooth.fitting.processes import ALONE, Processes
 from hyperdreambooth.folders import Source, Sources
 from hyperdreambooth.kept import Kept, Made, key_of
@@ -62,6 +63,7 @@ class Photographed:
         views: photographs of a person, at most: the first that can be read.
         keeping: where faces and latents are kept.
         progress: is told of photographs looked at, and of people cut.
+        detector: what finds faces; None is OpenCV's cascades.
 
     Attributes:
         names: N; people of whom no photograph can be read are left out.
@@ -72,13 +74,21 @@ class Photographed:
     """
 
     def __init__(
-        self, sources: Sources, where: str, size: int, views: int, keeping: Keeping, progress: OnProgress
+        self,
+        sources: Sources,
+        where: str,
+        size: int,
+        views: int,
+        keeping: Keeping,
+        progress: OnProgress,
+        detector: YuNet | None = None,
     ) -> None:
         self._size, self._most, self._keeping, self._progress = size, views, keeping, progress
+        self._detector, found = detector, () if detector is None else (detector.digest,)
         keys = dict[str, str]()
         for done, (name, pictures) in enumerate(sources.items()):
             progress(Progress(CHECK, done, len(sources)))
-            keys[name] = key_of("faces", _FRAMING, size, views, *map(_digest, pictures))
+            keys[name] = key_of("faces", _FRAMING, *found, size, views, *map(_digest, pictures))
         self._pictures = {key: sources[name] for name, key in keys.items()}
         self._faces = keeping.of("faces")
         self._faces.ensure(self._pictures, self._cut)
@@ -115,7 +125,7 @@ class Photographed:
     def _cut(self, missing: Collection[str]) -> Iterator[Made]:
         """Find and cut the faces of these people."""
         people = {key: self._pictures[key] for key in missing}
-        for done, (key, cut) in enumerate(cut_people(people, self._size, self._most)):
+        for done, (key, cut) in enumerate(cut_people(people, self._size, self._most, detector=self._detector)):
             self._progress(Progress(READ, done, len(people)))
             for note in cut.notes:
                 log.warning("%s", note)

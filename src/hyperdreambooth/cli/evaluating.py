@@ -17,6 +17,7 @@ from hyperdreambooth.cli.options import (
     BaseOption,
     ClusterOption,
     CompileOption,
+    DetectorOption,
     DeviceOption,
     FolderOutput,
     JsonOption,
@@ -29,6 +30,7 @@ from hyperdreambooth.cli.options import (
     load_booth,
     whole_path,
 )
+from hyperdreambooth.cli.photos import finder_of
 from hyperdreambooth.errors import UserError
 from hyperdreambooth.folders import check_apart, read_names
 from hyperdreambooth.progress import Progress
@@ -60,6 +62,7 @@ def evaluate(
         int | None, typer.Option("--people", min=1, help="Of these, the first so many.", show_default="the set's")
     ] = None,
     only: Annotated[Path | None, typer.Option(help="File of picture names, one a line, to take of a folder.")] = None,
+    detector: DetectorOption = None,
     curve: Annotated[
         bool, typer.Option("--curve", help="Draw them after fewer and more steps too, for plots of likeness and time.")
     ] = False,
@@ -88,7 +91,9 @@ def evaluate(
         raise UserError(f"got --share {share} with --workers {workers}, expected one of them: workers take all shares")
     part, machine = _share(share), Machine(device, precision, low_memory, compiled)
     with Job(as_json) as job, crew_of(workers, cluster, device) as crew:
-        order = _Order(output, people, sets, methods, curve, count, only, together, base, hypernetwork, machine)
+        order = _Order(
+            output, people, sets, methods, curve, count, only, detector, together, base, hypernetwork, machine
+        )
         opened = order.open(job)
         evaluation = opened.evaluation(part, 0.0 if crew is None else _PATIENCE)
         if crew is None:
@@ -119,6 +124,7 @@ class _Order:
     curve: bool
     count: int | None
     only: Path | None
+    detector: str | None
     together: int | None
     base: str
     hypernetwork: str
@@ -136,7 +142,7 @@ class _Order:
         for method in chosen.values():
             method.check(booth)
         most = max(size.people, self.count or 0)
-        everybody = _people(job, self.people, booth.base.picture_size, self.only, most)
+        everybody = _people(job, self, booth.base.picture_size, most)
         check_apart(everybody.names, Path(self.hypernetwork))
         return _Opened(self, booth, everybody, chosen, size)
 
@@ -146,10 +152,14 @@ class _Order:
         if not people.startswith("portraits:"):
             kind, mark, rest = people.rpartition(":")  # dataset:folder, or a folder
             people = kind + mark + whole_path(rest)
-        only = None if self.only is None else self.only.resolve()
-        base, hypernetwork = whole_path(self.base), whole_path(self.hypernetwork)
         return replace(
-            self, output=self.output.resolve(), people=people, only=only, base=base, hypernetwork=hypernetwork
+            self,
+            output=self.output.resolve(),
+            people=people,
+            only=None if self.only is None else self.only.resolve(),
+            detector=None if self.detector is None else whole_path(self.detector),
+            base=whole_path(self.base),
+            hypernetwork=whole_path(self.hypernetwork),
         )
 
 
@@ -280,17 +290,17 @@ def report(
         job.finish(report=str(folder / "results.html"), methods=methods, bytes=bytes_written)
 
 
-def _people(job: Job, people: str, size: int, only: Path | None, most: int) -> People:
-    """The people of a run, one picture each."""
+def _people(job: Job, order: _Order, size: int, most: int) -> People:
+    """The people of a run, one picture each, this many at most."""
     from hyperdreambooth.evaluation.subjects import check_photographs, portraits_of
     from hyperdreambooth.people import People, read_people, seeds_of
 
-    names = None if only is None else _names(only, Path(people).name)
-    if (seeds := seeds_of(people)) is not None:
+    names = None if order.only is None else _names(order.only, Path(order.people).name)
+    if (seeds := seeds_of(order.people)) is not None:
         chosen = portraits_of(seeds[:most], size)
         return People(tuple(f"portrait-{seed}" for seed in seeds[:most]), chosen.references.unsqueeze(1))
     with job.phase(LOAD):
-        everybody = read_people(people, size, 1, job.report, names, most)
+        everybody = read_people(order.people, size, 1, job.report, names, most, finder_of(order.detector))
     check_photographs(everybody.names)
     return People(everybody.names, everybody.pictures[:, :1])
 

@@ -71,6 +71,13 @@ ClusterOption = Annotated[
         show_default="here",
     ),
 ]
+DetectorOption = Annotated[
+    str | None,
+    typer.Option(
+        help="A YuNet model (.onnx) to find faces, or an id of the hub: opencv/face_detection_yunet.",
+        show_default="OpenCV's cascades",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 
 

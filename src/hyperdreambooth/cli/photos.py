@@ -13,6 +13,7 @@ from hyperdreambooth.errors import UserError
 if TYPE_CHECKING:
     from hyperdreambooth.faces import FaceBox, LocatedFace
     from hyperdreambooth.faces.finding import Detector
+    from hyperdreambooth.faces.yunet import YuNet
 
 
 def read_photos(
@@ -39,7 +40,7 @@ def read_photos(
     places: Sequence[FaceBox | None] = [_parse(box) for box in boxes] or [None] * len(photos)
     chosen: Sequence[int | None] = numbers or [None] * len(photos)
     with job.phase("read face"):
-        finder = _finder(detector)
+        finder = finder_of(detector)
         located = []
         for photo, sheet, number, place in zip(photos, sheets, chosen, places, strict=True):
             located.append(_locate(job, photo, sheet, number, place, finder))
@@ -106,7 +107,8 @@ def _parse(box: str) -> FaceBox:
     return FaceBox(left, top, side)
 
 
-def _finder(detector: str | None) -> Detector | None:
+def finder_of(detector: str | None) -> YuNet | None:
+    """What finds faces, by the option's value; None is OpenCV's cascades. Raises BadFile: it is none."""
     if detector is None:
         return None
     from hyperdreambooth.faces.yunet import YuNet

@@ -16,6 +16,7 @@ from hyperdreambooth.cli.options import (
     BaseOption,
     ClusterOption,
     CompileOption,
+    DetectorOption,
     DeviceOption,
     FolderOutput,
     JsonOption,
@@ -29,6 +30,7 @@ from hyperdreambooth.cli.options import (
     load_booth,
     whole_path,
 )
+from hyperdreambooth.cli.photos import finder_of
 from hyperdreambooth.errors import UserError
 from hyperdreambooth.files import locked
 from hyperdreambooth.folders import LEARNT_FROM, SPLITS, read_names, write_names, write_splits
@@ -112,6 +114,7 @@ def preoptimize(
     base: BaseOption = "embedded",
     only: OnlyOption = None,
     views: ViewsOption = 4,
+    detector: DetectorOption = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Of each fit.", show_default="the preset's")] = None,
     shard: Annotated[
         int | None, typer.Option(min=1, help="People fitted together: fewer take less memory.", show_default="32")
@@ -132,7 +135,7 @@ def preoptimize(
     check_outputs(output / "plan.json")
     machine = Machine(device, precision, low_memory, compiled)
     with Job(as_json) as job, crew_of(workers, cluster, device) as crew:
-        names = None if only is None else read_names(only)
+        names, finder = None if only is None else read_names(only), finder_of(detector)
         booth = load_booth(job, base, machine=machine)
         from hyperdreambooth.fitting import preoptimize as fitting
         from hyperdreambooth.people import encode_people, find_people
@@ -142,7 +145,7 @@ def preoptimize(
         space = config.space(booth.adapters)
         with job.phase(READ):
             keeping = Keeping(output / _KEPT)
-            chosen = find_people(people, booth.base.picture_size, views, keeping, job.report, names)
+            chosen = find_people(people, booth.base.picture_size, views, keeping, job.report, names, finder)
         with job.phase(ENCODE):
             pictures = encode_people(booth.base, chosen, job.report)
         samples, total = 0, len(chosen.names)
@@ -204,6 +207,7 @@ def train(
     only: OnlyOption = None,
     preset: Annotated[Literal["embedded", "vit-h", "tiny"], typer.Option(help="Sizes of the network.")] = "embedded",
     views: ViewsOption = 4,
+    detector: DetectorOption = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Of each phase.", show_default="the preset's")] = None,
     batch: Annotated[
         int | None,
@@ -256,7 +260,7 @@ def train(
 
     processes = Processes.started()
     with Job(as_json, quiet=not processes.main) as job:
-        names = None if only is None else read_names(only)
+        names, finder = None if only is None else read_names(only), finder_of(detector)
         booth = load_booth(job, base, machine=Machine(device, precision, low_memory, compiled))
         from hyperdreambooth.fitting.preoptimize import load_people
         from hyperdreambooth.hypernetwork import model, training
@@ -297,7 +301,7 @@ def train(
         with _alone_in(output, processes):
             keeping = Keeping(output / _KEPT, (weights / _KEPT,), processes)
             with job.phase(READ):
-                chosen = find_people(people, booth.base.picture_size, views, keeping, job.report, names)
+                chosen = find_people(people, booth.base.picture_size, views, keeping, job.report, names, finder)
             with job.phase(ENCODE):
                 side, shown = sizes.encoder.picture_size, STYLES[1:] if styles else ()
                 worlds, held_out = split_people(

@@ -17,6 +17,7 @@ from hyperdreambooth.cli.options import (
     SPACE_ALONE,
     BaseOption,
     CompileOption,
+    DetectorOption,
     DeviceOption,
     DTypeOption,
     FolderOutput,
@@ -96,13 +97,7 @@ def personalize(
         list[str] | None,
         typer.Option(metavar="LEFT,TOP,SIDE", help="The face by hand, brows to chin, in pixels.", show_default="found"),
     ] = None,
-    detector: Annotated[
-        str | None,
-        typer.Option(
-            help="A YuNet model (.onnx) to find faces, or an id of the hub: opencv/face_detection_yunet.",
-            show_default="OpenCV's cascades",
-        ),
-    ] = None,
+    detector: DetectorOption = None,
     device: DeviceOption = None,
     precision: PrecisionOption = None,
     low_memory: LowMemoryOption = "off",

@@ -114,7 +114,7 @@ def locate_face(picture: Tensor, *, box: FaceBox | None = None, detector: Detect
     return first if len(faces) == 1 else replace(first, note=MANY_FACES.format(len(faces)))
 
 
-def crop_face(picture: Tensor, size: int = 64) -> FaceCrop:
+def crop_face(picture: Tensor, size: int = 64, detector: Detector | None = None) -> FaceCrop:
     """Cut the largest and most central face out of a picture, in FFHQ framing.
 
     A picture that is framed so already stays whole. Without a face, the centre square is taken.
@@ -122,6 +122,7 @@ def crop_face(picture: Tensor, size: int = 64) -> FaceCrop:
     Args:
         picture: (3, H, W) float32 in [0, 1].
         size: side of the result in pixels.
+        detector: what finds faces; None is OpenCV's cascades.
 
     Returns:
         FaceCrop with a picture (3, size, size), anti-aliased.
@@ -129,7 +130,7 @@ def crop_face(picture: Tensor, size: int = 64) -> FaceCrop:
     Raises:
         BadPicture, WorkError: as `locate_face`.
     """
-    return locate_face(picture).crop(size)
+    return locate_face(picture, detector=detector).crop(size)
 
 
 def _with_eyes(picture: Tensor, box: FaceBox) -> FaceBox:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from hyperdreambooth.errors import BadPicture, WorkError
+from hyperdreambooth.faces.finding import Detector
 from hyperdreambooth.faces.framing import crop_face
 from hyperdreambooth.faces.reading import read_encoded, read_picture
 from hyperdreambooth.folders import Source
@@ -47,7 +48,11 @@ class CutFaces:
 
 
 def cut_people(
-    people: Mapping[str, Sequence[Source]], size: int, most: int | None, processes: int | None = None
+    people: Mapping[str, Sequence[Source]],
+    size: int,
+    most: int | None,
+    processes: int | None = None,
+    detector: Detector | None = None,
 ) -> Iterator[tuple[str, CutFaces]]:
     """Find and cut everybody's faces, one person after the other, in order.
 
@@ -56,13 +61,16 @@ def cut_people(
         size: side of the faces in pixels.
         most: V at most, the first ones that can be read; None takes all.
         processes: that share the people; None is as many as there are cores, or none beside this one for a few people.
+        detector: what finds faces, and can be sent to processes; None is OpenCV's cascades.
 
     Raises:
         WorkError: a process died.
     """
     tasks = (tuple(map(_named, pictures)) for pictures in people.values())
     cut = in_order(
-        partial(_cut, size=size, most=most), tasks, enough_for(len(people)) if processes is None else processes
+        partial(_cut, size=size, most=most, detector=detector),
+        tasks,
+        enough_for(len(people)) if processes is None else processes,
     )
     for name, (pictures, tried, notes) in zip(people, cut, strict=True):
         yield name, CutFaces(torch.from_numpy(pictures), tried, notes)
@@ -109,7 +117,9 @@ def _named(source: Source) -> _Named:
     return str(source), source if isinstance(source, Path) else source.fetch()
 
 
-def _cut(pictures: Sequence[_Named], size: int, most: int | None) -> tuple[np.ndarray, int, tuple[str, ...]]:
+def _cut(
+    pictures: Sequence[_Named], size: int, most: int | None, detector: Detector | None
+) -> tuple[np.ndarray, int, tuple[str, ...]]:
     """One person's faces (V, 3, size, size) uint8, the pictures read, and notes. An array, which is handed on whole."""
     faces, notes, tried = list[Tensor](), list[str](), 0
     for name, where in pictures:
@@ -118,7 +128,7 @@ def _cut(pictures: Sequence[_Named], size: int, most: int | None) -> tuple[np.nd
         tried += 1
         try:
             picture = read_picture(where) if isinstance(where, Path) else read_encoded(where, name)
-            crop = crop_face(picture, size)
+            crop = crop_face(picture, size, detector)
         except BadPicture as error:  # one of a thousand is no reason to stop
             notes.append(f"left out: {error}")
             continue

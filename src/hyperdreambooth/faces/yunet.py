@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from pathlib import Path
 
@@ -24,7 +25,7 @@ _PATTERN = "face_detection_yunet*.onnx"  # in a repository of the hub; the plain
 
 
 class YuNet:
-    """A detector for `locate_face`.
+    """A detector for `locate_face`; one may be sent to other processes.
 
     Args:
         file: the network, an ONNX file, or an id of the hub, such as OpenCV's own "opencv/face_detection_yunet".
@@ -47,6 +48,12 @@ class YuNet:
         _, rows = self._network(pixels.shape[1], pixels.shape[0]).detect(np.ascontiguousarray(pixels))
         boxes = [] if rows is None else [_box(row / scale) for row in rows]
         return by_choice(boxes, width, height)
+
+    @property
+    def digest(self) -> str:
+        """Of the file: faces that another network finds are cut otherwise."""
+        with self._file.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
     def _network(self, width: int, height: int) -> cv2.FaceDetectorYN:
         """Opened anew each time, in some milliseconds: an instance may not be shared by threads."""
