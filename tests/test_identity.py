@@ -185,11 +185,31 @@ def test_numbers_of_other_sites_are_refused(space: LiDBSpace, tmp_path: Path) ->
             Identity.open(path, space=space)
 
 
+@pytest.mark.parametrize("dtype", ["fp32", "fp16", "int8"])
+def test_who_was_fitted_in_full_space_alone_keeps_no_other_numbers(
+    space: LiDBSpace, tmp_path: Path, dtype: Dtype
+) -> None:
+    both, alone = (tmp_path / f"{name}.safetensors" for name in ("both", "alone"))
+    start = person(space, ranks=1, lora_rank=3)
+    unworn = replace(start, weights=space.rule.start())
+    saved, whole = unworn.save(alone, dtype), start.save(both, dtype)
+    assert "lidb" not in load_file(alone) and "lidb" in load_file(both) and saved < whole
+    assert unworn.numbers == (unworn.lora if unworn.lora is not None else torch.empty(0)).numel()
+    back = Identity.open(alone, space=space, base=BASE)
+    assert (back.sites, back.ranks, back.blocks) == (2, 1, 0) and not space.split(back.weights)[1].any()
+    with safe_open(alone, "pt") as file:
+        assert file.metadata()["hyperdreambooth"] == "3"
+    for wrong in ({"sites": "9"}, {"blocks": "2"}, {"sites": "2.5"}, {"sites": "1000000000"}):
+        rewrite(alone, **{"sites": "2", "blocks": "0"} | wrong)
+        with pytest.raises(BadIdentityFile, match="damaged"):
+            Identity.open(alone, space=space)
+
+
 def test_newer_format(space: LiDBSpace, tmp_path: Path) -> None:
     path = tmp_path / "alice.safetensors"
     person(space).save(path)
-    rewrite(path, hyperdreambooth="3", space="unknown here")
-    with pytest.raises(NewerFormat, match=r"format 3.*newer hyperdreambooth"):
+    rewrite(path, hyperdreambooth="4", space="unknown here")
+    with pytest.raises(NewerFormat, match=r"format 4.*newer hyperdreambooth"):
         Identity.open(path)
 
 

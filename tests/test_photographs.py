@@ -15,9 +15,7 @@ from hyperdreambooth import kept
 from hyperdreambooth.base.model import Base
 from hyperdreambooth.errors import UserError
 from hyperdreambooth.faces import crop_face, many, read_picture
-from hyperdreambooth.faces.boxes import FaceBox
 from hyperdreambooth.faces.finding import Detector
-from hyperdreambooth.faces.yunet import YuNet
 from hyperdreambooth.files import locked
 from hyperdreambooth.fitting.processes import Processes
 from hyperdreambooth.people import encode_crowd, encode_people, find_people, read_people

@@ -108,18 +108,23 @@ def draw(
     prompts: Sequence[str],
     config: DrawConfig,
     progress: Callable[[Progress], None] | None = None,
+    seeds: Sequence[int] | None = None,
 ) -> Tensor:
     """N pairs of a person and a prompt to (N * count, 3, H, W) float32 in [0, 1] on the CPU, pair after pair.
 
     The people must be of this base and of the adapters' space: see `check_person`.
+
+    Args:
+        progress: hears of every step of the sampler.
+        seeds: of each pair, in the place of the one in `config`.
 
     Raises:
         UserError: a person is merged into the base, or the adapters are ejected.
     """
     adapters.check_bare()
     jobs = [
-        _Job(person, prompt, config.seed + k)
-        for person, prompt in zip(people, prompts, strict=True)
+        _Job(person, prompt, seed + k)
+        for person, prompt, seed in zip(people, prompts, seeds or [config.seed] * len(people), strict=True)
         for k in range(config.count)
     ]
     batches = list(_batches(jobs, min(config.batch, base.at_once)))

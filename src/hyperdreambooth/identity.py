@@ -16,8 +16,8 @@ from hyperdreambooth.errors import BadFile, BadIdentityFile, NewerFormat, UserEr
 from hyperdreambooth.files import load_tensors, save_tensors
 from hyperdreambooth.lidb import LiDBSpace, LoRALayout, SpaceInfo, stack_lora
 
-FORMAT = 2
-_WITHOUT_LORA = 1  # the format of files without full-space factors
+FORMAT = 3  # of files that hold full-space factors alone
+_WITHOUT_LORA, _WITH_BOTH = 1, 2  # of those without such factors, and of those with LiDB numbers beside them
 LICENCE = "likeness of one person: use it only as that person allows"
 
 Dtype = Literal["fp16", "fp32", "int8"]
@@ -27,6 +27,8 @@ _FLOATS = {"fp16": torch.float16, "fp32": torch.float32}
 _SCALES = {"lidb": "scales", "blocks": "block_scales", "lora": "lora_scales"}  # tensors beside those of int8
 _GROUP = 64  # full-space factors that share a scale
 _ZEROS = "lora_zeros"  # how many there are before those in the file
+_SITES, _BLOCKS = "sites", "blocks"  # of a person whose LiDB numbers are left out
+_MOST_SITES = 100_000  # of a base, for whoever wrote a file by hand
 _METADATA_LIMIT = 1400  # bytes; keeps R = 4 in int8 on Stable Diffusion 1.5 within 120,000 bytes
 
 
@@ -77,8 +79,11 @@ class Identity:
     def _parts(self) -> dict[str, Tensor]:
         """The numbers as a file holds them: of the 192-layer rule's sites, and of the blocks, each in its own ranks.
 
-        Those that were fine-tuned in the blocks have one rank elsewhere, the prediction, and several there.
+        Those that were fine-tuned in the blocks have one rank elsewhere, the prediction, and several there. Beside
+        full-space factors there are none where they change nothing, as without a prediction.
         """
+        if self.lora is not None and not self.weights[..., self.space.a :].any():
+            return {}
         if not self.blocks:
             return {"lidb": self.weights}
         first, last = self.weights.split([self.sites - self.blocks, self.blocks])
@@ -158,7 +163,7 @@ class Identity:
 
     def _metadata(self) -> dict[str, str]:
         metadata = {
-            "hyperdreambooth": str(_WITHOUT_LORA if self.lora is None else FORMAT),
+            "hyperdreambooth": str(_WITHOUT_LORA if self.lora is None else _WITH_BOTH if self._parts() else FORMAT),
             "space": json.dumps(asdict(self.space), separators=(",", ":")),
             "ranks": str(self.ranks),
             "base": self.base,
@@ -172,6 +177,8 @@ class Identity:
         }
         if self.lora is not None:
             metadata[_ZEROS] = str(self._full()[1])
+            if not self._parts():
+                metadata |= {_SITES: str(self.sites), _BLOCKS: str(self.blocks)}
         length = len(json.dumps(metadata).encode())
         if length > _METADATA_LIMIT:
             raise UserError(
@@ -239,8 +246,8 @@ def _parse(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
     _check_format(path, metadata)
     try:
         space = SpaceInfo(**json.loads(metadata["space"]))
-        parts = [_dequantise(tensors, space.a, name) for name in ("lidb", "blocks") if name in tensors]
-        ranks, blocks = int(metadata["ranks"]), sum(map(len, parts[1:]))
+        ranks, parts = int(metadata["ranks"]), _read_parts(tensors, metadata, space)
+        blocks = sum(map(len, parts[1:]))
         if any(part.dim() != 3 or part.shape[-1] != space.a + space.b or part.shape[1] > ranks for part in parts):
             raise ValueError(f"numbers of shape {', '.join(str(tuple(part.shape)) for part in parts)}")
         if not blocks and parts[0].shape[1] != ranks:
@@ -257,6 +264,21 @@ def _parse(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
     if (name := _not_finite({"lidb": weights} if lora is None else {"lidb": weights, "lora": lora})) is not None:
         raise BadIdentityFile(f"{path}: the numbers of {name} are not all finite, expected finite ones: make it anew")
     return identity
+
+
+def _read_parts(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], space: SpaceInfo) -> list[Tensor]:
+    """The packed numbers (S, R, a + b) of the rule's sites, and of the blocks' if there are any, as in `_parts`.
+
+    Raises:
+        KeyError, TypeError, ValueError, RuntimeError: the file is damaged.
+    """
+    if "lidb" in tensors or _SITES not in metadata:
+        return [_dequantise(tensors, space.a, name) for name in ("lidb", "blocks") if name in tensors or name == "lidb"]
+    sites, blocks = int(metadata[_SITES]), int(metadata[_BLOCKS])
+    if "lora" not in tensors or not 0 <= blocks < sites <= _MOST_SITES:
+        raise ValueError(f"{sites} sites, {blocks} of blocks, without numbers")
+    nothing = torch.zeros(sites, 1, space.a + space.b)
+    return list(nothing.split([sites - blocks, blocks])) if blocks else [nothing]
 
 
 def _check_format(path: str | Path, metadata: Mapping[str, str]) -> None:

@@ -7,9 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from hyperdreambooth.baselines.dreambooth import PriorConfig, class_pictures
+from hyperdreambooth.base.model import Base
+from hyperdreambooth.baselines.dreambooth import DreamBooth, PriorConfig, class_pictures
+from hyperdreambooth.baselines.e4t import E4T
 from hyperdreambooth.drawing import DrawConfig
+from hyperdreambooth.errors import UserError
+from hyperdreambooth.faces import FaceCrop
 from hyperdreambooth.fitting.fit import Prior
+from hyperdreambooth.fitting.steps import FitConfig
 from hyperdreambooth.pipeline import HyperDreamBooth
 
 CONFIG = PriorConfig(pictures=5, drawing=DrawConfig(seed=3, steps=2, likeness=None, batch=2))
@@ -39,3 +44,26 @@ def test_they_are_what_the_base_draws_and_are_drawn_once(
     assert done == [] and torch.equal(again.latents, first.latents)
     other, done = made(booth, PriorConfig(pictures=5, prompt="a [V] face", drawing=CONFIG.drawing))
     assert done and not torch.equal(other.latents, first.latents)
+
+
+def test_weights_move_though_the_base_works_in_half_precision(
+    fresh_base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In bfloat16 itself a step of 1e-5 is lost in nearly all weights: it is less than their last digit."""
+    booth = HyperDreamBooth(fresh_base)
+    before = {name: p.detach().clone() for name, p in fresh_base.unet.named_parameters()}
+    booth.base.to(dtype=torch.bfloat16)
+    work = DreamBooth(fit=FitConfig(steps=3, lr=1e-5), prior=None).personalizing(
+        booth, [FaceCrop.framed(torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(1)))]
+    )
+    for _ in work:
+        pass
+    (person,) = work.people
+    moved = torch.cat(
+        [(person.tensors[f"unet.{name}"] != p.bfloat16().float()).flatten() for name, p in before.items()]
+    )
+    assert moved.float().mean() > 0.9
+    assert all(p.dtype == torch.bfloat16 for p in booth.base.unet.parameters())
+    monkeypatch.setattr(booth, "hypernetwork", object())
+    with pytest.raises(UserError, match="--precision fp32"):
+        E4T().check(booth)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -76,8 +77,9 @@ def test_a_picture_is_what_the_kept_person_draws_alone(booth: HyperDreamBooth, p
     )
     person = booth.open_person(tmp_path / "people" / "mine" / "portrait-15001.safetensors")
     (question,) = (one for one in evaluation.asked if one.prompt == PROMPTS[1])
-    alone = booth.draw(person, PROMPTS[1], question.drawing(QUICK.drawing))
+    alone = booth.draw(person, PROMPTS[1], replace(question.drawing(QUICK.drawing), seed=record.seed))
     assert (load_pictures([tmp_path / record.file]) - alone).abs().max() < 1.5 / 255
+    assert len({one.seed for one in evaluation.run.pictures()}) == 3 * PICTURES  # everybody has noises of their own
 
 
 @pytest.mark.parametrize("reports", [4, 12])
@@ -138,13 +140,13 @@ def test_baselines_that_replace_weights_draw_too(
 def test_another_configuration_is_refused_by_name(booth: HyperDreamBooth, people: People, tmp_path: Path) -> None:
     evaluation = Evaluation(booth, people, SMALL, tmp_path)
     work(evaluation)
-    with pytest.raises(UserError, match="another prompts"):
+    with pytest.raises(UserError, match=r"another prompts \(number 3 is \[\"a face\", .*, here \[\"a bronze"):
         Evaluation(booth, people, replace(SMALL, prompts=3), tmp_path)
-    with pytest.raises(UserError, match="another people"):
+    with pytest.raises(UserError, match=r"another people \(number 1 is \"portrait-15000\", here \"a\"\)"):
         Evaluation(booth, People(("a", "b", "c"), people.pictures), SMALL, tmp_path)
     with pytest.raises(UserError, match="another references"):
         Evaluation(booth, People(people.names, 1 - people.pictures), SMALL, tmp_path)
-    with pytest.raises(UserError, match="another method"):
+    with pytest.raises(UserError, match=r"another method \(config steps 2, here 3"):
         work(evaluation, LiDB(PersonalizeConfig(steps=3), "left out"))
 
 
@@ -171,7 +173,13 @@ def test_methods_say_what_they_cannot_do(booth: HyperDreamBooth) -> None:
             method_of(name)
     assert costly("dreambooth@40") and costly("e4t") and not costly("hyperdreambooth@80")
     ours = METHODS[OURS].settings_on(booth)
-    assert "lr=0.01," in ours and "rank=4" in ours  # the preset's, though nobody named it
+    assert (ours["finetune"]["fit"]["lr"], ours["finetune"]["rank"]) == (
+        0.01,
+        4,
+    )  # the preset's, though nobody named it
+    for method in METHODS.values():
+        said = method.settings_on(booth)
+        assert json.loads(json.dumps(said)) == said
     assert METHODS["k-1"].settings_on(booth) != ours
 
 
@@ -216,7 +224,7 @@ def test_the_points_of_curves_are_drawn_where_they_are_asked_for(
 
 def test_a_foreign_line_is_named(tmp_path: Path) -> None:
     writer = Writer(RunFolder(tmp_path))
-    writer.write(PersonRecord("a", "b", 1, 2, 3.0, 1, 4), PictureRecord("a", "b", "c", 0, "d"))
+    writer.write(PersonRecord("a", "b", 1, 2, 3.0, 1, 4, "cpu"), PictureRecord("a", "b", "c", 0, "d"))
     assert [type(one) for one in RunFolder(tmp_path).records()] == [PersonRecord, PictureRecord]
     with writer.path.open("a") as shard:
         shard.write('{"kind": "song"}\n')

@@ -105,11 +105,12 @@ def add(
     people: Mapping[str, Mapping[str, Sequence[Colour]]],
     seconds: float = 2.0,
     together: int = 1,
+    machine: str = "cpu",
 ) -> None:
     """Make people by a method, and paint their pictures."""
     writer = Writer(run)
     for name, prompts in people.items():
-        writer.write(PersonRecord(method, name, 40, 80, seconds, together, 1000))
+        writer.write(PersonRecord(method, name, 40, 80, seconds, together, 1000, machine))
         for number, (prompt, colours) in enumerate(prompts.items()):
             for seed, colour in enumerate(colours):
                 file = f"pictures/{method}/{name}/{number}-{seed}.png"

@@ -82,6 +82,15 @@ def room_on(device: torch.device) -> int | None:
     return int(free + torch.cuda.memory_reserved(device))
 
 
+def name_of_machine(base: Base) -> str:
+    """Where a base works, for comparing seconds: "cpu fp32, 1 thread", "NVIDIA H100 bf16"."""
+    if base.device.type == "cuda":
+        where = torch.cuda.get_device_name(base.device)
+        return f"{where} {name_of(base.dtype)}"
+    threads = torch.get_num_threads()
+    return f"{base.device.type} {name_of(base.dtype)}, {threads} thread{'s' if threads > 1 else ''}"
+
+
 def name_of(dtype: torch.dtype) -> str:
     """The short name of a precision, such as "bf16"."""
     return next((name for name, kind in PRECISIONS.items() if kind == dtype), str(dtype).removeprefix("torch."))

@@ -10,7 +10,6 @@ import hashlib
 import os
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor
 
 from hyperdreambooth.base.model import Base
-from hyperdreambooth.baselines.work import Fitting, TunedWork, Tuning, how_made
+from hyperdreambooth.baselines.work import Fitting, TunedWork, Tuning, fit_on, how_made, trained_copy
 from hyperdreambooth.drawing import DrawConfig, draw
 from hyperdreambooth.errors import BadFile, WorkError
 from hyperdreambooth.files import load_tensors, save_tensors
@@ -69,13 +68,13 @@ class DreamBooth(Tuning):
 
     def begin(self, base: Base, pictures: Pictures, objective: Objective, prior: Prior | None) -> Fitting:
         """The fit of one person on a copy of the base's weights."""
-        tuned = base.with_networks(deepcopy(base.text_encoder) if self.text_encoder else None, deepcopy(base.unet))
+        tuned = trained_copy(base, self.text_encoder)
         parameters = {f"unet.{name}": p for name, p in tuned.unet.named_parameters()}
         if self.text_encoder:
             parameters |= {f"text_encoder.{name}": p for name, p in tuned.text_encoder.named_parameters()}
         for parameter in parameters.values():
             parameter.requires_grad_()
-        run = fit(tuned, parameters, nullcontext, pictures, objective, self.fit, prior=prior)
+        run = fit(tuned, parameters, nullcontext, pictures, objective, fit_on(base, self.fit), prior=prior)
 
         def tensors() -> list[Mapping[str, Tensor]]:
             return [{name: p.detach().cpu() for name, p in run.averages.items()}]

@@ -18,10 +18,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from hyperdreambooth.base.hardware import name_of
 from hyperdreambooth.base.memory import hosting
 from hyperdreambooth.base.model import Base
 from hyperdreambooth.baselines.textual_inversion import said
-from hyperdreambooth.baselines.work import Fitting, TunedWork, Tuning, how_made, noun_embedding
+from hyperdreambooth.baselines.work import Fitting, Settings, TunedWork, Tuning, how_made, noun_embedding, settings_of
 from hyperdreambooth.embedded import E4T_NETWORK
 from hyperdreambooth.errors import BadFile, UserError, WrongBase
 from hyperdreambooth.files import load_tensors, save_tensors
@@ -139,14 +140,20 @@ class E4T(Tuning):
     network: Path = E4T_NETWORK
     at_once: ClassVar[int] = 1  # each has a copy of all weights
 
-    def settings_on(self, booth: HyperDreamBooth) -> str:
+    def settings_on(self, booth: HyperDreamBooth) -> Settings:
         """Every setting, and the numbers of what was trained beforehand in the place of where they lie."""
         trained = digest(*load_tensors(self.network)[0].values()) if self.network.is_file() else "none"
-        return repr(replace(self, network=Path(trained)))
+        return settings_of(replace(self, network=Path(trained)))
 
     def check(self, booth: HyperDreamBooth) -> None:
-        """Raise UserError where nothing was pre-trained, or the base has no hypernetwork, whose eyes it needs."""
+        """Raise UserError where nothing was pre-trained, the base has no hypernetwork, whose eyes it needs, or is in
+        half precision, in which the offsets and most of a step would be lost."""
         _hypernetwork(booth)
+        if booth.base.dtype != torch.float32:
+            raise UserError(
+                f"{self.name} got a base in {name_of(booth.base.dtype)}, expected fp32, in which weights are fitted: "
+                "--precision fp32"
+            )
         if not self.network.is_file():
             raise UserError(
                 f"{self.name} needs the file {self.network}, which is not there: make it by the recipe's stage e4t"

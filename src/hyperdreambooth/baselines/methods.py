@@ -11,7 +11,7 @@ from hyperdreambooth.baselines.dreambooth import DreamBooth, PriorConfig, cache_
 from hyperdreambooth.baselines.e4t import E4T
 from hyperdreambooth.baselines.nobody import BASE, Nobody
 from hyperdreambooth.baselines.textual_inversion import TextualInversion
-from hyperdreambooth.baselines.work import Method
+from hyperdreambooth.baselines.work import Method, Settings, settings_of
 from hyperdreambooth.drawing import DrawConfig, Person
 from hyperdreambooth.embedded import INDEPENDENT_NETWORK
 from hyperdreambooth.errors import UserError
@@ -40,14 +40,14 @@ class LiDB:
         """Steps of the optimiser per person."""
         return self.config.steps
 
-    def settings_on(self, booth: HyperDreamBooth) -> str:
+    def settings_on(self, booth: HyperDreamBooth) -> Settings:
         """Every setting, those of the relaxation's preset and the numbers of a hypernetwork of its own too."""
-        said = [repr(self)]
+        said = settings_of(self)
         if self.config.steps:
-            said.append(repr(self.config.finetune_in(booth.space)))
+            said["finetune"] = settings_of(self.config.finetune_in(booth.space))
         if self.own is not None and (file := file_of(self.own)).is_file():
-            said.append(digest(*load_tensors(file)[0].values()))
-        return " ".join(said)
+            said["own"] = digest(*load_tensors(file)[0].values())
+        return said
 
     def with_steps(self, steps: int) -> LiDB:
         """The same with so many steps. Raises UserError for none at all without a hypernetwork, or some of its own."""
@@ -121,7 +121,9 @@ METHODS: Mapping[str, Method] = {
     "relaxed-4": LiDB(PersonalizeConfig(relax="lidb", rank=3, method="relaxed-4")),
     "relaxed-8": LiDB(PersonalizeConfig(relax="lidb", rank=7, method="relaxed-8")),
     "relaxed-lidb": LiDB(PersonalizeConfig(relax="lidb", method="relaxed-lidb")),
+    "relaxed-full-2": LiDB(PersonalizeConfig(relax="lora", rank=2, method="relaxed-full-2")),
     "relaxed-full": LiDB(PersonalizeConfig(relax="lora", rank=4, method="relaxed-full")),
+    "relaxed-full-8": LiDB(PersonalizeConfig(relax="lora", rank=8, method="relaxed-full-8")),
     # Tables 1 and 2. Learning rates by one search for all (`benchmarks.tune_methods`, docs/notes.md), where each gave,
     # on tuning portraits: Face Rec., CLIP-T, prompts recognised (true ones 0.87, 0.68, 84 %). A full weight of the
     # class's pictures costs DreamBooth the person here; its 1,200 steps follow from the search at 40 and 400.

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from hyperdreambooth.baselines.work import Settings, settings_of
 from hyperdreambooth.drawing import DrawConfig, Person
 from hyperdreambooth.errors import UserError
 from hyperdreambooth.identity import Identity
@@ -26,9 +27,9 @@ class Nobody:
     drawing: DrawConfig = DrawConfig(likeness=None)  # noqa: RUF009  # frozen
     iterations: int = 0
 
-    def settings_on(self, booth: HyperDreamBooth) -> str:
+    def settings_on(self, booth: HyperDreamBooth) -> Settings:
         """Every setting."""
-        return repr(self)
+        return settings_of(self)
 
     def with_steps(self, steps: int) -> Nobody:
         """Raises UserError for any."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from copy import deepcopy
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -30,6 +31,8 @@ from hyperdreambooth.personalization import (
 from hyperdreambooth.pipeline import HyperDreamBooth
 from hyperdreambooth.progress import Progress
 from hyperdreambooth.tuned import Tuned, word_embeddings
+
+Settings = dict[str, Any]
 
 
 class Work(Protocol):
@@ -73,8 +76,8 @@ class Method(Protocol):
     def drawing(self) -> DrawConfig:
         """How its people are drawn best."""
 
-    def settings_on(self, booth: HyperDreamBooth) -> str:
-        """All that decides what it makes, in words: the same words, the same people."""
+    def settings_on(self, booth: HyperDreamBooth) -> Settings:
+        """All that decides what it makes, for JSON: the same settings, the same people."""
 
     def with_steps(self, steps: int) -> Method:
         """The same with so many steps. Raises UserError for a number that it cannot do."""
@@ -97,6 +100,20 @@ class Fitting:
     tensors: Callable[[], list[Mapping[str, Tensor]]]
 
 
+def settings_of(method: Any) -> Settings:
+    """All fields of a dataclass, those of dataclasses inside too, as JSON knows them; what is no value by its name."""
+
+    def plain(value: Any) -> Any:
+        if is_dataclass(value):
+            inner = {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+            return {"kind": type(value).__name__, **inner}
+        if value is None or isinstance(value, bool | int | float | str):
+            return value
+        return getattr(value, "__name__", None) or str(value)
+
+    return dict(plain(method))
+
+
 def how_made(method: str, fit: FitConfig, objective: Objective) -> dict[str, str | int | float]:
     """How a person was made, for the file."""
     return {
@@ -114,6 +131,21 @@ def noun_embedding(base: Base) -> Tensor:
     return word_embeddings(base).weight[noun].detach().to(base.device, torch.float32)
 
 
+def trained_copy(base: Base, text_encoder: bool = False) -> Base:
+    """A base with copies of the networks whose weights are to be fitted, in float32 whatever it works in.
+
+    In half precision a step of a usual learning rate is lost in most weights: it is smaller than their last digit.
+    """
+    return base.with_networks(
+        deepcopy(base.text_encoder).float() if text_encoder else None, deepcopy(base.unet).float()
+    )
+
+
+def fit_on(base: Base, fit: FitConfig) -> FitConfig:
+    """The fit of a `trained_copy`: its passes are in bfloat16 where the base's are."""
+    return replace(fit, precision="bf16") if base.dtype == torch.bfloat16 else fit
+
+
 @dataclass(frozen=True)
 class Tuning:
     """What methods that only fit have in common: a name, a fit, an objective, and how their people are drawn."""
@@ -128,9 +160,9 @@ class Tuning:
         """Steps of the optimiser per person."""
         return self.fit.steps
 
-    def settings_on(self, booth: HyperDreamBooth) -> str:
+    def settings_on(self, booth: HyperDreamBooth) -> Settings:
         """Every setting."""
-        return repr(self)
+        return settings_of(self)
 
     def save(self, person: Person, path: Path) -> int:
         """In half precision."""

@@ -106,7 +106,8 @@ def personalize(
     """One photograph or several of a person to an identity file: predict, relax, fine-tune.
 
     Other methods, to compare with: no-hyper, only-hyper, k-1, fixed-rank,
-    in-attention, relaxed-lidb, relaxed-2, relaxed-4, relaxed-8, relaxed-full,
+    in-attention, relaxed-lidb, relaxed-2, relaxed-4, relaxed-8, relaxed-full-2,
+    relaxed-full, relaxed-full-8,
     one-noise, int8-file, independent-layers (which needs a network of its own);
     dreambooth, dreambooth-agg-1, dreambooth-agg-2, lora-dreambooth (all layers),
     lora-dreambooth-rule (the paper's layers), lidb-dreambooth,

@@ -1,7 +1,8 @@
 """Methods x people x prompts x seeds -> pictures: one run folder (`records.py`) that goes on wherever it was stopped.
 
 Everybody's fit is timed apart from the drawing and kept, so that nothing is fitted twice. A picture depends on its
-method, person, prompt and seed alone; the same prompt and seed begin with the same noise for every method.
+method, person, prompt and seed alone. Every person has other seeds, so that intervals over people are over noises too;
+those of one person are the same for every method.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from hyperdreambooth.base.hardware import name_of_machine
 from hyperdreambooth.baselines.work import Method
 from hyperdreambooth.drawing import DrawConfig, Person, draw
 from hyperdreambooth.errors import DiskFull, UserError, WorkError
@@ -33,6 +35,7 @@ from hyperdreambooth.sheet import save_png, to_image
 METHOD_FORMAT = "hyperdreambooth-evaluated-method-1"
 AT_ONCE = 20  # people drawn together
 _SEEDS_PER_PROMPT = 1000
+_SEEDS_PER_PERSON = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -41,11 +44,15 @@ class Asked:
 
     prompt: str
     count: int
-    seed: int  # of the first picture; the others follow
+    seed: int  # of the first person's first picture; the others follow
+
+    def seed_of(self, row: int, k: int = 0) -> int:
+        """Of the k-th picture of the person of this number."""
+        return row * _SEEDS_PER_PERSON + self.seed + k
 
     def drawing(self, method: DrawConfig) -> DrawConfig:
         """How it is drawn by a method. Without a [V] nobody is meant, so that no likeness is asked for."""
-        config = replace(method, count=self.count, seed=self.seed)
+        config = replace(method, count=self.count)
         return config if "[V]" in self.prompt else replace(config, likeness=None)
 
 
@@ -188,13 +195,11 @@ class Evaluation:
             self.writer.write(FailureRecord(name, who, str(error)))
             yield 1
             return
+        machine = name_of_machine(self.booth.base)
         seconds, samples = round(sum(work.seconds.values()) / len(rows), 4), work.samples // len(rows)
-        self.writer.write(
-            *(
-                PersonRecord(name, self.people.names[row], method.iterations, samples, seconds, len(rows), size)
-                for row, size in zip(rows, sizes, strict=True)
-            )
-        )
+        took = method.iterations, samples, seconds, len(rows)
+        made = zip((self.people.names[row] for row in rows), sizes, strict=True)
+        self.writer.write(*(PersonRecord(name, who, *took, size, machine) for who, size in made))
         yield len(rows)
 
     def _draw(
@@ -207,19 +212,20 @@ class Evaluation:
         progress: Callable[[Progress], None],
     ) -> None:
         booth, prompts, drawing = self.booth, [one.prompt] * len(people), one.drawing(method.drawing)
-        pictures = draw(booth.base, booth.adapters, people, prompts, drawing, progress)  # (rows * count, 3, H, W)
+        seeds = [one.seed_of(row) for row in rows]
+        pictures = draw(booth.base, booth.adapters, people, prompts, drawing, progress, seeds)  # (N * count, 3, H, W)
         records = []
         for row, own in zip(rows, pictures.split(one.count), strict=True):
             for k, (file, picture) in enumerate(zip(self._files(name, row, one), own, strict=True)):
                 save_png(self.run.path / file, to_image(picture))
-                records.append(PictureRecord(name, self.people.names[row], one.prompt, one.seed + k, file))
+                records.append(PictureRecord(name, self.people.names[row], one.prompt, one.seed_of(row, k), file))
         self.writer.write(*records)
 
     def _files(self, name: str, row: int, one: Asked) -> list[str]:
         """The files of one person's pictures for one prompt."""
         number = self.asked.index(one)
         folder = f"{PICTURES}/{name}/{self.people.names[row]}"
-        return [f"{folder}/{number:02d}-{one.seed + k}.png" for k in range(one.count)]
+        return [f"{folder}/{number:02d}-{one.seed_of(row, k)}.png" for k in range(one.count)]
 
     def _person_file(self, name: str, row: int) -> Path:
         return self.run.path / "people" / name / f"{self.people.names[row]}.safetensors"

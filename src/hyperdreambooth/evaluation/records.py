@@ -25,7 +25,7 @@ from hyperdreambooth.files import append
 from hyperdreambooth.fitting.plan import PLAN_FILE, read_plan
 from hyperdreambooth.progress import log
 
-FORMAT = "hyperdreambooth-evaluation-1"  # of a run's plan
+FORMAT = "hyperdreambooth-evaluation-2"  # of a run's plan
 RECORDS, REFERENCES, PICTURES = "records", "references", "pictures"
 
 
@@ -41,6 +41,7 @@ class PersonRecord:
     seconds: float  # reading, encoding, predicting and fitting; no drawing
     together: int  # people who were made at once, and shared the seconds evenly
     bytes: int  # of what has to be kept of the person
+    machine: str  # where the seconds were taken, as `hardware.name_of_machine` says it
 
 
 @dataclass(frozen=True)

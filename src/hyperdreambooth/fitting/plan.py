@@ -52,12 +52,22 @@ def keep_plan(folder: Path, plan: Mapping[str, object], data: Mapping[str, Tenso
 
 def _named(key: str, saved: object, now: object) -> str:
     """What differs, with its settings where it has some: "config (objective noises 4, here 2)"."""
+    if isinstance(saved, list) and isinstance(now, list):
+        return f"{key} ({_first_apart(saved, now)})"
     before, here = _settings(saved), _settings(now)
     apart = [name for name in here if before.get(name) != here[name]]
     if not isinstance(now, dict) or not apart:
         return key
     shown = [f"{name} {before.get(name, 'unknown')}, here {here[name]}" for name in apart[:_SHOWN]]
     return f"{key} ({'; '.join(shown)}{'; ...' if apart[_SHOWN:] else ''})"
+
+
+def _first_apart(saved: list[Any], now: list[Any]) -> str:
+    """Where two lists part: "number 3 is a, here b"."""
+    number = next((row for row, pair in enumerate(zip(saved, now, strict=False)) if pair[0] != pair[1]), None)
+    if number is None:
+        return f"{len(saved)} of them, here {len(now)}"
+    return f"number {number + 1} is {json.dumps(saved[number])}, here {json.dumps(now[number])}"
 
 
 def _settings(values: object, of: str = "") -> dict[str, object]:
