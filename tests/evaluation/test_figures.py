@@ -5,6 +5,8 @@ from __future__ import annotations
 from itertools import count
 from pathlib import Path
 
+import pytest
+import torch
 from PIL import Image
 
 from hyperdreambooth.evaluation.figures import sheets
@@ -26,7 +28,11 @@ def colours_in(image: Image.Image) -> set[object]:
     return {colour for _, colour in image.getcolors(1 << 20) or []}
 
 
-def test_every_sheet_shows_the_first_pictures_of_its_methods_and_prompts(tmp_path: Path) -> None:
+def test_every_sheet_shows_the_first_pictures_of_its_methods_and_prompts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    true = [(1, 2, 3), (4, 5, 6), (7, 8, 9)]  # of each person, however they look
+    monkeypatch.setattr(Scoring, "another", lambda *_: torch.tensor(true)[:, :, None, None].expand(3, 3, 8, 8) / 255)
     prompts = [*PROMPTS[:10], NOBODY]
     counts = {prompt: 2 if prompt == PLAIN else 1 for prompt in prompts}
     run = begin(tmp_path, prompts=[[prompt, counts[prompt], number] for number, prompt in enumerate(prompts)])
@@ -51,6 +57,8 @@ def test_every_sheet_shows_the_first_pictures_of_its_methods_and_prompts(tmp_pat
         assert not any(one in shown for one in later for shown in found.values())
     assert REFERENCES[0] in found["gallery.jpg"] and REFERENCES[1] not in found["gallery.jpg"]
     assert {*REFERENCES[:2]} <= found["stages.jpg"]
+    shown = {file: [colour in colours for colour in true] for file, colours in found.items() if "sheet" in file}
+    assert shown == {"sheet-1.jpg": [True, False, False], "sheet-2.jpg": [False, True, False]}
 
 
 def test_without_the_other_stages_there_is_no_sheet_of_stages(tmp_path: Path) -> None:

@@ -29,11 +29,15 @@ def test_a_curve_begins_at_no_seconds_and_nothing_else_lies_left_of_it(
         *(scores(BASE_METHOD, 0.1), scores(OURS, 0.6), scores(TRUE, 0.9)),
         *(scores("no-hyper@10", 0.2, seconds=3), scores("no-hyper@80", 0.5, seconds=20, together=4)),
     )
-    written = plots.plot_costs(tmp_path / "time.png", curves(run), run[TRUE], "seconds", "seconds per person")
+    lines, label = curves(run), "seconds per person"
+    colours = plots.colours_of(lines)
+    assert len(set(colours.values())) == len(lines) == 2
+    written = plots.plot_costs(tmp_path / "time.png", lines, run[TRUE], "seconds", label, colours)
     assert written == (tmp_path / "time.png").stat().st_size
     (shown,) = drawn
     for axes in shown.axes:
-        ours, others, truth = axes.get_lines()
+        ours, others, truth = (line for line in axes.get_lines() if not line.get_label().startswith("_"))
+        assert truth.get_label() == "true pictures" and others.get_fillstyle() == "none"  # shared otherwise than ours
         assert list(ours.get_xdata()) == [2.0] and list(truth.get_ydata()) == pytest.approx([0.9, 0.9])
         assert list(others.get_xdata()) == [0.0, 3.0, 20.0] and list(others.get_ydata()) == pytest.approx(
             [0.1, 0.2, 0.5]
@@ -41,5 +45,5 @@ def test_a_curve_begins_at_no_seconds_and_nothing_else_lies_left_of_it(
         assert others.get_label() == "no-hyper (1, 4 at once)"
         left, right = axes.get_xlim()
         assert -1 < left < 0 and right > 20 and min(axes.get_xticks()) == 0
-    plots.plot_costs(tmp_path / "bytes.png", {OURS: [run[OURS]]}, None, "bytes", "bytes per person")
+    plots.plot_costs(tmp_path / "bytes.png", {OURS: [run[OURS]]}, None, "bytes", "bytes", colours)
     assert {axes.get_xscale() for axes in drawn[1].axes} == {"log"}

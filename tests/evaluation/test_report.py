@@ -61,17 +61,20 @@ def test_the_tables_hold_the_scores(tmp_path: Path) -> None:
     text = (folder / "results.md").read_text()
     assert "3 portraits, 3 prompts, 4 methods and 1 more points of curves, 84 pictures; base b, hypernetwork h." in text
     assert "Not complete" not in text and "Of photographs" not in text
-    for name, label in ((OURS, f"**{OURS}**"), ("k-1", "k-1")):
-        people, steps, *means = row(text, label)
-        assert (people, steps) == (str(len(scores[name].people)), "40")
+    labels = ((OURS, f"**{OURS}**"), ("k-1", "k-1: the first of three rounds"), (TRUE, f"*{TRUE}*"))
+    for name, label in labels:
+        steps, *means = row(text, label, "Table 3")
+        assert steps == ("" if name == TRUE else "40")
         for measure, said in zip(CELLS, means, strict=True):
-            mean = float(scores[name].cells[measure].nanmean(dim=1).mean())
+            mean = float(scores[name].cells[measure][:2].nanmean(dim=1).mean())  # of the two whom both have drawn
             assert said.startswith(f"{mean:.0%}<" if measure in SHARES else f"{mean:.3f}<")
     assert BASE_METHOD not in {line.split("|")[1].strip() for line in text.splitlines() if line.startswith("|")}
+    assert "Of the 2 people whom all of these have drawn" in text and "VGGFace2's Inception-ResNet, DINO" in text
+    assert "DINO-like" not in text and "here: cpu." in text
     assert "| dreambooth |" in text and "| dreambooth@10 |" not in text
     gaps = row(text, "k-1", "## Ours against each")
     gap = float((scores[OURS].cells["face"][:2] - scores["k-1"].cells["face"]).mean())
-    assert f"{gap:+.3f}" in gaps[0]
+    assert f"{gap:+.3f}" in gaps[1] and gaps[0] == "2"
     assert row(text, "k-1", "## What it takes")[2] == "2.00 (2.0 x)"
     assert row(text, TRUE, "does not measure")[4] == f"{scores[TRUE].attributes:.2f}"
     drift = float(scores[BASE_METHOD].own["drift"].mean())

@@ -22,9 +22,19 @@ from hyperdreambooth.evaluation.attributes import attribute_error
 from hyperdreambooth.evaluation.drawn import Drawn, alone_seconds
 from hyperdreambooth.evaluation.encoders import Encoders, Panel
 from hyperdreambooth.evaluation.prompts import NOBODY, PLAIN
-from hyperdreambooth.evaluation.records import FORMAT, FailureRecord, PersonRecord, PictureRecord, RunFolder, Writer
+from hyperdreambooth.evaluation.protocol import METHOD_FORMAT
+from hyperdreambooth.evaluation.records import (
+    FORMAT,
+    METHODS,
+    FailureRecord,
+    PersonRecord,
+    PictureRecord,
+    RunFolder,
+    Writer,
+)
 from hyperdreambooth.evaluation.scores import TRUE, Scores, Scoring
 from hyperdreambooth.evaluation.subjects import Subjects, subjects_of
+from hyperdreambooth.fitting.plan import keep_plan
 from hyperdreambooth.portraits.captions import Scene, parse
 from hyperdreambooth.portraits.person import truth_matrix
 from hyperdreambooth.progress import Progress
@@ -247,6 +257,11 @@ def test_true_pictures_of_portraits_are_in_every_prompt(tmp_path: Path) -> None:
         expected = [cosine(colour, own) for colour, own in zip(colours, REFERENCES, strict=True)]
         assert true.cells["face"][:, column].tolist() == pytest.approx(expected, abs=1e-5)
     assert true.own["drift"].isnan().all()
+    views = subjects().true_views(parse(PLAIN), count=4).mean(dim=(3, 4))  # (V, N, 3)
+    for row, own in enumerate(views.transpose(0, 1).tolist()):
+        apart = [1 - cosine(own[i], own[j]) for i in range(4) for j in range(i)]
+        assert float(true.own["diversity"][row]) == pytest.approx(sum(apart) / 6, abs=1e-5)
+    assert (true.own["framing"] > 0).all()
 
 
 def test_of_photographs_nothing_but_styles_is_known(tmp_path: Path) -> None:
@@ -258,7 +273,7 @@ def test_of_photographs_nothing_but_styles_is_known(tmp_path: Path) -> None:
     for name, cells in true.cells.items():
         assert cells.isnan().tolist() == [[False, False, True]] * 3, name
     for name, cells in ours.cells.items():
-        assert cells.isnan().tolist() == [[False, False, name == "scene"]] * 3, name
+        assert cells.isnan().tolist() == [[False, False, name in ("scene", "identified")]] * 3, name
 
 
 def test_costs_are_of_people_alone_where_those_are_known(tmp_path: Path) -> None:
@@ -270,13 +285,20 @@ def test_costs_are_of_people_alone_where_those_are_known(tmp_path: Path) -> None
     add(times, OURS, {PORTRAITS[1]: {}}, seconds=2)
     add(times, "k-1", {PORTRAITS[0]: {}}, seconds=9, together=2)
     alone = alone_seconds(times, run)
-    assert alone == {OURS: 3.0}
+    assert alone == {OURS: (3.0, "cpu")}
     scoring = Scoring(run, panel(), alone)
 
-    def told(one: Scores) -> tuple[float | None, ...]:
-        return one.iterations, one.samples, one.seconds, one.together, one.bytes
+    def told(one: Scores) -> tuple[object, ...]:
+        return one.iterations, one.samples, one.seconds, one.together, one.bytes, one.machine
 
-    assert told(scoring.of(OURS)) == (40, 80, 3.0, 1, 1000) and told(scoring.of("k-1")) == (40, 80, 0.25, 3, 1000)
+    assert told(scoring.of(OURS)) == (40, 80, 3.0, 1, 1000, "cpu")
+    assert told(scoring.of("k-1")) == (40, 80, 0.25, 3, 1000, "cpu")
+    add(run, "k-1", {PORTRAITS[0]: {}}, together=3, machine="NVIDIA H100 bf16")
+    assert Scoring(run, panel()).of("k-1").machine is None  # some here, some there
+    for number, of in enumerate((times, run)):
+        keep_plan(of.path / METHODS / OURS, {"format": METHOD_FORMAT, "method": {"lr": number}}, {})
+    with pytest.raises(UserError, match=f"times of {OURS} in .* with other settings"):
+        alone_seconds(times, run)
     with pytest.raises(UserError, match=r"nobody who was made alone, expected a run of hdb evaluate --together 1"):
         alone_seconds(run, run)
     with pytest.raises(UserError, match=r"times of base another in .* expected b"):

@@ -11,9 +11,11 @@ from torch import Tensor
 
 from hyperdreambooth.baselines.methods import METHODS, OURS, begins_bare, family_of, method_of, with_curves
 from hyperdreambooth.evaluation import tables
+from hyperdreambooth.evaluation.compared import paired
+from hyperdreambooth.evaluation.costs import at_equal_likeness, costs, nominal, reached
 from hyperdreambooth.evaluation.curves import curves, named
 from hyperdreambooth.evaluation.scores import BASE_METHOD, CELLS, ONCE, TRUE, Scores
-from hyperdreambooth.evaluation.tables import PAPER, at_equal_likeness, costs, paired, reached
+from hyperdreambooth.evaluation.tables import PAPER
 
 
 def scores(name: str, value: float, people: int = 4, seconds: float = 2.0, together: float = 1) -> Scores:
@@ -22,7 +24,7 @@ def scores(name: str, value: float, people: int = 4, seconds: float = 2.0, toget
     cells = torch.stack([values - 0.1, values + 0.1], dim=1)  # (P, Q)
     once = dict.fromkeys(ONCE, values)
     steps = float(name.partition("@")[2] or 40)
-    costs = (0.9, steps, 80, seconds, together, 1000)
+    costs = (0.9, steps, 80, seconds, together, 1000, "cpu")
     return Scores(name, torch.arange(people), dict.fromkeys(CELLS, cells), once, *costs)
 
 
@@ -142,8 +144,10 @@ def test_differences_are_of_the_people_and_prompts_that_both_have() -> None:
 
 def test_the_bare_base_is_no_method_to_compare_with() -> None:
     run = run_of(scores(OURS, 0.5), scores("k-1", 0.4), scores(BASE_METHOD, 0.1), scores(TRUE, 0.9))
-    for table in (tables.paper_tables, tables.differences, costs, at_equal_likeness):
+    for table in (tables.differences, tables.aims, costs, nominal, at_equal_likeness):
         assert BASE_METHOD not in "\n".join(table(run))
+    bounds = [line for line in tables.paper_tables(run) if "bare base" in line or TRUE in line]
+    assert [line[:30] for line in bounds] == ["| *nobody: the bare base* |  |", "| *true pictures* |  | 0.900<b"]
     lines = list(tables.beyond(run))
     assert any(line.startswith("| nobody worn | 0.100<br>") for line in lines) and len(lines) == 2 + 4
 
@@ -151,11 +155,60 @@ def test_the_bare_base_is_no_method_to_compare_with() -> None:
 def test_the_tables_hold_the_papers_rows_and_whatever_else_there_is() -> None:
     names = (*PAPER, "fixed-rank", TRUE)
     text = "\n".join(tables.paper_tables({name: scores(name, 0.5) for name in names}))
-    for title in (*tables.TABLES, "What the paper has not"):
+    for title in (*tables.TABLES, "Ranks: relaxed and not"):
         assert f"### {title}" in text
-    assert text.count("| **hyperdreambooth** |") == 4
+    assert text.count("| **hyperdreambooth** |") == 4 and "What the paper has not" not in text
     for figures in PAPER.values():
         assert "| " + " | ".join(f"*{figure:.3f}*" for figure in figures) + " |" in text
-    assert "fixed-rank" in text.partition("### What the paper has not")[2]
+    assert "fixed-rank" in text.partition("### Ranks")[2]
+    more = "\n".join(tables.paper_tables({name: scores(name, 0.5) for name in (*names, "e4t")}))
+    assert "| e4t | 40 |" in more.partition("### What the paper has not")[2]
     alone = "\n".join(tables.paper_tables({"hyperdreambooth": scores("hyperdreambooth", 0.5), TRUE: scores(TRUE, 0.9)}))
     assert alone == ""
+
+
+def test_a_table_is_of_the_people_whom_all_of_its_methods_drew() -> None:
+    """Ours is better over all whom it drew, and worse than DreamBooth on those whom both drew."""
+    ours = with_face(scores(OURS, 0), [0, 1, 2, 3], torch.tensor([[0.9], [0.9], [0.2], [0.4]]).expand(4, 2))
+    other = with_face(scores("dreambooth", 0), [3, 2], torch.tensor([[0.6], [0.5]]).expand(2, 2))
+    truth = with_face(scores(TRUE, 0), [0, 1, 2, 3], torch.tensor([[0.1], [0.1], [0.9], [0.8]]).expand(4, 2))
+    lines = list(tables.paper_tables(run_of(ours, other, truth)))
+    assert "Of the 2 people whom all of these have drawn, and their common prompts." in lines
+    first = {line.split("|")[1].strip(): line.split("|")[3].strip() for line in lines if line.startswith("| ")}
+    assert [first[name][:5] for name in (f"**{OURS}**", "dreambooth", f"*{TRUE}*")] == ["0.300", "0.550", "0.850"]
+    strangers = with_face(other, [7, 8], torch.ones(2, 2))
+    assert "There is nobody whom all of these have drawn." in list(tables.paper_tables(run_of(ours, strangers)))
+
+
+def test_aims_are_said_with_what_was_measured() -> None:
+    run = run_of(
+        scores(OURS, 0.5),
+        scores("dreambooth", 0.6, seconds=50),
+        scores("dreambooth-agg-2", 0.5),
+        scores("textual-inversion", 0.1, seconds=100, together=4),
+        scores("one-noise", 0.45, seconds=1),
+    )
+    worse = with_face(run["dreambooth"], [0, 1, 2, 3], run["dreambooth"].cells["face"])
+    run["dreambooth"] = replace(worse, cells=dict(worse.cells) | {"clip_t": run[OURS].cells["clip_t"] - 0.1})
+    said = {
+        line.split("|")[1].strip(): line for line in tables.aims(run, {"clip_t": "CT", **dict.fromkeys(CELLS, "m")})
+    }
+    assert said["no worse than dreambooth"].endswith("| in m |") and "-10.0" in said["no worse than dreambooth"]
+    said = {line.split("|")[1].strip(): line for line in tables.aims(run)}
+    assert said["no worse than dreambooth"].endswith("| in CLIP-T |")
+    assert said["no worse than dreambooth-agg-2"].endswith("| yes |")
+    assert said["better than textual-inversion"].endswith("| yes |")
+    assert said["25 x sooner than dreambooth, one noise a step"].endswith("| 50.0 x | yes |")
+    assert not any("125 x" in line for line in said)  # whose seconds were shared by four
+
+
+def test_nominal_seconds_are_of_one_noise_a_step() -> None:
+    run = run_of(scores(OURS, 0.5), scores("one-noise", 0.5, seconds=1), scores("dreambooth", 0.5, seconds=30))
+    text = "\n".join(nominal(run))
+    assert "| dreambooth | 40 | 30.00 | 30.0 x | 25 x |" in text and f"| {OURS} |" not in text
+    assert list(nominal(run_of(scores(OURS, 0.5)))) == []
+
+
+def test_seconds_of_another_machine_are_not_compared() -> None:
+    elsewhere = replace(scores("dreambooth", 0.5, seconds=8), machine="NVIDIA H100 bf16")
+    assert "8.00 (-)" in "\n".join(costs(run_of(scores(OURS, 0.5), elsewhere)))

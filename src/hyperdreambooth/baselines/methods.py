@@ -103,6 +103,7 @@ def file_of(network: Path) -> Path:
 
 
 OURS = "hyperdreambooth"
+NOMINAL = "one-noise"  # ours at the speed that the paper speaks of
 _PRIOR = PriorConfig(weight=0.1)
 METHODS: Mapping[str, Method] = {
     OURS: LiDB(PersonalizeConfig(), "if there"),
@@ -114,7 +115,7 @@ METHODS: Mapping[str, Method] = {
     "k-1": LiDB(PersonalizeConfig(rounds=1, method="k-1")),
     # HyperStyle's way: a network of the same sizes whose layers do not know of each other.
     "independent-layers": LiDB(PersonalizeConfig(method="independent-layers"), own=INDEPENDENT_NETWORK),
-    "one-noise": LiDB(PersonalizeConfig(noises=1, method="one-noise"), "if there"),  # whose speed is the nominal one
+    NOMINAL: LiDB(PersonalizeConfig(noises=1, method="one-noise"), "if there"),  # whose speed is the nominal one
     "fixed-rank": LiDB(PersonalizeConfig(relax="none", method="fixed-rank")),
     "in-attention": LiDB(PersonalizeConfig(relax="lidb", where="rule", rank=3, lr=3e-2, method="in-attention")),
     "relaxed-2": LiDB(PersonalizeConfig(relax="lidb", rank=1, method="relaxed-2")),
@@ -147,7 +148,7 @@ METHODS: Mapping[str, Method] = {
 }
 
 TABLES = (  # those of the paper's tables, E4T, and ours without hypernetwork at length
-    *(OURS, "no-hyper", "only-hyper", "k-1"),
+    *(OURS, "no-hyper", "only-hyper", "k-1", "fixed-rank", NOMINAL),
     *("dreambooth", "dreambooth-agg-1", "dreambooth-agg-2", "textual-inversion", "e4t"),
     *("lora-dreambooth", "lidb-dreambooth", BASE),
 )

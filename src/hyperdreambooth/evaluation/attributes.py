@@ -18,14 +18,20 @@ def attribute_errors(read: Tensor, truth: Tensor) -> dict[str, float]:
     return {name: float(errors.mean()) for name, errors in _errors(read, truth).items()}
 
 
-def attribute_error(read: Tensor, truth: Tensor) -> float:
+def attribute_error(read: Tensor, truth: Tensor, everybody: Tensor | None = None) -> float:
     """The mean error over attributes and people relative to guessing: 0 all right, 1 no better than a guess.
 
-    The guess is the best constant answer on these people: the median of a number, the commonest choice. So people of
-    one kind do not make the error look small. Attributes that are the same for all of them are left out.
+    The guess is the best constant answer: the median of a number, the commonest choice. So people of one kind do not
+    make the error look small. Attributes that are the same for all are left out.
+
+    Args:
+        read, truth: (N, T), see `attribute_errors`.
+        everybody: (M, T), the truth of those for whom the guess is made, where they are more than these N: methods
+            that drew few people and many are then measured against the same guess.
     """
+    known = truth if everybody is None else everybody
     errors = attribute_errors(read, truth)
-    guesses = attribute_errors(_guess(truth).expand_as(truth), truth)
+    guesses = attribute_errors(_guess(known).expand_as(known), known)
     varied = [name for name, guess in guesses.items() if guess > 0]
     return sum(errors[name] / guesses[name] for name in varied) / len(varied)
 

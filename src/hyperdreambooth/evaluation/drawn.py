@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from hyperdreambooth.errors import UserError
-from hyperdreambooth.evaluation.records import PersonRecord, PictureRecord, RunFolder
+from hyperdreambooth.evaluation.records import METHODS, PersonRecord, PictureRecord, RunFolder
 from hyperdreambooth.fitting.plan import PLAN_FILE
 
 
@@ -65,11 +67,19 @@ class Drawn:
         return lacking, len(begun)
 
 
-def alone_seconds(times: RunFolder, run: RunFolder) -> dict[str, float]:
+class Alone(NamedTuple):
+    """What one person takes alone by some method, in the mean, and on which machine (None: on several)."""
+
+    seconds: float
+    machine: str | None
+
+
+def alone_seconds(times: RunFolder, run: RunFolder) -> dict[str, Alone]:
     """By method, the mean seconds of those people in `times` who were made one at a time.
 
     Raises:
-        UserError: nobody there was made alone, or it is a run of another base or hypernetwork than `run`.
+        UserError: nobody there was made alone, or it is a run of another base, another hypernetwork or a method of
+            other settings than in `run`.
     """
     for what in ("base", "hypernetwork"):
         if times.plan.get(what) != run.plan.get(what):
@@ -77,15 +87,27 @@ def alone_seconds(times: RunFolder, run: RunFolder) -> dict[str, float]:
                 f"got times of {what} {times.plan.get(what)} in {times.path}, expected {run.plan.get(what)} as in "
                 f"{run.path}: time the same methods on the same base"
             )
-    found: dict[str, list[float]] = {}
+    found: dict[str, list[PersonRecord]] = {}
     for one in times.people():
         if one.together == 1:
-            found.setdefault(one.method, []).append(one.seconds)
+            found.setdefault(one.method, []).append(one)
+    for name in found:
+        plans = [(of.path / METHODS / name / PLAN_FILE) for of in (times, run)]
+        if all(plan.is_file() for plan in plans) and len({plan.read_bytes() for plan in plans}) > 1:
+            raise UserError(
+                f"got times of {name} in {times.path} with other settings than in {run.path} (compare {plans[0]} with "
+                f"{plans[1]}), expected the same: time it anew"
+            )
     if not found:
         raise UserError(
             f"{times.path} holds nobody who was made alone, expected a run of hdb evaluate --together 1: make one"
         )
-    return {name: sum(seconds) / len(seconds) for name, seconds in found.items()}
+    alone = dict[str, Alone]()
+    for name, made in found.items():
+        machines = {one.machine for one in made}
+        machine = machines.pop() if len(machines) == 1 else None
+        alone[name] = Alone(sum(one.seconds for one in made) / len(made), machine)
+    return alone
 
 
 def _planned(run: RunFolder) -> tuple[list[str], dict[str, int]]:

@@ -34,11 +34,16 @@ class ImageTextEncoder(ImageEncoder, Protocol):
 
 @dataclass(frozen=True)
 class Encoders:
-    """Those of the paper's tables."""
+    """Those of the paper's tables, or what stands in their places.
+
+    Attributes:
+        stand_ins: whether they are small networks of the embedded base's two worlds, with figures of their own.
+    """
 
     face: ImageEncoder
     dino: ImageEncoder
     clip: ImageTextEncoder
+    stand_ins: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,7 @@ class Panel:
         dino = SelfSupervised.load(folder / "self-supervised-encoder.safetensors")
         clip = ImageText.load(folder / "image-text-model.safetensors")
         return cls(
-            Encoders(recogniser, dino, clip),
+            Encoders(recogniser, dino, clip, stand_ins=True),
             SceneClassifier.load(folder / "scene-classifier.safetensors"),
             AttributeReader.load(folder / "attribute-reader.safetensors"),
         )

@@ -11,7 +11,7 @@ from hyperdreambooth.baselines.methods import OURS
 from hyperdreambooth.baselines.nobody import BASE
 from hyperdreambooth.evaluation.prompts import NOBODY, PLAIN
 from hyperdreambooth.evaluation.records import RunFolder
-from hyperdreambooth.evaluation.scores import Scoring, changes_more_than_style
+from hyperdreambooth.evaluation.scores import TRUE, Scoring, changes_more_than_style
 from hyperdreambooth.faces import read_picture
 from hyperdreambooth.portraits.captions import parse
 from hyperdreambooth.sheet import contact_sheet, to_image
@@ -53,6 +53,8 @@ def sheets(scoring: Scoring) -> Iterator[Sheet]:
             method: _pictures(scoring.run, first, [(method, person, prompt) for prompt in styles]) for method in methods
         }
         if rows := {method: pictures for method, pictures in found.items() if len(pictures) == len(styles)}:
+            if all(scoring.has_truth(parse(prompt)) for prompt in styles):
+                rows[TRUE] = [to_image(scoring.another(parse(prompt))[number - 1]) for prompt in styles]
             image = contact_sheet(
                 styles, rows, reference=_reference(scoring.run, person), captions=[person], across=_STYLES
             )

@@ -1,10 +1,11 @@
-"""Lines of Markdown as one page of HTML that needs no other file."""
+"""Lines of Markdown, and these as one page of HTML that needs no other file."""
 
 from __future__ import annotations
 
 import base64
 import html
 import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 _KINDS = {"png": "png", "jpg": "jpeg"}
@@ -22,6 +23,13 @@ th { color: var(--pale); font-weight: 500; } em { color: var(--pale); font-style
 td { vertical-align: top; line-height: 1.35; }
 img { max-width: 100%; border-radius: 6px; } p { max-width: 60rem; }
 """
+
+
+def rows(header: Sequence[str], body: Sequence[Sequence[str]]) -> Iterator[str]:
+    """A table of Markdown, line by line."""
+    yield f"| {' | '.join(header)} |"
+    yield f"|{' --- |' * len(header)}"
+    yield from (f"| {' | '.join(row)} |" for row in body)
 
 
 def plain(text: str) -> str:

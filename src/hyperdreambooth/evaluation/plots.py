@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from hyperdreambooth.baselines.methods import OURS
 from hyperdreambooth.errors import UserError
+from hyperdreambooth.evaluation.compared import common_people, of_people, on_common
+from hyperdreambooth.evaluation.costs import comparable
+from hyperdreambooth.evaluation.metrics import bootstrap
 from hyperdreambooth.evaluation.scores import MEASURES, Scores
 from hyperdreambooth.files import write_bytes
 
 SHOWN = ("identified", "clip_t")
-_OURS = {"color": "#c2410c", "zorder": 2.5, "markersize": 8, "fillstyle": "none", "markeredgewidth": 2}  # a ring on top
+_OUR_COLOUR = "#c2410c"
+_OURS = {"zorder": 2.5, "markersize": 9, "markeredgewidth": 2}  # a ring on top
 _OTHERS = (
     "#334155",
     "#0f766e",
@@ -31,16 +35,31 @@ _OTHERS = (
 _PAPER, _INK = "#faf9f6", "#26262a"
 
 
-def plot_costs(path: Path, lines: Mapping[str, Sequence[Scores]], truth: Scores | None, cost: str, label: str) -> int:
+def colours_of(names: Iterable[str]) -> dict[str, str]:
+    """A colour for each method, the same in every figure of a report."""
+    others = (name for name in names if name != OURS)
+    return {name: _OTHERS[number % len(_OTHERS)] for number, name in enumerate(others)} | {OURS: _OUR_COLOUR}
+
+
+def plot_costs(
+    path: Path,
+    lines: Mapping[str, Sequence[Scores]],
+    truth: Scores | None,
+    cost: str,
+    label: str,
+    colours: Mapping[str, str],
+) -> int:
     """Write a PNG of the measures in `SHOWN` against a cost (an attribute of `Scores`); returns its bytes.
 
-    Seconds that several people shared are marked in the legend.
+    All points are of the people whom all of them have drawn, with 95 % intervals over these. Seconds that other numbers
+    of people shared than ours, or were taken elsewhere, are hollow, and marked in the legend.
 
     Args:
         path: of the file.
         lines: by name, the points to join, such as a method's curve; those whose cost nobody knows are left out.
         truth: true pictures, a dotted line across, if they are there.
         cost, label: what is to the right, and what stands under it.
+        colours: of the lines, by name.
 
     Raises:
         UserError: matplotlib, an extra, is not installed.
@@ -48,24 +67,41 @@ def plot_costs(path: Path, lines: Mapping[str, Sequence[Scores]], truth: Scores 
     figure = _figure()(figsize=(11, 4.4), dpi=110, facecolor=_PAPER, layout="constrained")
     known = {name: [one for one in several if getattr(one, cost) is not None] for name, several in lines.items()}
     costs = [getattr(one, cost) for several in known.values() for one in several]
+    everything = [one for several in known.values() for one in several]
+    people = common_people(everything) if everything else []
+    ours = next((several[-1] for name, several in known.items() if name == OURS and several), None)
     for axes, measure in zip(figure.subplots(1, len(SHOWN)), SHOWN, strict=True):
-        for number, (name, several) in enumerate(known.items()):
-            points = [(getattr(one, cost), float(one.measures[measure].nanmean())) for one in several]
-            look = _OURS if name == OURS else {"color": _OTHERS[number % len(_OTHERS)], "markersize": 6}
+        means = iter([bootstrap(own) for own in on_common(everything, measure)] if people else [])
+        for name, several in known.items():
+            points = [(getattr(one, cost), mean) for one, mean in zip(several, means, strict=False)]
+            if not points:
+                continue
+            alike = ours is None or all(comparable(one, ours) for one in _fitted(several))
+            look: dict[str, Any] = {"markersize": 6, **(_OURS if name == OURS else {}), "color": colours[name]}
             said = name + (_shared(several) if cost == "seconds" else "")
-            if points:
-                axes.plot(*zip(*points, strict=True), label=said, marker="o", linewidth=1.2, **look)
-        if truth is not None:
-            axes.axhline(float(truth.measures[measure].nanmean()), color=_INK, linestyle=":", linewidth=1)
+            where, middle = [x for x, _ in points], [mean.value for _, mean in points]
+            reach = [[mean.value - mean.low for _, mean in points], [mean.high - mean.value for _, mean in points]]
+            axes.errorbar(where, middle, reach, fmt="none", ecolor=colours[name], elinewidth=0.8, alpha=0.35)
+            style = "none" if name == OURS or (cost == "seconds" and not alike) else "full"
+            axes.plot(where, middle, label=said, marker="o", linewidth=1.2, fillstyle=style, **look)
+        if truth is not None and people:
+            height = bootstrap(of_people(truth, people, measure)).value
+            axes.axhline(height, color=_INK, linestyle=":", linewidth=1, label="true pictures")
         _set_axis(axes, costs)
         axes.set(xlabel=label, ylabel=MEASURES[measure], facecolor=_PAPER)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.2)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=9)
+    figure.suptitle(f"the {len(people)} people whom all have drawn", x=0.01, ha="left", fontsize=9, color=_INK)
     data = BytesIO()
     figure.savefig(data, format="png")
     return write_bytes(path, data.getvalue())
+
+
+def _fitted(several: Sequence[Scores]) -> list[Scores]:
+    """Those whose seconds are of a method: the bare base, with which a curve begins, has none of its own."""
+    return [one for one in several if one.seconds]
 
 
 def _set_axis(axes: Any, costs: Sequence[float]) -> None:

@@ -18,6 +18,7 @@ from hyperdreambooth.errors import DiskFull, UserError, WorkError
 from hyperdreambooth.evaluation.prompts import NOBODY, PLAIN, PROMPTS, EvaluationSet
 from hyperdreambooth.evaluation.records import (
     FORMAT,
+    METHODS,
     PICTURES,
     FailureRecord,
     PersonRecord,
@@ -133,7 +134,7 @@ class Evaluation:
             UserError: the folder has the method of that name with other settings.
         """
         settings = method.settings_on(self.booth)
-        keep_plan(self.run.path / "methods" / name, {"format": METHOD_FORMAT, "method": settings}, {})
+        keep_plan(self.run.path / METHODS / name, {"format": METHOD_FORMAT, "method": settings}, {})
         rows = [row for row in range(min(people, len(self.people.names))) if row % self.share.count == self.share.index]
         total = len(rows) * (1 + sum(one.count for one in self.asked))
         whole = Progress(name, 0, total)

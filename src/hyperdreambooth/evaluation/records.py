@@ -1,6 +1,7 @@
 """The folder of an evaluation run: its plan, what was drawn and what it took, one JSON line each, and the pictures.
 
     RUN/plan.json                   what decides the result: methods, people, prompts, seeds, settings, the base
+    RUN/methods/METHOD/plan.json    the settings of each method
     RUN/references/PERSON.png       the one picture that everybody is made from
     RUN/pictures/METHOD/PERSON/PROMPT-SEED.png
     RUN/records/SHARD.jsonl         a line per person who was made or could not be, and per picture that was drawn
@@ -26,7 +27,7 @@ from hyperdreambooth.fitting.plan import PLAN_FILE, read_plan
 from hyperdreambooth.progress import log
 
 FORMAT = "hyperdreambooth-evaluation-2"  # of a run's plan
-RECORDS, REFERENCES, PICTURES = "records", "references", "pictures"
+RECORDS, REFERENCES, PICTURES, METHODS = "records", "references", "pictures", "methods"
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,14 @@ from pathlib import Path
 
 from hyperdreambooth.baselines.methods import OURS
 from hyperdreambooth.errors import UserError
-from hyperdreambooth.evaluation import tables
+from hyperdreambooth.evaluation import costs, tables
 from hyperdreambooth.evaluation.curves import curves, named
 from hyperdreambooth.evaluation.drawn import Drawn
 from hyperdreambooth.evaluation.figures import Sheet, sheets
 from hyperdreambooth.evaluation.page import html_page, plain
-from hyperdreambooth.evaluation.plots import plot_costs
+from hyperdreambooth.evaluation.plots import colours_of, plot_costs
 from hyperdreambooth.evaluation.records import RunFolder
-from hyperdreambooth.evaluation.scores import BASE_METHOD, TRUE, Scores, Scoring
+from hyperdreambooth.evaluation.scores import BASE_METHOD, MEASURES, TRUE, Scores, Scoring
 from hyperdreambooth.evaluation.study_tables import Answered, study_tables
 from hyperdreambooth.evaluation.subjects import are_portraits
 from hyperdreambooth.files import write_bytes
@@ -25,18 +25,34 @@ from hyperdreambooth.sheet import save_jpeg
 
 MARKDOWN, HTML = "results.md", "results.html"
 _LIBRARIES = {"matplotlib": "matplotlib", "markdown-it-py": "markdown_it"}  # an extra: name and module
+_STAND_INS = (
+    "The judges are small networks in the places of the paper's: a face recogniser that has learnt from true pictures"
+    " in all styles, for VGGFace2's; a self-supervised image encoder, for DINO ViT-S/16; a small model of images and "
+    "texts, for CLIP. They speak of the embedded base's two worlds alone."
+)
+_PRETRAINED = (
+    "The judges are VGGFace2's Inception-ResNet, DINO ViT-S/16 and CLIP, as in the paper. Face recognition is out of "
+    "its domain on stylised pictures, which is why the paper asked people too."
+)
+_LIKE = {"dino": "DINO-like", "clip_i": "CLIP-I-like", "clip_t": "CLIP-T-like"}  # how stand-ins are called
 _CAVEAT = (
-    "Face recognition has learnt from true pictures in all styles here; that of photographs at full size is out of its "
-    "domain on stylised ones, which is why the paper asked people too. The paper's figures are second-hand, of Stable "
-    "Diffusion and CelebA-HQ: only the order of methods can be compared. Intervals are 95 %, bootstrapped over people."
+    "The paper's figures are second-hand, of Stable Diffusion and CelebA-HQ, by other judges: only the order of "
+    "methods can be compared. Intervals are 95 %, bootstrapped over people, each drawn from noises of their own; "
+    "everybody is fitted once, by one sequence of noises."
 )
 _SECONDS = (
     "Seconds are of one person made alone, unless it says that several were made at once and shared them; only those "
-    "that were shared by as many are compared."
+    "that were shared by as many, on one kind of machine, are compared"
+)
+_NOMINAL = (
+    "The paper counts one noise a step for everybody. Ours, which the tables above speak of, takes two; one-noise is "
+    "ours with one, photograph, encoding and prediction included."
 )
 _PHOTOGRAPHS = (
-    "Of photographs nobody knows how they look in another domain or context or after an edit: prompt recognised leaves "
-    "prompts without a style out, and true pictures are of styles alone."
+    "Of photographs there is one of each person, the one that was fitted: identified compares with that photograph "
+    "under the style's filter, so that a copy passes for likeness, and true pictures are the photograph mirrored, cut"
+    " and lit otherwise. Nobody knows how it looks in another domain or context or after an edit: such prompts are "
+    "left out of identified, and of prompt recognised where they ask for no style."
 )
 
 
@@ -115,8 +131,11 @@ def _write_pictures(part: Part, folder: Path) -> int:
     scores = {one.method: one for one in part.scores}
     single = {name: [one] for name, one in named(scores).items() if name not in (TRUE, BASE_METHOD)}
     truth = scores.get(TRUE)
-    written = plot_costs(folder / f"{part.prefix}time.png", curves(scores), truth, "seconds", "seconds per person")
-    written += plot_costs(folder / f"{part.prefix}bytes.png", single, truth, "bytes", "bytes per person")
+    lines = curves(scores)
+    colours = colours_of(dict.fromkeys([*lines, *single]))
+    time, kept = (folder / f"{part.prefix}{name}.png" for name in ("time", "bytes"))
+    written = plot_costs(time, lines, truth, "seconds", "seconds per person", colours)
+    written += plot_costs(kept, single, truth, "bytes", "bytes per person", colours)
     return written + sum(save_jpeg(folder / f"{part.prefix}{one.file}", one.image) for one in part.sheets)
 
 
@@ -138,14 +157,21 @@ def _lines_of(part: Part) -> Iterator[str]:
     points = {one.method: one for one in part.scores}
     scores = named(points)
     yield from _opening(part.scoring)
-    yield from ("", *tables.paper_tables(scores), _CAVEAT, "")
-    yield from ("## Ours against each, person by person", "", *tables.differences(scores), "")
+    heads = {**MEASURES, **(_LIKE if part.scoring.panel.encoders.stand_ins else {})}
+    yield from ("", *tables.paper_tables(scores, heads), _CAVEAT, "")
+    yield from ("## What was aimed at", "", *tables.aims(scores, heads), "")
+    yield from ("No worse: the interval of the difference does not lie below 0. Better: it lies above.", "")
+    yield from ("## Ours against each, person by person", "", *tables.differences(scores, heads), "")
     yield (
         "Over the people and prompts that both have. Bold where the interval does not cross 0; the last three columns "
         "in points of 100."
     )
-    yield from ("", "## What it takes", "", *tables.costs(scores), "", _SECONDS, "")
-    yield from (*tables.at_equal_likeness(points), "")
+    machines = ", ".join(sorted({one.machine for one in scores.values() if one.machine}))
+    where = f"; here: {machines}." if machines else "."
+    yield from ("", "## What it takes", "", *costs.costs(scores), "", _SECONDS + where, "")
+    if nominal := list(costs.nominal(scores)):
+        yield from (*nominal, "", _NOMINAL, "")
+    yield from (*costs.at_equal_likeness(points), "")
     time, kept = f"{part.prefix}time.png", f"{part.prefix}bytes.png"
     yield from (f"![Likeness and prompt against seconds]({time})", "", f"![The same against bytes]({kept})", "")
     yield from ("## What the paper does not measure", "", *tables.beyond(scores), "")
@@ -169,15 +195,23 @@ def _opening(scoring: Scoring) -> Iterator[str]:
     pictures, points = len(scoring.run.pictures()), sum("@" in name for name in scoring.methods)
     methods = f"{len(scoring.methods) - points} methods" + (f" and {points} more points of curves" if points else "")
     yield (
-        f"{people} {scoring.subjects.world}, {prompts} prompts, {methods}, {pictures:,} pictures; base {plan['base']}, "
+        f"{_drawn(scoring)}, {prompts} prompts, {methods}, {pictures:,} pictures; base {plan['base']}, "
         f"hypernetwork {plan['hypernetwork']}. Identified: the share of pictures whose nearest of the {people} people, "
         f"as they truly look in that prompt, is the right one (chance {1 / people:.1%}). Prompt recognised: a "
         "classifier of scenes reads all that was asked; it is surer of styles than of domains, contexts and edits. "
         f"Prompt ranked first: of the {prompts} prompts, the picture's own is the nearest to it (CLIP-T; "
         f"chance {1 / prompts:.1%}). All prompts weigh alike."
     )
-    notes = [*([_PHOTOGRAPHS] if scoring.subjects.seeds is None else []), *_missing(scoring.drawn)]
+    notes = [_STAND_INS if scoring.panel.encoders.stand_ins else _PRETRAINED]
+    notes += [*([_PHOTOGRAPHS] if scoring.subjects.seeds is None else []), *_missing(scoring.drawn)]
     yield from (line for note in notes for line in ("", note))
+
+
+def _drawn(scoring: Scoring) -> str:
+    """How many people were drawn, of how many among whom they are told apart: "32 of 100 portraits"."""
+    there, world = len(scoring.names), scoring.subjects.world
+    most = max(len({one.person for one in scoring.drawn.whole(name)}) for name in scoring.methods)
+    return f"{there} {world}" if most == there else f"{most} of {there} {world}"
 
 
 def _missing(drawn: Drawn) -> Iterator[str]:

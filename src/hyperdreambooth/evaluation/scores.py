@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,12 +16,12 @@ from hyperdreambooth.baselines.nobody import BASE
 from hyperdreambooth.errors import BadPicture, UserError
 from hyperdreambooth.evaluation import metrics
 from hyperdreambooth.evaluation.attributes import attribute_error
-from hyperdreambooth.evaluation.drawn import Drawn
+from hyperdreambooth.evaluation.drawn import Alone, Drawn
 from hyperdreambooth.evaluation.encoders import Panel
 from hyperdreambooth.evaluation.identification import identified, scene_recognised
 from hyperdreambooth.evaluation.prompts import PLAIN
 from hyperdreambooth.evaluation.records import PictureRecord, RunFolder
-from hyperdreambooth.evaluation.subjects import Subjects, subjects_of
+from hyperdreambooth.evaluation.subjects import VIEWS, Subjects, subjects_of
 from hyperdreambooth.faces import read_picture
 from hyperdreambooth.portraits.captions import Scene, parse
 from hyperdreambooth.progress import Progress
@@ -64,6 +64,7 @@ class Scores:
         attributes: error of the attributes read back in the plain prompt; None for photographs, and of one person.
         iterations, samples, bytes: per person, means; None for true pictures.
         seconds, together: the same, of people who were made so many at once and shared the seconds evenly.
+        machine: where the seconds were taken; None for several.
     """
 
     method: str
@@ -76,6 +77,7 @@ class Scores:
     seconds: float | None = None
     together: float | None = None
     bytes: float | None = None
+    machine: str | None = None
 
     @cached_property
     def measures(self) -> dict[str, Tensor]:
@@ -102,13 +104,13 @@ class Scoring:
     Args:
         run: the run's folder.
         panel: the judges.
-        alone: by method, seconds of one person made alone, in the place of those of the run.
+        alone: by method, seconds of one person made alone, and where, in the place of those of the run.
 
     Raises:
         UserError: as `Drawn`. BadPicture: a reference cannot be read.
     """
 
-    def __init__(self, run: RunFolder, panel: Panel, alone: Mapping[str, float] | None = None) -> None:
+    def __init__(self, run: RunFolder, panel: Panel, alone: Mapping[str, Alone] | None = None) -> None:
         self.run, self.panel, self.drawn = run, panel, Drawn(run)
         self.names, self.methods = self.drawn.names, self.drawn.methods
         self.prompts = [prompt for prompt in self.drawn.counts if "[V]" in prompt]
@@ -121,7 +123,7 @@ class Scoring:
 
     def all(self, progress: Callable[[Progress], None] = lambda _: None) -> Iterator[Scores]:
         """True pictures, then every method, in the order in which they were drawn; `progress` counts pictures."""
-        total = len(self.names) * sum(map(self._has_truth, self._scenes))
+        total = len(self.names) * sum(map(self.has_truth, self._scenes))
         now = Progress(JUDGE, 0, total + sum(len(self.drawn.whole(method)) for method in self.methods))
         progress(now)
 
@@ -159,16 +161,31 @@ class Scoring:
         Of photographs there are none but in styles: all else is NaN.
         """
         nothing = torch.full((len(self.names),), torch.nan, dtype=torch.float64)
-        return self._scores(TRUE, self.subjects.labels, self._look(self._true_batches(), seen), nothing, seen)
+        scores = self._scores(TRUE, self.subjects.labels, self._look(self._true_batches(), seen), nothing, seen)
+        return scores if self.subjects.seeds is None else replace(scores, own={**scores.own, **self._true_views()})
 
-    def _costs(self, method: str) -> dict[str, float]:
+    def _true_views(self) -> dict[str, Tensor]:
+        """(N,) how much plain pictures of everybody differ that show them as they truly look, in several views."""
+        views = self.subjects.true_views(Scene("portrait"), count=VIEWS + 1)  # (V, N, 3, S, S)
+        people, count = self.subjects.labels.repeat(len(views)), len(self.names)
+        dino = torch.cat([self.panel.encoders.dino.embed(some) for one in views for some in one.split(_BATCH)])
+        grey = torch.cat([_grey(one) for one in views])
+        return {
+            "diversity": metrics.diversity(dino, people, count),
+            "framing": metrics.framing(grey, people, count),
+        }
+
+    def _costs(self, method: str) -> dict[str, Any]:
         """Means over the people whom a method made."""
         made = self.drawn.made.get(method)
         if not made:
             return {}
         names = ("iterations", "samples", "seconds", "together", "bytes")
         means = {name: float(sum(getattr(one, name) for one in made)) / len(made) for name in names}
-        return means | ({"seconds": self._alone[method], "together": 1.0} if method in self._alone else {})
+        if (alone := self._alone.get(method)) is not None:
+            return means | {"seconds": alone.seconds, "together": 1.0, "machine": alone.machine}
+        machines = {one.machine for one in made}
+        return means | {"machine": machines.pop() if len(machines) == 1 else None}
 
     def _batches(self, records: Sequence[PictureRecord]) -> Iterator[_Batch]:
         """Drawn pictures, a few at a time; the prompt that names nobody is in no row."""
@@ -181,18 +198,18 @@ class Scoring:
     def _true_batches(self) -> Iterator[_Batch]:
         """True pictures of everybody, scene by scene, a few at a time."""
         for row, scene in enumerate(self._scenes):
-            if self._has_truth(scene):
-                pictures = self._another(scene)
+            if self.has_truth(scene):
+                pictures = self.another(scene)
                 for some in self.subjects.labels.split(_BATCH):
                     yield pictures[some], some, torch.full_like(some, row)
 
-    def _another(self, scene: Scene) -> Tensor:
+    def another(self, scene: Scene) -> Tensor:
         """A true picture of everybody in a scene that is not in the gallery, (N, 3, S, S)."""
         if self.subjects.seeds is None:
             return self.subjects.another_picture(scene.style)
         return self.subjects.true_views(scene, count=4)[-1]
 
-    def _has_truth(self, scene: Scene) -> bool:
+    def has_truth(self, scene: Scene) -> bool:
         """Whether there are true pictures in a scene: of photographs, in styles alone."""
         return self.subjects.seeds is not None or not changes_more_than_style(scene)
 
@@ -218,7 +235,7 @@ class Scoring:
         """(N, h, w)."""
         return _grey(self.subjects.references)
 
-    def _scores(self, method: str, people: Tensor, looks: _Looks, drift: Tensor, seen: _Seen, **costs: float) -> Scores:
+    def _scores(self, method: str, people: Tensor, looks: _Looks, drift: Tensor, seen: _Seen, **costs: Any) -> Scores:
         """Scores of those people; drift (N,) is of everybody in the run."""
         whose, own, count = looks.people, self._references, len(self.names)
         texts = self.panel.encoders.clip.embed_text([metrics.prompt_text(prompt) for prompt in self.prompts])  # (Q, E)
@@ -243,7 +260,7 @@ class Scoring:
         }
         error = None
         if self._truth is not None and len(here.unique()) > 1:  # of one person, nobody can guess worse
-            error = attribute_error(looks.attributes[plain], self._truth[here])
+            error = attribute_error(looks.attributes[plain], self._truth[here], self._truth)
         return Scores(method, people, cells, once, error, **costs)
 
     def _drift(self, nobody: Sequence[PictureRecord], seen: _Seen) -> Tensor:
@@ -257,11 +274,14 @@ class Scoring:
         return metrics.per_person(torch.cat(likenesses), torch.cat(people), len(self.names))
 
     def _identified(self, looks: _Looks, seen: _Seen) -> Tensor:
-        """(M,) 1 where the nearest of all people of the run, as they truly look in that scene, is the right one."""
-        hits = torch.zeros(len(looks.people))
+        """(M,) 1 where the nearest of all people of the run, as they truly look in that scene, is the right one.
+
+        NaN where nobody knows how they look.
+        """
+        hits = torch.full((len(looks.people),), torch.nan)
         for row, scene in enumerate(self._scenes):
             rows = looks.prompts == row
-            if rows.any():
+            if rows.any() and self.has_truth(scene):
                 hits[rows] = identified(self._gallery(scene), looks.face[rows], looks.people[rows]).float()
                 seen(0)
         return hits

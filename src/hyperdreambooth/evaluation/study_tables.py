@@ -9,10 +9,10 @@ from typing import Self
 
 from hyperdreambooth.baselines.methods import OURS
 from hyperdreambooth.errors import UserError
+from hyperdreambooth.evaluation.page import rows
 from hyperdreambooth.evaluation.records import RunFolder
 from hyperdreambooth.evaluation.study import Kind, Study
 from hyperdreambooth.evaluation.study_scores import AUTOMATIC, Result, Score, Tally, score
-from hyperdreambooth.evaluation.tables import rows
 
 KEY_FILE = "key.json"
 # The paper's shares in per cent, by kind and the other method: ours, the other, undecided. Second-hand, as its tables.

@@ -1,17 +1,17 @@
-"""The paper's tables, with our figures beside the paper's: lines of Markdown."""
+"""The paper's tables, with our figures beside the paper's, and what was aimed at: lines of Markdown."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import accumulate, pairwise
+from collections.abc import Callable, Iterator, Mapping
 
-import torch
 from torch import Tensor
 
-from hyperdreambooth.baselines.methods import OURS
-from hyperdreambooth.evaluation.curves import curves
-from hyperdreambooth.evaluation.metrics import Mean, bootstrap, over_prompts
+from hyperdreambooth.baselines.methods import NOMINAL, OURS
+from hyperdreambooth.evaluation.compared import common_people, of_people, on_common, paired
+from hyperdreambooth.evaluation.costs import AIMS, comparable
+from hyperdreambooth.evaluation.metrics import Mean, bootstrap
+from hyperdreambooth.evaluation.page import rows
 from hyperdreambooth.evaluation.scores import BASE_METHOD, CELLS, MEASURES, ONCE, TRUE, Scores
 
 # The paper's rows: Face Rec., DINO, CLIP-I, CLIP-T. Second-hand (from a transcription), and on other data.
@@ -31,43 +31,63 @@ TABLES: Mapping[str, tuple[str, ...]] = {
     "Table 2: DreamBooth in a hurry": (OURS, "dreambooth-agg-1", "dreambooth-agg-2"),
     "Table 3: without the one or the other": (OURS, "no-hyper", "only-hyper", "k-1"),
 }
+RANKS = ("fixed-rank", "relaxed-2", "relaxed-4", "relaxed-8", "relaxed-lidb", "relaxed-full-2", "relaxed-full-8")
 SHOWN = tuple(CELLS)
 SHARES = ("identified", "scene", "prompt_first")  # of pictures: in per cent
 BEYOND = tuple(ONCE)
+_SAID = {"k-1": "k-1: the first of three rounds", BASE_METHOD: "nobody: the bare base"}
+_LIKE_AND_TRUE = ("identified", "dino", "clip_i", "clip_t")  # no worse than others in these
+_ALL_FOUR = ("face", "dino", "clip_i", "clip_t")  # better than Textual Inversion in these
+Heads = Mapping[str, str]
+"""How a table calls the measures."""
 
 
-def rows(header: Sequence[str], body: Sequence[Sequence[str]]) -> Iterator[str]:
-    """A table of Markdown, line by line."""
-    yield f"| {' | '.join(header)} |"
-    yield f"|{' --- |' * len(header)}"
-    yield from (f"| {' | '.join(row)} |" for row in body)
+def paper_tables(scores: Mapping[str, Scores], heads: Heads = MEASURES) -> Iterator[str]:
+    """Tables 1, 2 and 3 as far as the run has their methods, the ranks, and what else it has.
 
-
-def paper_tables(scores: Mapping[str, Scores]) -> Iterator[str]:
-    """Tables 1, 2 and 3 as far as the run has their methods; what else it has, but the bare base, in a fourth."""
-    listed = {name for names in TABLES.values() for name in names} | {TRUE, BASE_METHOD}
-    tables = {**TABLES, "What the paper has not": (OURS, *(name for name in scores if name not in listed), TRUE)}
+    Each is of the people whom all of its methods have drawn, and of the prompts that all have of a person; the floor
+    and the ceiling, the bare base and true pictures, are of the same people.
+    """
+    listed = {name for names in (*TABLES.values(), RANKS) for name in names} | {TRUE, BASE_METHOD}
+    others = tuple(name for name in scores if name not in listed)
+    tables = {**TABLES, "Ranks: relaxed and not": (OURS, *RANKS), "What the paper has not": (OURS, *others)}
     for title, names in tables.items():
-        there = [name for name in names if name in scores]
-        if set(there) <= {OURS, TRUE}:
+        there = [scores[name] for name in names if name in scores]
+        if len(there) < 2:
             continue
         yield from (f"### {title}", "")
-        header = ["", "people", "iterations", *(MEASURES[name] for name in SHOWN)]
-        yield from rows(header, [row for name in there for row in _rows_of(scores[name])])
+        if not (people := common_people(there)):
+            yield from ("There is nobody whom all of these have drawn.", "")
+            continue
+        yield from (f"Of the {len(people)} people whom all of these have drawn, and their common prompts.", "")
+        values = {measure: on_common(there, measure) for measure in SHOWN}
+        body = [
+            row
+            for number, one in enumerate(there)
+            for row in _rows_of(one, {measure: own[number] for measure, own in values.items()})
+        ]
+        for name in (BASE_METHOD, TRUE):
+            if name in scores:
+                bounds = {measure: of_people(scores[name], people, measure) for measure in SHOWN}
+                body.append([f"*{_SAID.get(name, name)}*", "", *_means(bounds)])
+        yield from rows(["", "iterations", *(heads[name] for name in SHOWN)], body)
         yield ""
 
 
-def _rows_of(scores: Scores) -> Iterator[list[str]]:
+def _rows_of(scores: Scores, values: Mapping[str, Tensor]) -> Iterator[list[str]]:
     steps = "" if scores.iterations is None else f"{scores.iterations:,.0f}"
-    means = [_said(scores.measures[name], share=name in SHARES) for name in SHOWN]
-    name = f"**{scores.method}**" if scores.method == OURS else scores.method
-    yield [name, str(len(scores.people)), steps, *means]
+    name = f"**{scores.method}**" if scores.method == OURS else _SAID.get(scores.method, scores.method)
+    yield [name, steps, *_means(values)]
     if scores.method in PAPER:
         paper = dict(zip(_PAPERS, PAPER[scores.method], strict=True))
-        yield ["*the paper's*", "", "", *(f"*{paper[name]:.3f}*" if name in paper else "" for name in SHOWN)]
+        yield ["*the paper's*", "", *(f"*{paper[name]:.3f}*" if name in paper else "" for name in SHOWN)]
 
 
-def differences(scores: Mapping[str, Scores]) -> Iterator[str]:
+def _means(values: Mapping[str, Tensor]) -> list[str]:
+    return [_said(values[name], share=name in SHARES) for name in SHOWN]
+
+
+def differences(scores: Mapping[str, Scores], heads: Heads = MEASURES) -> Iterator[str]:
     """Ours less each other method, paired over the people and prompts that both have."""
     ours = scores[OURS]
     body = []
@@ -75,28 +95,46 @@ def differences(scores: Mapping[str, Scores]) -> Iterator[str]:
         if name in (OURS, TRUE, BASE_METHOD):
             continue
         gaps = {measure: paired(ours, other, measure) for measure in SHOWN}
-        body.append([name, *(_signed(gap, measure in SHARES) for measure, gap in gaps.items())])
-    yield from rows([f"{OURS} less", *(MEASURES[name] for name in SHOWN)], body)
+        people = str(len(common_people([ours, other])))
+        body.append([name, people, *(_signed(gap, measure in SHARES) for measure, gap in gaps.items())])
+    yield from rows([f"{OURS} less", "people", *(heads[name] for name in SHOWN)], body)
 
 
-def paired(ours: Scores, other: Scores, measure: str) -> Mean:
-    """The mean difference over the people and prompts that both have, and its interval over people."""
-    mine, theirs = on_common([ours, other], measure)
-    return bootstrap(mine - theirs)
+def aims(scores: Mapping[str, Scores], heads: Heads = MEASURES) -> Iterator[str]:
+    """What ours was to reach against each other method, what was measured, and whether it is so.
 
-
-def on_common(several: Sequence[Scores], measure: str) -> Tensor:
-    """(S, P): each method's value of each person whom all have drawn, over those prompts that all have of that person.
-
-    NaN for a person without any such prompt.
+    As good is a difference whose interval does not lie below 0; better, one whose interval lies above it.
     """
-    people = sorted(set.intersection(*(set(one.people.tolist()) for one in several)))
-    cells = []
-    for one in several:
-        row = {person: number for number, person in enumerate(one.people.tolist())}
-        cells.append(one.cells[measure][[row[person] for person in people]])  # (P, Q)
-    both = torch.stack(cells)  # (S, P, Q)
-    return over_prompts(both.masked_fill(both.isnan().any(dim=0), torch.nan))
+    ours, body = scores[OURS], []
+    for name in ("dreambooth", "dreambooth-agg-1", "dreambooth-agg-2", "e4t"):
+        if name in scores:
+            gaps = {measure: paired(ours, scores[name], measure) for measure in _LIKE_AND_TRUE}
+            body.append([f"no worse than {name}", *_verdict(gaps, heads, lambda gap: gap.high >= 0)])
+    if (other := scores.get("textual-inversion")) is not None:
+        gaps = {measure: paired(ours, other, measure) for measure in _ALL_FOUR}
+        body.append(["better than textual-inversion", *_verdict(gaps, heads, lambda gap: gap.low > 0)])
+    for name in ("no-hyper", "only-hyper", "k-1", "fixed-rank"):
+        if name in scores:
+            gaps = {"face": paired(ours, scores[name], "face")}
+            body.append([f"the paper's order: above {name}", *_verdict(gaps, heads, lambda gap: gap.low > 0)])
+    nominal = scores.get(NOMINAL)
+    for name, least in AIMS.items():
+        other = scores.get(name)
+        if nominal is None or other is None or not nominal.seconds or not comparable(other, nominal):
+            continue
+        factor = (other.seconds or 0.0) / nominal.seconds
+        reached = "yes" if factor >= least else "no"
+        body.append([f"{least:g} x sooner than {name}, one noise a step", f"{factor:,.1f} x", reached])
+    yield from rows(["aim", "measured", "reached"], body)
+
+
+def _verdict(gaps: Mapping[str, Mean], heads: Heads, good: Callable[[Mean], bool]) -> tuple[str, str]:
+    """Differences in words, and in how many of them the aim is reached."""
+    known = {measure: gap for measure, gap in gaps.items() if not math.isnan(gap.value)}
+    said = [f"{heads[name]} {_signed(gap, name in SHARES, ' ')}" for name, gap in known.items()]
+    reached = [heads[name] for name, gap in known.items() if good(gap)]
+    word = "yes" if len(reached) == len(known) else "no" if not reached else f"in {', '.join(reached)}"
+    return "; ".join(said), word if known else ""
 
 
 def beyond(scores: Mapping[str, Scores]) -> Iterator[str]:
@@ -112,92 +150,6 @@ def beyond(scores: Mapping[str, Scores]) -> Iterator[str]:
     yield from rows(["", *(MEASURES[name] for name in BEYOND), "attribute error"], body)
 
 
-def costs(scores: Mapping[str, Scores]) -> Iterator[str]:
-    """Iterations, U-Net samples, seconds and bytes of one person, and how many times ours each takes.
-
-    Nothing is said of seconds that were shared by another number of people than ours were.
-    """
-    ours, body = scores[OURS], []
-    for name, one in scores.items():
-        if name == BASE_METHOD or one.seconds is None:
-            continue
-        seconds = (
-            f"{one.seconds:,.2f}{_shared(one)} ({_times(one.seconds, ours.seconds) if _alike(one, ours) else '-'})"
-        )
-        counts = {what: (getattr(one, what), getattr(ours, what)) for what in ("iterations", "samples", "bytes")}
-        said = {what: f"{value:,.0f} ({_times(value, our)})" for what, (value, our) in counts.items()}
-        body.append([name, said["iterations"], said["samples"], seconds, said["bytes"]])
-    yield from rows(["per person (times ours)", "iterations", "U-Net samples", "seconds", "bytes"], body)
-
-
-def at_equal_likeness(scores: Mapping[str, Scores], measure: str = "face") -> Iterator[str]:
-    """The seconds in which each method, run with several numbers of steps, reaches what ours measures at the end.
-
-    Ours is measured on the people and prompts that all points of the method's curve have, as the curve is. A method
-    has at any time the best that it has had by then. Between two runs, likeness grows evenly with the logarithm of the
-    time, from the bare base on with the time itself; nothing is said of methods that were fitted once.
-    """
-    ours, body = scores[OURS], []
-    for name, curve in curves(scores).items():
-        if name == OURS or sum(bool(one.iterations) for one in curve) < 2 or not ours.seconds:
-            continue
-        values = on_common([ours, *curve], measure)  # (1 + S, P)
-        target, *means = values.nanmean(dim=1).tolist()
-        if not math.isnan(target):
-            people = str(int((~values[0].isnan()).sum()))
-            body.append([name, people, f"{target:.3f}", *_reaches(curve, list(accumulate(means, max)), target, ours)])
-    if body:
-        own = f"ours: {ours.seconds:,.2f} s{_shared(ours)}"
-        yield from rows(["", "people", f"{MEASURES[measure]} of ours", f"reached in ({own})", "times ours"], body)
-
-
-def _reaches(curve: Sequence[Scores], means: Sequence[float], target: float, ours: Scores) -> tuple[str, str]:
-    """When a curve meets a target, in words, and in times of ours where the seconds can be compared."""
-    fitted = [one for one in curve if one.iterations]  # the bare base has no time of its own
-    if not all(_alike(one, fitted[0]) for one in fitted):
-        return "not comparable: not all points are of as many people at once", "-"
-    points = [(float(one.seconds or 0), mean) for one, mean in zip(curve, means, strict=True)]
-    seconds, shared = reached(points, target), _shared(fitted[0])
-    if seconds is None:
-        return f"not in {points[-1][0]:,.1f} s{shared} (at best {means[-1]:.3f})", ""
-    most = "at most " if means[0] >= target else ""
-    return (
-        f"{most}{seconds:,.1f} s{shared}",
-        f"{most}{_times(seconds, ours.seconds)}" if _alike(fitted[0], ours) else "-",
-    )
-
-
-def reached(points: Sequence[tuple[float, float]], target: float) -> float | None:
-    """Where a curve of (seconds, value), in the order of the seconds, first meets the target; None if it does not.
-
-    Between two points the value is linear in the logarithm of the seconds, behind 0 seconds in the seconds; before the
-    first point it is not known, so that a curve that begins above the target meets it there.
-    """
-    if points[0][1] >= target:
-        return points[0][0]
-    for (before, low), (after, high) in pairwise(points):
-        if low < target <= high:
-            share = (target - low) / (high - low)
-            if before == 0:
-                return share * after
-            return float(math.exp(math.log(before) * (1 - share) + math.log(after) * share))
-    return None
-
-
-def _alike(one: Scores, other: Scores) -> bool:
-    """Whether the seconds of both were shared by as many people."""
-    return one.together is not None and other.together is not None and math.isclose(one.together, other.together)
-
-
-def _shared(one: Scores) -> str:
-    """What is to be said beside the seconds of people who were not made alone."""
-    return "" if one.together in (None, 1) else f", {one.together:.3g} at once"
-
-
-def _times(value: float, ours: float | None) -> str:
-    return f"{value / ours:,.1f} x" if ours else "-"
-
-
 def _said(values: Tensor, share: bool = False) -> str:
     mean = bootstrap(values)
     if mean.value != mean.value:
@@ -207,10 +159,10 @@ def _said(values: Tensor, share: bool = False) -> str:
     return f"{mean.value:.3f}<br>*{mean.low:.3f} to {mean.high:.3f}*"
 
 
-def _signed(mean: Mean, share: bool) -> str:
+def _signed(mean: Mean, share: bool, between: str = "<br>") -> str:
     scale, digits = (100, 1) if share else (1, 3)
     if math.isnan(mean.value):
         return ""
     value, low, high = (scale * number for number in (mean.value, mean.low, mean.high))
     sure = "**" if low > 0 or high < 0 else ""
-    return f"{sure}{value:+.{digits}f}{sure}<br>*{low:+.{digits}f} to {high:+.{digits}f}*"
+    return f"{sure}{value:+.{digits}f}{sure}{between}*{low:+.{digits}f} to {high:+.{digits}f}*"

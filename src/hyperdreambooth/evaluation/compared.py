@@ -1,0 +1,42 @@
+"""Methods side by side: on the people and prompts that all of them have drawn, and on no others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hyperdreambooth.evaluation.metrics import Mean, bootstrap, over_prompts
+from hyperdreambooth.evaluation.scores import Scores
+
+
+def common_people(several: Sequence[Scores]) -> list[int]:
+    """The run's numbers of those whom all have drawn, in order."""
+    return sorted(set.intersection(*(set(one.people.tolist()) for one in several)))
+
+
+def on_common(several: Sequence[Scores], measure: str) -> Tensor:
+    """(S, P): each method's value of each person whom all have drawn, over those prompts that all have of that person.
+
+    NaN for a person without any such prompt.
+    """
+    people = common_people(several)
+    both = torch.stack([one.cells[measure][_rows(one, people)] for one in several])  # (S, P, Q)
+    return over_prompts(both.masked_fill(both.isnan().any(dim=0), torch.nan))
+
+
+def of_people(one: Scores, people: Sequence[int], measure: str) -> Tensor:
+    """(P,): the value of each of these people whom it has drawn, over all of its prompts."""
+    return one.measures[measure][_rows(one, people)]
+
+
+def paired(ours: Scores, other: Scores, measure: str) -> Mean:
+    """The mean difference over the people and prompts that both have, and its interval over people."""
+    mine, theirs = on_common([ours, other], measure)
+    return bootstrap(mine - theirs)
+
+
+def _rows(one: Scores, people: Sequence[int]) -> list[int]:
+    row = {person: number for number, person in enumerate(one.people.tolist())}
+    return [row[person] for person in people if person in row]

@@ -1,0 +1,123 @@
+"""What people take by each method, and how many times ours: lines of Markdown."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate, pairwise
+
+from hyperdreambooth.baselines.methods import NOMINAL, OURS
+from hyperdreambooth.evaluation.compared import on_common
+from hyperdreambooth.evaluation.curves import curves
+from hyperdreambooth.evaluation.page import rows
+from hyperdreambooth.evaluation.scores import BASE_METHOD, MEASURES, Scores
+
+AIMS: Mapping[str, float] = {"dreambooth": 25, "lora-dreambooth": 25, "textual-inversion": 125}
+"""How many times ours they are to take, nominally: the paper's claim."""
+
+
+def costs(scores: Mapping[str, Scores]) -> Iterator[str]:
+    """Iterations, U-Net samples, seconds and bytes of one person, and how many times ours each takes.
+
+    Nothing is said of seconds that were shared by another number of people than ours were, or taken elsewhere.
+    """
+    ours, body = scores[OURS], []
+    for name, one in scores.items():
+        if name == BASE_METHOD or one.seconds is None:
+            continue
+        seconds = f"{one.seconds:,.2f}{shared(one)} ({times(one, ours)})"
+        counts = {what: (getattr(one, what), getattr(ours, what)) for what in ("iterations", "samples", "bytes")}
+        said = {what: f"{value:,.0f} ({_ratio(value, our)})" for what, (value, our) in counts.items()}
+        body.append([name, said["iterations"], said["samples"], seconds, said["bytes"]])
+    yield from rows(["per person (times ours)", "iterations", "U-Net samples", "seconds", "bytes"], body)
+
+
+def nominal(scores: Mapping[str, Scores]) -> Iterator[str]:
+    """Seconds as the paper counts them: one noise in each step of everybody's, ours with encoding and prediction."""
+    if (ours := scores.get(NOMINAL)) is None:
+        return
+    body = [
+        [name, f"{one.iterations:,.0f}", _seconds(one), times(one, ours), f"{AIMS[name]:g} x" if name in AIMS else ""]
+        for name, one in scores.items()
+        if one.seconds is not None and one.iterations and one.samples and name not in (OURS, BASE_METHOD)
+    ]
+    yield from rows(["one noise a step", "iterations", "seconds", f"times {NOMINAL}", "the paper's"], body)
+
+
+def at_equal_likeness(scores: Mapping[str, Scores], measure: str = "face") -> Iterator[str]:
+    """The seconds in which each method, run with several numbers of steps, reaches what ours measures at the end.
+
+    Ours is measured on the people and prompts that all points of the method's curve have, as the curve is. A method
+    has at any time the best that it has had by then. Between two runs, likeness grows evenly with the logarithm of the
+    time, from the bare base on with the time itself; nothing is said of methods that were fitted once.
+    """
+    ours, body = scores[OURS], []
+    for name, curve in curves(scores).items():
+        if name == OURS or sum(bool(one.iterations) for one in curve) < 2 or not ours.seconds:
+            continue
+        values = on_common([ours, *curve], measure)  # (1 + S, P)
+        target, *means = values.nanmean(dim=1).tolist()
+        if not math.isnan(target):
+            people = str(int((~values[0].isnan()).sum()))
+            body.append([name, people, f"{target:.3f}", *_reaches(curve, list(accumulate(means, max)), target, ours)])
+    if body:
+        own = f"ours: {ours.seconds:,.2f} s{shared(ours)}"
+        yield from rows(["", "people", f"{MEASURES[measure]} of ours", f"reached in ({own})", "times ours"], body)
+
+
+def _reaches(curve: Sequence[Scores], means: Sequence[float], target: float, ours: Scores) -> tuple[str, str]:
+    """When a curve meets a target, in words, and in times of ours where the seconds can be compared."""
+    fitted = [one for one in curve if one.iterations]  # the bare base has no time of its own
+    if not all(comparable(one, fitted[0]) for one in fitted):
+        return "not comparable: not all points are of as many people at once, on the same machine", "-"
+    points = [(float(one.seconds or 0), mean) for one, mean in zip(curve, means, strict=True)]
+    seconds, at_once = reached(points, target), shared(fitted[0])
+    if seconds is None:
+        return f"not in {points[-1][0]:,.1f} s{at_once} (at best {means[-1]:.3f})", ""
+    most = "at most " if means[0] >= target else ""
+    return (
+        f"{most}{seconds:,.1f} s{at_once}",
+        f"{most}{_ratio(seconds, ours.seconds)}" if comparable(fitted[0], ours) else "-",
+    )
+
+
+def reached(points: Sequence[tuple[float, float]], target: float) -> float | None:
+    """Where a curve of (seconds, value), in the order of the seconds, first meets the target; None if it does not.
+
+    Between two points the value is linear in the logarithm of the seconds, behind 0 seconds in the seconds; before the
+    first point it is not known, so that a curve that begins above the target meets it there.
+    """
+    if points[0][1] >= target:
+        return points[0][0]
+    for (before, low), (after, high) in pairwise(points):
+        if low < target <= high:
+            share = (target - low) / (high - low)
+            if before == 0:
+                return share * after
+            return float(math.exp(math.log(before) * (1 - share) + math.log(after) * share))
+    return None
+
+
+def comparable(one: Scores, other: Scores) -> bool:
+    """Whether the seconds of both were shared by as many people, on one kind of machine."""
+    if one.together is None or other.together is None or one.machine != other.machine:
+        return False
+    return math.isclose(one.together, other.together)
+
+
+def times(one: Scores, ours: Scores) -> str:
+    """How many times ours a method takes, where that can be said."""
+    return _ratio(one.seconds or 0.0, ours.seconds) if comparable(one, ours) else "-"
+
+
+def shared(one: Scores) -> str:
+    """What is to be said beside the seconds of people who were not made alone."""
+    return "" if one.together in (None, 1) else f", {one.together:.3g} at once"
+
+
+def _seconds(one: Scores) -> str:
+    return f"{one.seconds:,.2f}{shared(one)}"
+
+
+def _ratio(value: float, ours: float | None) -> str:
+    return f"{value / ours:,.1f} x" if ours else "-"
