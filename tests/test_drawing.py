@@ -12,6 +12,7 @@ from torch import Tensor
 from hyperdreambooth.base.model import Base
 from hyperdreambooth.base.sampling import noise_source
 from hyperdreambooth.drawing import DrawConfig, stack
+from hyperdreambooth.errors import WorkError
 from hyperdreambooth.lidb.linear import residual
 from hyperdreambooth.pipeline import HyperDreamBooth
 from hyperdreambooth.progress import Progress
@@ -122,6 +123,14 @@ def test_whoever_is_worn_elsewhere_is_in_no_picture(booth: HyperDreamBooth) -> N
         inside = [booth.draw(one, "a [V] face", config) for one in (None, alice)]
     for one, other in zip(plain, inside, strict=True):
         assert torch.allclose(one, other, atol=1e-5)
+
+
+def test_pictures_that_are_no_numbers_are_not_drawn(booth: HyperDreamBooth, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As float16 makes them on some cards: they would be black, and nobody told."""
+    nothing = torch.full((1, 3, 32, 32), torch.nan)
+    monkeypatch.setattr(type(booth.base), "decode", lambda *_: nothing)
+    with pytest.raises(WorkError, match="not finite in fp32, expected finite ones"):
+        booth.draw(None, "a face", DrawConfig(steps=1))
 
 
 def test_strength(booth: HyperDreamBooth) -> None:

@@ -1,3 +1,4 @@
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -6,19 +7,21 @@ import pytest
 import torch
 from PIL import Image
 
-from hyperdreambooth.errors import UserError
+from hyperdreambooth.errors import BadPicture, UserError
 from hyperdreambooth.faces import read_encoded, read_picture
 from hyperdreambooth.folders import (
     LEARNT_FROM,
     SPLITS,
     Encoded,
     Sources,
+    _in_dataset,
     check_apart,
     pictures_of_people,
     read_names,
     write_splits,
 )
-from hyperdreambooth.people import names_of, read_people
+from hyperdreambooth.people import find_people, names_of, read_people
+from hyperdreambooth.photographs import Keeping
 
 
 def files(folder: Path, *names: str) -> Path:
@@ -42,6 +45,13 @@ def names(sources: Sources) -> dict[str, list[str]]:
 def test_plain_folders_and_pictures_side_by_side(tmp_path: Path) -> None:
     files(tmp_path, "bea/2.png", "bea/1.JPG", "bea/notes.txt", "ann.jpeg", "list.csv")
     assert names(pictures_of_people(tmp_path)) == {"ann": ["ann.jpeg"], "bea": ["1.JPG", "2.png"]}
+
+
+def test_what_shows_nobody_is_nobody(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    files(tmp_path, "bea/2.png", "bea/._2.png", ".git/logo.png", "__MACOSX/ann.png", "._carl.jpg", "dora/1.HEIC")
+    (tmp_path / "empty").mkdir()
+    assert names(pictures_of_people(tmp_path)) == {"bea": ["2.png"]}
+    assert any("2 folders of" in line and "hold no" in line for line in caplog.messages)
 
 
 @pytest.mark.parametrize("inside", ["", "images1024x1024", "thumbnails128x128"])
@@ -123,6 +133,25 @@ def test_a_dataset_of_parquet_without_people_and_with_a_damaged_picture(
     assert people.names == ("train-0000000", "train-0000002")
     assert "1 of 3 pictures were left out" in caplog.messages
     assert any("train 1, not a picture" in line for line in caplog.messages)
+
+
+def test_rows_without_a_picture_are_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    some = dataset({"train": [(10, "")]}, None, False)["train"].cast_column("image", datasets.Image(False))
+    rows = datasets.Dataset.from_dict({"image": [some[0]["image"], None]}).cast_column("image", datasets.Image())
+    rows.save_to_disk(tmp_path / "saved")
+    where = f"dataset:{tmp_path / 'saved'}"
+    kept = Keeping(tmp_path / "kept")
+    for read in (read_people, partial(find_people, keeping=kept)):
+        caplog.clear()
+        assert read(where, 16, 1, progress=lambda _: None).names == ("0000000",)
+        assert "1 of 2 pictures were left out" in caplog.messages
+        assert any("row 1 has no picture" in line for line in caplog.messages)
+    gone = [{"image": {"bytes": None, "path": str(tmp_path / "gone.png")}}]
+    with pytest.raises(BadPicture, match="row 0 has no picture"):
+        _in_dataset(gone, "image", 0, "row 0").fetch()
 
 
 def test_no_dataset_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hyperdreambooth.base.hardware import holds_people
+from hyperdreambooth.base.hardware import holds_people, name_of
 from hyperdreambooth.base.model import Base
-from hyperdreambooth.errors import UserError, WrongBase, WrongSpace
+from hyperdreambooth.errors import UserError, WorkError, WrongBase, WrongSpace
 from hyperdreambooth.identity import Identity, strength
 from hyperdreambooth.lidb import Adapters, LiDBSpace, LoRALayout
 from hyperdreambooth.lidb.sites import total_width
@@ -219,7 +219,13 @@ def _draw_batch(
         factors = [answer.factor for answer in answers]
         shaped = states.unflatten(0, (len(answers), len(jobs)))
         latents = base.sample_mixed(shaped, factors, noise, config.steps, report, generators, predict, config.rescale)
-        return base.decode(latents).cpu()
+        pictures = base.decode(latents).cpu()
+    if not pictures.isfinite().all():
+        raise WorkError(
+            f"the pictures are not finite in {name_of(base.dtype)}, expected finite ones: draw with "
+            "--precision fp32, or bf16 where the GPU has it"
+        )
+    return pictures
 
 
 def _chosen(parts: Sequence[Tensor], rows: Sequence[int]) -> Tensor:
@@ -274,6 +280,26 @@ def check_person(person: Subject, base: Base, fingerprint: str, space: LiDBSpace
         raise WrongBase.of("the person", person.base, person.base_name, fingerprint, base.name)
     if isinstance(person, Identity) and person.space not in (space.info, space.rule.info):
         raise WrongSpace("got a person of another LiDB space: use the base and settings that it was made with")
+
+
+def note_other_word(person: Subject, base: Base) -> None:
+    """Log that "[V]" is another word on this base than where a person was made, if it is: it would show a stranger."""
+    if person is not None and person.rare_token != base.rare_token:
+        log.warning(
+            'the person answers to "%s", and [V] is "%s" on this base: write "%s" in its place, or name it in the '
+            "base's card",
+            *(person.rare_token, base.rare_token, person.rare_token),
+        )
+
+
+def named_in(prompt: str, person: Subject) -> bool:
+    """Whether a prompt holds all words that a person answers to, who was made without "[V]" by another program."""
+    said = set(re.findall(r"\w+", prompt.lower()))
+    return (
+        isinstance(person, Identity)
+        and "[V]" not in person.prompt
+        and set(re.findall(r"\w+", person.prompt.lower())) <= said
+    )
 
 
 def note_faults(base: Base, prompt: str, of_somebody: bool = True) -> None:

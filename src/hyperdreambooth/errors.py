@@ -44,7 +44,10 @@ class WrongBase(UserError):
 
         A name that is the same says that the base has changed since, as the embedded one does from version to version.
         """
-        remedy = f"load it with --base {made_name}" if made_name != base_name else "it has changed since: make it anew"
+        there = "" if made_name == "embedded" or "/" in made_name else ", the path of that file or folder"
+        remedy = f"load it with --base {made_name}{there}"
+        if made_name == base_name:
+            remedy = "it has changed since: make it anew"
         made, here = f'"{made_name}" ({made_for[:8]}...)', f'"{base_name}" ({base[:8]}...)'
         return cls(f"{what} was made for base {made}, this is {here}: {remedy}")
 
@@ -80,11 +83,18 @@ class OutOfMemory(WorkError):
 
     @classmethod
     def of(
-        cls, device: str, mode: str, following: str | None, needs: Mapping[str, int] | None = None, room: int = 0
+        cls,
+        device: str,
+        mode: str,
+        following: str | None,
+        needs: Mapping[str, int] | None = None,
+        room: int = 0,
+        fewer: str = "",
     ) -> "OutOfMemory":
         """The error of a device in a low-memory mode, with the mode to take instead; None where no other helps.
 
         needs, room: estimated bytes of the modes, and those of the device, where they are known.
+        fewer: options that do less at once, which saves more, if the command has any.
         """
         last, sizes = "a smaller base, --precision bf16 or fp16 on a GPU, or a device with more memory is left", ""
         remedy = last if following is None else f"run again with --low-memory {following}"
@@ -92,7 +102,8 @@ class OutOfMemory(WorkError):
             smallest = following or min(needs, key=needs.__getitem__)
             sizes = f" ({smallest} needs about {needs[smallest] / 1e9:.1f} GB, there are {room / 1e9:.1f} GB)"
             remedy = remedy if following else f"no mode fits, {last}"
-        return cls(f"the memory of {device} ran out with --low-memory {mode}{sizes}: {remedy}")
+        less = f"do less at once with {fewer}, or " if fewer else ""
+        return cls(f"the memory of {device} ran out with --low-memory {mode}{sizes}: {less}{remedy}")
 
 
 def one_line(error: Exception) -> str:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hyperdreambooth.errors import UserError
+from hyperdreambooth.errors import BadPicture, UserError, one_line
 from hyperdreambooth.files import write_text
 from hyperdreambooth.progress import log
 
@@ -33,6 +33,7 @@ LEARNT_FROM = "people.txt"
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 _MAPPING, _IDENTITIES = "CelebA-HQ-to-CelebA-mapping.txt", "identity_*.txt"
+_HIDDEN = (".", "__MACOSX")  # names that begin so are no people and no pictures
 _ENTERED = ("images1024x1024", "thumbnails128x128", "images")  # FFHQ's two, SFHQ's
 _THOUSAND = re.compile(r"\d\d000")  # a folder of FFHQ's; 00000.png to 00999.png lie in 00000
 _PERSON = ("identity", "person", "celeb_id", "person_id", "label", "name")  # columns that may say who it is
@@ -68,13 +69,21 @@ def pictures_of_people(folder: Path) -> Sources:
             "it comes with CelebA, among the annotations"
         )
     found: Sources = {}
+    empty = 0
     for entry in sorted(folder.iterdir()):
+        if entry.name.startswith(_HIDDEN):
+            continue
         for name, pictures in _of_entry(entry):
+            if not pictures:
+                empty += 1
+                continue
             if name in found:
                 raise UserError(
                     f"got two people of the name {name} in {folder}: rename one, or put both into one folder"
                 )
             found[name] = pictures
+    if empty:
+        log.warning("%d folders of %s hold no %s: left out", empty, folder, ", ".join(_SUFFIXES))
     return found
 
 
@@ -92,7 +101,7 @@ def _of_entry(entry: Path) -> Iterable[tuple[str, list[Source]]]:
     """The people of one entry of a folder."""
     if not entry.is_dir():
         return [(entry.stem, [entry])] if _is_picture(entry) else []
-    inside = sorted(filter(_is_picture, entry.iterdir()))
+    inside = sorted(path for path in entry.iterdir() if _is_picture(path) and not path.name.startswith(_HIDDEN))
     if _THOUSAND.fullmatch(entry.name) and all(_of_thousand(entry, picture) for picture in inside):
         return [(picture.stem, [picture]) for picture in inside]
     return [(entry.name, [*inside])]
@@ -192,9 +201,12 @@ def _in_dataset(rows: Sequence[Mapping[str, Mapping[str, object]]], column: str,
     """One picture of a data set, whose bytes are fetched when they are asked for."""
 
     def fetch() -> bytes:
-        image = rows[row][column]
-        data = image["bytes"]
-        return data if isinstance(data, bytes) else Path(str(image["path"])).read_bytes()
+        try:
+            image = rows[row][column]
+            data = image["bytes"]
+            return data if isinstance(data, bytes) else Path(str(image["path"])).read_bytes()
+        except (OSError, LookupError, TypeError) as error:  # a row without a picture, or a file that is gone
+            raise BadPicture(f"{name} has no picture ({one_line(error)}), expected one: mend the data set") from error
 
     return Encoded(name, fetch)
 

@@ -11,11 +11,13 @@ from pathlib import Path
 from hyperdreambooth.errors import DiskFull, HyperDreamBoothError, UserError, WorkError, one_line
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
+_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".onnx")
+_NO_ROOM = re.compile(r"os error 28|No space left", re.IGNORECASE)  # in the words of the hub's own downloader
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a name can be one of the hub: "org/name" or "org/name@revision"."""
-    return _ID.fullmatch(name) is not None
+    """Whether a name can be one of the hub: "org/name" or "org/name@revision"; a path to weights in a file is none."""
+    return _ID.fullmatch(name) is not None and Path(name.partition("@")[0]).suffix not in _FILES
 
 
 def download(name: str, patterns: Sequence[str], bad: type[UserError] = UserError) -> Path:
@@ -100,8 +102,12 @@ def _in_our_words(
             f"cannot reach the hub at {constants.ENDPOINT} for {repository} ({reason}): check the connection and run "
             "again"
         )
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)) or _NO_ROOM.search(str(error)):
         return DiskFull(f"no room to fetch {name} into the hub's cache: free some space and run again")
+    if type(error) is RuntimeError:  # all that Xet, which brings the large files, says of anything
+        return WorkError(f"cannot fetch {name} ({one_line(error)}): check the connection and run again")
+    if isinstance(error, ValueError) and "metadata" in str(error):
+        return UserError(f"the hub refused the card for {repository} ({one_line(error)}): check the base's name")
     return WorkError(f"could not fetch {name} ({one_line(error)}): run again") if isinstance(error, OSError) else None
 
 

@@ -233,8 +233,9 @@ def read_views(people: Sequence[Sequence[Photo]], size: int, watch: Stopwatch) -
 
 @torch.no_grad()
 def encode_views(base: Base, views: Tensor) -> Tensor:
-    """Latents (N, V, C, h, w) of pictures (N, V, 3, size, size)."""
-    return base.encode_pictures(views.flatten(0, 1)).unflatten(0, views.shape[:2])
+    """Latents (N, V, C, h, w) of pictures (N, V, 3, size, size), no more at once than fit."""
+    some = views.flatten(0, 1).split(base.at_once)
+    return torch.cat([base.encode_pictures(few) for few in some]).unflatten(0, views.shape[:2])
 
 
 def read_face(photo: Photo, size: int) -> FaceCrop:

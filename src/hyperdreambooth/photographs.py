@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from hyperdreambooth.base.fingerprint import fingerprint_of
 from hyperdreambooth.base.model import Base
-from hyperdreambooth.errors import UserError
+from hyperdreambooth.errors import BadPicture, UserError
 from hyperdreambooth.faces import cut_people
 from hyperdreambooth.faces.yunet import YuNet
 from hyperdreambooth.fitting.processes import ALONE, Processes
@@ -29,7 +29,7 @@ from hyperdreambooth.progress import Progress, log
 
 CHECK, READ, ENCODE = "check photographs", "read people", "encode"
 
-_FRAMING = 1  # to be raised when faces are found or cut otherwise: those that are kept are cut anew then
+_FRAMING = 2  # to be raised when faces are found or cut otherwise: those that are kept are cut anew then
 
 OnProgress = Callable[[Progress], None]
 
@@ -182,7 +182,7 @@ def reduced(pictures: Tensor, side: int) -> Tensor:
 
 
 def _digest(source: Source) -> str:
-    """Of a photograph's bytes; of the reason, where it cannot be read."""
+    """Of a photograph's bytes; of the reason, where it cannot be had."""
     try:
         if not isinstance(source, Path):
             return hashlib.sha256(source.fetch()).hexdigest()
@@ -190,6 +190,8 @@ def _digest(source: Source) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         return str(error.strerror)
+    except BadPicture as error:
+        return str(error)
 
 
 def _encoder(base: Base) -> Sequence[object]:

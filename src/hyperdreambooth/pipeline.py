@@ -14,7 +14,17 @@ from hyperdreambooth.base.loading import load_base
 from hyperdreambooth.base.memory import LowMemory, reaches, save_memory
 from hyperdreambooth.base.model import Base
 from hyperdreambooth.base.samplers import Sampler, sampler_of
-from hyperdreambooth.drawing import DrawConfig, Person, Subject, check_person, draw, note_faults, pair
+from hyperdreambooth.drawing import (
+    DrawConfig,
+    Person,
+    Subject,
+    check_person,
+    draw,
+    named_in,
+    note_faults,
+    note_other_word,
+    pair,
+)
 from hyperdreambooth.embedded import HYPERNETWORK
 from hyperdreambooth.errors import BadIdentityFile, UserError, WrongBase, WrongSpace
 from hyperdreambooth.fitting.finetune import Relax
@@ -185,8 +195,13 @@ class HyperDreamBooth:
         persons, texts = pair(people, prompts)
         for person in persons:
             check_person(person, self.base, self.fingerprint, self.space)
+            note_other_word(person, self.base)
         for text in dict.fromkeys(texts):
-            of_somebody = any(person is not None for person, own in zip(persons, texts, strict=True) if own == text)
+            of_somebody = any(
+                person is not None and not named_in(text, person)
+                for person, own in zip(persons, texts, strict=True)
+                if own == text
+            )
             note_faults(self.base, text, of_somebody)
         return draw(self.base, self.adapters, persons, texts, config or DrawConfig(), progress)
 

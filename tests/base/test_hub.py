@@ -247,6 +247,33 @@ def test_what_the_hub_says_no_with_is_one_line(
     assert type(caught.value) is kind and words in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        ("Task error: File reconstruction error: error sending request", WorkError),
+        ("CAS service error : IO Error: No space left on device (os error 28)", DiskFull),
+    ],
+)
+def test_what_xet_says_is_one_line(said: str, kind: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The downloader of large files raises nothing but RuntimeError, whatever it is."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError(said)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
+    with pytest.raises(HyperDreamBoothError) as caught:
+        fetch("org/tiny")
+    assert type(caught.value) is kind and "org/tiny" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_the_path_of_a_file_is_not_asked_for() -> None:
+    assert is_hub_id("org/name") and is_hub_id("org/name@v1.safetensors")
+    for path in ("models/dreamshaper.safetensors", "models/old.ckpt", "models/yunet.onnx"):
+        assert not is_hub_id(path)
+        with pytest.raises(BadBase, match=f"{path} is no folder"):
+            load_base(path)
+
+
 @pytest.mark.parametrize("broken", ["cut", "late"])
 def test_a_connection_that_breaks_in_mid_download_is_one_line(here: type[_Hub], broken: str) -> None:
     here.broken = broken

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from hyperdreambooth.drawing import DrawConfig
 from hyperdreambooth.errors import UserError, WrongBase
 from hyperdreambooth.exchange.lora import import_lora
 from hyperdreambooth.fitting.preoptimize import load_people
@@ -150,6 +152,26 @@ def test_what_other_programs_say_of_the_prompt(booth: HyperDreamBooth, tmp_path:
     save_file(tensors, path, {"modelspec.trigger_phrase": "ohwx man"})
     assert import_lora(booth, path).identity.prompt == "ohwx man"
     assert import_lora(booth, path, prompt="a [V] man").identity.prompt == "a [V] man"
+
+
+def test_whoever_answers_to_another_word_is_called_by_it(
+    booth: HyperDreamBooth, hdb: Hdb, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "a.safetensors"
+    random_lora(booth, path)
+    save_file(
+        {key: tensor.clone() for key, tensor in load_file(path).items()}, path, {"modelspec.trigger_phrase": "ohwx man"}
+    )
+    got = hdb("import", path, "-o", tmp_path / "ann.safetensors")
+    assert any('answers to "ohwx man": write that in prompts' in note for note in got["notes"])
+    ann, quick = booth.open(tmp_path / "ann.safetensors"), DrawConfig(steps=1)
+    for prompt, named in (("a watercolor of a man, ohwx", True), ("a watercolor of a man", False)):
+        caplog.clear()
+        booth.draw(ann, prompt, quick)
+        assert any("may show anybody" in line for line in caplog.messages) is not named
+    caplog.clear()
+    booth.draw(replace(ann, rare_token="zwx"), "a [V] face", quick)
+    assert any('answers to "zwx", and [V] is "sks" on this base' in line for line in caplog.messages)
 
 
 def test_loras_of_many_people_teach_a_hypernetwork(hdb: Hdb, booth: HyperDreamBooth, tmp_path: Path) -> None:

@@ -88,8 +88,25 @@ def test_a_folder_of_other_settings_is_refused(world: World, tmp_path: Path) -> 
     everybody(world, tmp_path)
     with pytest.raises(UserError, match=r"begun with another config \(objective seed 0, here 1\),"):
         everybody(world, tmp_path, replace(CONFIG, objective=replace(CONFIG.objective, seed=1)))
-    with pytest.raises(UserError, match="begun with another names and another latents,"):
+    with pytest.raises(UserError, match=r"begun with another names \(5 of them, here 2\) and another latents,"):
         list(preoptimize(world.base, world.adapters, NAMES[:2], world.pictures(2), tmp_path, CONFIG))
+
+
+def test_whatever_came_to_nothing_binds_nobody(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where memory was short for the first step: the next try is with fewer people together."""
+
+    def short(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("hyperdreambooth.fitting.preoptimize.fit_people", short)
+        with pytest.raises(torch.OutOfMemoryError):
+            everybody(world, tmp_path, replace(CONFIG, shard=5))
+    everybody(world, tmp_path)
+    everybody(world, tmp_path / "fresh")
+    assert torch.equal(load_people(tmp_path).weights, load_people(tmp_path / "fresh").weights)
+    with pytest.raises(UserError, match=r"another config \(shard 2, here 5\)"):
+        everybody(world, tmp_path, replace(CONFIG, shard=5))
 
 
 def test_a_folder_of_other_pictures_is_refused(world: World, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ def choose(
     Raises:
         UserError: there is no such device here.
     """
-    large = sum(p.numel() for p in base.unet.parameters()) >= _SMALL
+    large = is_large(base)
     chosen = _device(large) if device is None else _named(device)
     if dtype is not None:
         return chosen, dtype
@@ -49,6 +49,11 @@ def settle(
     if (room := room_on(place)) is not None:
         base.at_once *= max(1, room // _ROOM)
     return base
+
+
+def is_large(base: Base) -> bool:
+    """Whether a base is of real size, so that it matters where it works."""
+    return bool(sum(p.numel() for p in base.unet.parameters()) >= _SMALL)
 
 
 def holds_people(base: Base) -> bool:

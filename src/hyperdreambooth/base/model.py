@@ -11,7 +11,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from copy import deepcopy
+from copy import copy, deepcopy
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -350,10 +350,10 @@ class Base:
                 (Path(folder) / stale).unlink()  # a base of other shards was here, and its index would win
 
     def _pipeline(self, dtype: torch.dtype) -> DiffusionPipeline:
-        """The base as diffusers has it: copies of the networks, on the CPU in a precision of their own."""
+        """The base as diffusers has it: the networks on the CPU in this precision, copies where they are not so."""
         from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline  # needed here alone, slow to import
 
-        vae, text_encoder, *second, unet = (nn.Module.to(deepcopy(network), "cpu", dtype) for network in self._networks)
+        vae, text_encoder, *second, unet = (_as(network, dtype) for network in self._networks)
         parts = {"vae": vae, "text_encoder": text_encoder, "tokenizer": self.tokenizer, "unet": unet}
         parts |= {"scheduler": self.scheduler, "feature_extractor": None}
         if self.second is None:
@@ -365,6 +365,13 @@ class Base:
             force_zeros_for_empty_prompt=self.second.empty_is_zero,
             add_watermarker=False,
         )
+
+
+def _as(network: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A network on the CPU in a precision, which shares its numbers with the given one where that is so already."""
+    if all(p.device.type == "cpu" and p.dtype == dtype for p in network.parameters()):
+        return copy(network)  # a pipeline may change its config
+    return nn.Module.to(deepcopy(network), "cpu", dtype)
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:

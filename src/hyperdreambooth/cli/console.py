@@ -16,7 +16,7 @@ from rich import progress as bars
 from rich.console import Console
 from rich.table import Table
 
-from hyperdreambooth.base.memory import LowMemory, mode_that_fits, next_mode
+from hyperdreambooth.base.memory import LADDER, LowMemory, mode_that_fits, next_mode
 from hyperdreambooth.errors import OutOfMemory
 from hyperdreambooth.progress import Progress, log
 
@@ -38,6 +38,8 @@ class Job:
         about: facts that the summary adds to its own, such as the device.
         low_memory: the mode of the base, for the remedy if memory runs out.
         needs: estimates, for that remedy, what the work needs in each mode from this one on; None where nothing can.
+        fewer: options of the command that do less at once, for that remedy too.
+        opening: whether the base is being opened, when no other mode than the last leaves it out of the memory.
     """
 
     def __init__(self, as_json: bool = False, quiet: bool = False) -> None:
@@ -46,6 +48,7 @@ class Job:
         self.about: dict[str, object] = {}
         self.low_memory: LowMemory = "off"
         self.needs: Callable[[], Mapping[LowMemory, int]] | None = None
+        self.fewer, self.opening = "", False
         self._as_json, self._quiet = as_json, quiet
         self._console = Console(stderr=True, quiet=quiet)
         self._bar = bars.Progress(
@@ -79,14 +82,16 @@ class Job:
     def _out_of_memory(self) -> OutOfMemory:
         """With the mode to take instead: the next one, or by an estimate the first that fits."""
         device, mode = str(self.about.get("device", "the device")), self.low_memory
+        if self.opening:
+            return OutOfMemory.of(device, mode, None if mode == LADDER[-1] else LADDER[-1])
         try:
             if self.needs is not None and next_mode(mode) and (room := _room_on(device)) is not None:
                 needs = self.needs()
                 sizes = {str(one): size for one, size in needs.items()}
-                return OutOfMemory.of(device, mode, mode_that_fits(mode, needs, room), sizes, room)
+                return OutOfMemory.of(device, mode, mode_that_fits(mode, needs, room), sizes, room, self.fewer)
         except Exception:  # an estimate that fails must not hide what happened
             pass
-        return OutOfMemory.of(device, mode, next_mode(mode))
+        return OutOfMemory.of(device, mode, next_mode(mode), fewer=self.fewer)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -121,6 +126,10 @@ class Job:
         """Count seconds that were measured elsewhere."""
         for phase, more in seconds.items():
             self.seconds[phase] = self.seconds.get(phase, 0.0) + more
+
+    def say(self, text: str) -> None:
+        """Show a line that the summary says again."""
+        self._console.print(text, style="dim", markup=False, highlight=False, soft_wrap=True)
 
     def note(self, text: str) -> None:
         """Show a note and keep it for the JSON object."""

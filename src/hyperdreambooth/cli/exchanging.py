@@ -138,6 +138,8 @@ def import_(
             job.note(f"{len(read.left_out)} layers were left out, {share:.1f} % of the LoRA's change")
         if got.lost_in_all > _MUCH:
             job.note(f"the projection loses {100 * got.lost_in_all:.0f} % of the change, and so the person: see --help")
+        if "[V]" not in person.prompt:
+            job.note(f'it answers to "{person.prompt}": write that in prompts, not [V]')
         with job.phase(SAVE):
             size = person.save(output, dtype)
         job.finish(

@@ -120,18 +120,21 @@ def load_booth(job: Job, base: str, hypernetwork: str = "none", machine: Machine
     with job.phase(LOAD):
         import torch
 
-        from hyperdreambooth.base.hardware import PRECISIONS, name_of
+        from hyperdreambooth.base.hardware import PRECISIONS, is_large, name_of
         from hyperdreambooth.pipeline import HyperDreamBooth
 
         torch.set_flush_denormal(True)  # tiny numbers in dark pictures make a CPU four times as slow
-        job.low_memory = machine.low_memory
+        job.low_memory, job.opening = machine.low_memory, True
         dtype = None if machine.precision is None else PRECISIONS[machine.precision]
         network = None if hypernetwork == "none" else hypernetwork
         where = machine.device, dtype, network, machine.low_memory, machine.compiled, machine.sampler
         booth = HyperDreamBooth.load(base, *where)
+        job.opening = False
     if machine != SPACE_ALONE:
         job.about |= {"device": str(booth.base.device), "precision": name_of(booth.base.dtype)}
         job.about |= {} if machine.low_memory == "off" else {"low_memory": machine.low_memory}
+        if is_large(booth.base):
+            job.say(f"{booth.base.name} on {booth.base.device} in {name_of(booth.base.dtype)}")
     return booth
 
 

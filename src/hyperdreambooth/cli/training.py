@@ -142,6 +142,7 @@ def preoptimize(
         from hyperdreambooth.photographs import ENCODE, READ, Keeping
 
         config = _fit_config(fitting.PreoptimizeConfig(blocks=blocks), steps, shard, noises)
+        job.fewer = f"--shard {max(1, config.shard // 2)}" if config.shard > 1 else "--noises 1"
         space = config.space(booth.adapters)
         with job.phase(READ):
             keeping = Keeping(output / _KEPT)
@@ -279,6 +280,7 @@ def train(
             )
         config = training.TrainConfig(seed=seed, freeze_encoder=encoder is not None, versions=versions)
         config = _train_config(config, steps, batch, accumulate)
+        job.fewer = f"--batch {max(1, config.both_batch // 2)} --accumulate 2"
         facts = {
             "folder": str(output),
             "network": asdict(sizes),

@@ -85,7 +85,7 @@ def model_card(person: Identity | Tuned, base_name: str, title: str, library: st
     """
     from huggingface_hub import ModelCardData
 
-    linked, words = _BASES.get(base_name, base_name if "/" in base_name else None), trigger(person)
+    linked, words = _BASES.get(base_name, base_name.partition("@")[0] if "/" in base_name else None), trigger(person)
     header = ModelCardData(
         base_model=linked,
         library_name=library,

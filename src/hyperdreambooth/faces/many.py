@@ -29,7 +29,8 @@ Result = TypeVar("Result")
 
 _TASKS_EACH = 16  # at least, for a process to be worth its start of seconds
 _AHEAD = 4  # tasks that wait for each process: enough to keep all of them busy, little to hold in memory
-_Named = tuple[str, Path | bytes]  # what a picture is called in notes, and where it is, or itself
+# What a picture is called in notes, and where it is, or itself, or why there is none.
+_Named = tuple[str, Path | bytes | BadPicture]
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,10 @@ def _one_thread() -> None:
 
 
 def _named(source: Source) -> _Named:
-    return str(source), source if isinstance(source, Path) else source.fetch()
+    try:
+        return str(source), source if isinstance(source, Path) else source.fetch()
+    except BadPicture as error:
+        return str(source), error
 
 
 def _cut(
@@ -127,6 +131,8 @@ def _cut(
             break
         tried += 1
         try:
+            if isinstance(where, BadPicture):
+                raise where
             picture = read_picture(where) if isinstance(where, Path) else read_encoded(where, name)
             crop = crop_face(picture, size, detector)
         except BadPicture as error:  # one of a thousand is no reason to stop

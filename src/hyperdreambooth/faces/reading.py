@@ -20,8 +20,9 @@ from hyperdreambooth.errors import BadPicture
 SMALLEST_SIDE = 16
 """Pictures with a side below this, in pixels, show no face."""
 
-LARGEST_SIDE = 2048
-"""Pictures with a side above this, in pixels, are reduced while they are read: a face needs no more."""
+LARGEST_SIDE = 4096
+"""Pictures with a side above this, in pixels, are reduced while they are read: a face in a quarter of it still fills a
+base of 1,024 pixels."""
 
 MOST_PIXELS = 80_000_000
 """Pictures of more pixels are refused from their header alone; below Pillow's own limit, which stays on."""

@@ -67,7 +67,7 @@ def _found(name: str) -> Path:
     """The file of a path, or of an id of the hub."""
     if Path(name).is_file():
         return Path(name)
-    if not is_hub_id(name) or Path(name).suffix == ".onnx":
+    if not is_hub_id(name):
         raise BadFile(f"got {name}, where there is no file, {_EXPECTED}: check the path")
     files = sorted(download(name, [_PATTERN], BadFile).glob(_PATTERN), key=lambda path: len(path.name))
     if not files:

@@ -22,7 +22,7 @@ _SHOWN = 3  # settings that differ, in a line
 _TOLERANCE = 0.02  # of a number of a sketch, where two strangers differ by about 1: bfloat16 rounds by less
 
 
-def keep_plan(folder: Path, plan: Mapping[str, object], data: Mapping[str, Tensor]) -> None:
+def keep_plan(folder: Path, plan: Mapping[str, object], data: Mapping[str, Tensor], *, begun: bool = True) -> None:
     """Write the plan into a folder without one, or check that the folder's own is the same.
 
     Args:
@@ -30,6 +30,8 @@ def keep_plan(folder: Path, plan: Mapping[str, object], data: Mapping[str, Tenso
         plan: "format", which names the kind of work, and all that must be the same to the last digit.
         data: tensors (N, ...) of N people, floats of about unit size or bytes, which may be rounded otherwise when they
             are made again on another machine: their sketches are kept.
+        begun: whether the folder holds anything of the work; if not, as after a run for which memory was short, a new
+            plan takes the place of the old one.
 
     Raises:
         UserError: the folder's plan is damaged or another one; the line names what differs.
@@ -37,10 +39,10 @@ def keep_plan(folder: Path, plan: Mapping[str, object], data: Mapping[str, Tenso
     path = folder / PLAN_FILE
     sketches = {name: {"shape": list(tensor.shape), "sketch": _sketch(tensor)} for name, tensor in data.items()}
     text = json.dumps({**plan, "data": sketches}, indent=1) + "\n"
-    if not path.exists():
+    saved, now = read_plan(folder, str(plan["format"])) if path.exists() else None, json.loads(text)
+    if saved is None or not begun:
         write_atomically(path, lambda part: part.write_text(text))
         return
-    saved, now = read_plan(folder, str(plan["format"])), json.loads(text)
     differing = [_named(key, saved.get(key), now[key]) for key in plan if saved.get(key) != now[key]]
     differing += _other_data(saved.get("data"), now["data"])
     if differing:

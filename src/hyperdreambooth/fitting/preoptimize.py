@@ -148,9 +148,10 @@ def preoptimize(
         raise ValueError(f"got {len(set(names))} different names for {len(pictures.latents)} people, expected one each")
     with locked(folder / "preoptimize.lock", taken(folder)):
         data = {"latents": pictures.latents} | ({} if pictures.masks is None else {"masks": pictures.masks})
-        keep_plan(folder, _plan(base, adapters, names, config), data)
+        begun = any(folder.glob("shard-*.safetensors"))
+        keep_plan(folder, _plan(base, adapters, names, config), data, begun=begun)
         start = config.space(adapters).start()  # (S, 1, a + b)
-        if not _start(folder).exists():
+        if not begun or not _start(folder).exists():
             save_tensors(_start(folder), {"start": start})
         shards, manifest = deal(folder, names, pictures, config.shard, base.fingerprint), Manifest(folder)
         missing = manifest.check(shards, start.shape)

@@ -282,7 +282,8 @@ class Run:
         metrics = dict(zip(metrics, means, strict=True))
         if not math.isfinite(total):
             raise WorkError(
-                f"the loss of step {self.step} is {total}, expected a finite number: lower lr={self.config.lr}"
+                f"the loss of step {self.step} is {total}, expected a finite number: --precision fp32 on a GPU in half "
+                f"precision, else a learning rate below {self.config.lr}"
             )
         return total, metrics
 

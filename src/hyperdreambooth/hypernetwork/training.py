@@ -176,7 +176,8 @@ def _keep_plan(
             data |= {f"{use} {name} pictures": people.pictures, f"{use} {name} latents": people.latents}
             data |= {} if people.masks is None else {f"{use} {name} masks": people.masks}
             plan |= {f"{use} {name} prompts": list(people.prompts)} if people.prompts else {}
-    keep_plan(folder, plan, data)
+    begun = any(_result(folder, phase).exists() or _checkpoint(folder, phase).exists() for phase in config.phases())
+    keep_plan(folder, plan, data, begun=begun)
 
 
 def _after_finished(folder: Path, network: HyperNetwork, config: TrainConfig) -> list[tuple[int, str, FitConfig]]:
