@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,7 +24,9 @@ from hyperdreambooth.cluster import Cluster, scatter
 from hyperdreambooth.errors import DiskFull, UserError, WorkError
 from hyperdreambooth.evaluation.records import RunFolder
 from hyperdreambooth.evaluation.scores import load_pictures
+from hyperdreambooth.fitting.fit import Pictures
 from hyperdreambooth.fitting.preoptimize import PreoptimizeReport, Schedule, load_people, preoptimize
+from hyperdreambooth.fitting.shards import Shard
 from tests.fitting.conftest import World, make_world
 from tests.fitting.journalled import (
     CONFIG,
@@ -111,6 +116,74 @@ def test_what_the_work_raises_is_raised_here(ray: Any) -> None:
         list(scatter(open_wrong, range(2), TWO))
     with pytest.raises(DiskFull, match="free some space and run again"):
         list(scatter(open_full, range(2), TWO))  # one worker after the other
+
+
+class Disks:
+    """In the place of Ray: workers that do their tasks at once, each on the next machine; some disks are full."""
+
+    class exceptions:  # as Ray calls it
+        RayTaskError = type("RayTaskError", (Exception,), {})
+        RayError = type("RayError", (Exception,), {})
+
+    def __init__(self, full: list[bool]) -> None:
+        self.full, self.begun, self.ended = full, 0, 0
+
+    def cluster_resources(self) -> dict[str, float]:
+        return {"CPU": 2.0}
+
+    def nodes(self) -> list[str]:
+        return ["one", "two"]
+
+    def remote(self, **_: object) -> Callable[[object], SimpleNamespace]:
+        return lambda _: SimpleNamespace(remote=self._worker)
+
+    def _worker(self) -> SimpleNamespace:
+        full = self.full[self.begun]
+        self.begun += 1
+        return SimpleNamespace(do=SimpleNamespace(remote=lambda _, task: iter([(full, task)])))
+
+    def wait(self, streams: list[object], num_returns: int) -> tuple[list[object], list[object]]:
+        """The worker that was begun last has news first."""
+        return streams[-num_returns:], streams[:-num_returns]
+
+    def get(self, news: tuple[bool, int]) -> int:
+        full, task = news
+        if full:
+            error = self.exceptions.RayTaskError()
+            error.cause = DiskFull("no room: free some space and run again")
+            raise error
+        return task
+
+    def kill(self, _worker: object) -> None:
+        self.ended += 1
+
+
+def test_the_last_disk_that_is_full_is_not_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second worker has done its task and is gone when the first one finds its disk full."""
+
+    @contextmanager
+    def fake(full: list[bool]) -> Iterator[Disks]:
+        yield Disks(full)
+
+    for full, expected in (([True, False, False], {0, 1}), ([True, False, True, True], None)):
+        monkeypatch.setattr(cluster, "joined", lambda _, full=full: fake(full))
+        if expected:
+            assert set(scatter(open_counting, range(2), TWO)) == expected
+        else:
+            with pytest.raises(DiskFull, match="free some space"):
+                list(scatter(open_counting, range(2), TWO))
+
+
+def test_a_mask_that_all_share_is_sent_once() -> None:
+    latents, one = torch.randn(6, 2, 4, 8, 8), torch.rand(1, 1, 1, 8, 8)
+    for masks, most in ((one.expand(6, 2, 1, 8, 8), 1), (one.repeat(6, 2, 1, 1, 1), 6 * 2), (None, 0)):
+        shard = Shard(Path("people"), 0, tuple("abcdef"), Pictures(latents, masks), "base", "plan")
+        sent = pickle.dumps(shard)
+        back = pickle.loads(sent)
+        assert len(sent) < 4 * (latents.numel() + most * 64) + 4000
+        assert torch.equal(back.pictures.latents, latents) and back.names == shard.names
+        assert (masks is None) == (back.pictures.masks is None)
+        assert masks is None or torch.equal(back.pictures.masks, masks)
 
 
 def test_a_gpu_that_is_not_there_is_named(ray: Any, monkeypatch: pytest.MonkeyPatch) -> None:

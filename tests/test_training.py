@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -13,7 +15,7 @@ from hyperdreambooth.base.model import Base
 from hyperdreambooth.errors import UserError
 from hyperdreambooth.faces import crop_face, many, read_picture
 from hyperdreambooth.faces.yunet import YuNet
-from hyperdreambooth.files import locked
+from hyperdreambooth.files import load_tensors, locked
 from hyperdreambooth.portraits.person import Person
 from hyperdreambooth.portraits.renderer import render
 from hyperdreambooth.portraits.view import View
@@ -112,6 +114,34 @@ def test_two_trainings_do_not_share_a_folder(hdb: Hdb, tmp_path: Path, monkeypat
     _, err = hdb(*network, "portraits:3-6", status=2)  # nobody is measured on whom it has learnt from
     assert "has learnt from 1 of the people to be measured on, such as portrait-3" in err
     assert not (tmp_path / "run").exists()
+
+
+def test_in_bfloat16_the_hypernetwork_learns_in_it_too(hdb: Hdb, tmp_path: Path) -> None:
+    weights, common = tmp_path / "weights", ("--base", hdb.base, "--precision", "bf16")
+    hdb.json("preoptimize", "portraits:0-3", "-o", weights, *common, "--steps", 1)
+    training = ("train", "portraits:0-3", weights, "-o", tmp_path / "trained", *common, "--preset", "tiny")
+    got = hdb.json(*training, "--steps", 2, "--batch", 4, "--accumulate", 2, "--views", 1)
+    assert {got["training"][phase]["precision"] for phase in ("weights", "both")} == {"bf16"}
+    tensors, _ = load_tensors(tmp_path / "trained" / "hypernetwork.safetensors")
+    assert all(tensor.isfinite().all() for tensor in tensors.values())
+    told = [json.loads(line) for line in (tmp_path / "trained" / "curve.jsonl").read_text().splitlines()]
+    assert told and all(math.isfinite(line["loss"]) for line in told if "loss" in line)
+    assert "leave it out" in hdb(*training, "--train-encoder", status=2)[1]
+
+
+def test_two_commands_do_not_do_all_of_a_run(hdb: Hdb, tmp_path: Path) -> None:
+    command = (
+        "evaluate",
+        "portraits:15000-15001",
+        "-o",
+        tmp_path / "run",
+        "--base",
+        hdb.base,
+        "--methods",
+        "no-hyper@1",
+    )
+    with locked(tmp_path / "run" / "evaluate.lock", UserError("taken")):
+        assert "another command works on all of" in hdb(*command, status=2)[1]
 
 
 def test_a_frozen_encoder_looks_once(hdb: Hdb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

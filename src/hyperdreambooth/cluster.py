@@ -156,11 +156,12 @@ class _Crew(Generic[Task, News]):
             raise UserError("the cluster has no GPU, expected one for each worker: give --device cpu")
         gpus = int(there if cluster.gpu is None else cluster.gpu)
         self._ray, self._open_work, self._tasks = ray, open_work, tasks
-        self._kind = ray.remote(num_cpus=1, num_gpus=gpus)(_Worker)
+        self._kind = ray.remote(num_cpus=1, num_gpus=gpus, scheduling_strategy="SPREAD")(_Worker)
         self._workers = min(cluster.workers, len(tasks))
         self._waiting = deque(range(len(tasks)))
         self._jobs: list[_Job] = []
         self._losses: Counter[int] = Counter()
+        self._full: Counter[int] = Counter()  # disks, by task
 
     def __iter__(self) -> Iterator[News]:
         errors = self._ray.exceptions
@@ -201,11 +202,19 @@ class _Crew(Generic[Task, News]):
         return job
 
     def _failed(self, job: _Job, cause: Exception) -> None:
-        """A full disk may be that machine's alone: its task goes to the others, as long as there are any."""
+        """A full disk may be that machine's alone: its task goes to the others, or to a new one if they have ended.
+
+        For a task no more of these are begun than there are machines.
+        """
         self._put_back(job)
-        if not (isinstance(cause, DiskFull) and self._jobs):
+        if not isinstance(cause, DiskFull):
+            raise cause
+        self._full[job.number] += 1
+        if not self._jobs and self._full[job.number] > len(self._ray.nodes()):
             raise cause
         log.warning("a worker is left out: %s", cause)
+        if not self._jobs:
+            self._give(self._kind.remote())
 
     def _lost(self, job: _Job, error: Exception) -> None:
         self._put_back(job)

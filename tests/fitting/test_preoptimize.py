@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hyperdreambooth.errors import UserError
+from hyperdreambooth.errors import BadFile, UserError
 from hyperdreambooth.fitting.fit import Pictures
 from hyperdreambooth.fitting.preoptimize import (
     PreoptimizeConfig,
@@ -20,6 +20,7 @@ from hyperdreambooth.fitting.preoptimize import (
     load_people,
     preoptimize,
 )
+from hyperdreambooth.fitting.shards import finished_in
 from tests.fitting.conftest import World, assert_same_fit
 from tests.fitting.journalled import CONFIG, NAMES
 
@@ -144,6 +145,22 @@ def test_a_folder_with_nobody_finished_says_so(world: World, tmp_path: Path) -> 
     list(islice(preoptimize(world.base, world.adapters, NAMES, world.pictures(5), tmp_path, CONFIG), 1))
     with pytest.raises(UserError, match="no finished person yet"):
         load_people(tmp_path)
+
+
+def test_what_changed_since_is_not_learnt_from(world: World, tmp_path: Path) -> None:
+    everybody(world, tmp_path)
+    file = tmp_path / "shard-00001.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(BadFile, match=r"shard-00001.* has changed since it was finished: run hdb preoptimize again"):
+        load_people(tmp_path)
+
+
+def test_shards_beyond_the_hundred_thousandth_are_there(tmp_path: Path) -> None:
+    for name in ("shard-99999", "shard-100000", "shard-00002", "shard-00003.run", "start"):
+        (tmp_path / f"{name}.safetensors").touch()
+    assert [path.stem for path in finished_in(tmp_path)] == ["shard-00002", "shard-99999", "shard-100000"]
 
 
 def test_every_person_has_one_name(world: World, tmp_path: Path) -> None:

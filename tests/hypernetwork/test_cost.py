@@ -84,6 +84,16 @@ def test_a_pretrained_encoder_is_counted_and_not_fetched(world) -> None:
     assert cost.prediction_flops == encoder + 2 * tokens * width * hidden + rounds
 
 
+def test_a_pretrained_encoder_that_learns_is_counted_as_such(world) -> None:
+    frozen, config = PRESETS["vit-h"], TrainConfig(both=None, weights_batch=2)
+    sizes = replace(frozen, encoder=replace(frozen.encoder, trained=True))
+    before, cost = (training_cost(one, world.base, world.adapters, config) for one in (frozen, sizes))
+    assert cost.parameters_trained == cost.parameters > before.parameters_trained
+    assert (
+        cost.phases["weights"].flops_per_step > before.phases["weights"].flops_per_step + 2 * 2 * 330e9
+    )  # backward of two pictures
+
+
 def test_a_linear_layer_by_hand() -> None:
     layer, x = nn.Linear(8, 4), torch.zeros(3, 8)
     with shapes_alone() as mode:

@@ -15,6 +15,7 @@ from hyperdreambooth.errors import BadFile, UserError, WrongBase, WrongSpace
 from hyperdreambooth.files import load_tensors, save_tensors
 from hyperdreambooth.hypernetwork.encoder import EncoderConfig, FaceEncoder, build_encoder
 from hyperdreambooth.hypernetwork.model import PRESETS, HyperNetwork, HyperNetworkConfig, build_hypernetwork
+from hyperdreambooth.hypernetwork.training import TrainConfig, set_trained
 from hyperdreambooth.lidb import LiDBSpace
 
 
@@ -224,6 +225,26 @@ def test_a_pretrained_encoder_is_frozen_and_not_saved(world, vit: CLIPVisionMode
     assert not loaded.encoder.training
     with pytest.raises(UserError, match="cannot open the pretrained encoder"):
         build_encoder(EncoderConfig(pretrained=str(tmp_path / "nowhere")))
+
+
+def test_a_pretrained_encoder_may_learn_too_and_is_then_kept(world, vit: CLIPVisionModel, tmp_path: Path) -> None:
+    encoder = EncoderConfig(picture_size=28, pretrained=str(tmp_path / "vit"), trained=True)
+    config = replace(PRESETS["tiny"], encoder=encoder)
+    network = awake(build_hypernetwork(config, world.space, world.base.fingerprint))
+    set_trained(network, TrainConfig())
+    shown = pictures(2, 28)
+    network.train()(shown).square().sum().backward()
+    grads = [p.grad for name, p in network.encoder.named_parameters() if "post_layernorm" not in name]
+    assert all(grad is not None and grad.abs().sum() > 0 for grad in grads)  # CLIP's last norm is of its class alone
+    with torch.no_grad():
+        for parameter in network.encoder.parameters():
+            parameter.add_(0.1)
+    network.eval().save(tmp_path / "network.safetensors", torch.float32)
+    loaded = HyperNetwork.load(tmp_path / "network.safetensors", world.space, world.base.fingerprint)
+    torch.testing.assert_close(loaded.predict(shown), network.predict(shown))
+    assert loaded.config.encoder.trained and "'trained'" not in str(PRESETS["vit-h"].values)
+    set_trained(network, TrainConfig(freeze_encoder=True))
+    assert not any(p.requires_grad for p in network.encoder.parameters())
 
 
 def test_a_pickled_encoder_is_refused(vit: CLIPVisionModel, tmp_path: Path) -> None:

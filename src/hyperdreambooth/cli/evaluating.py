@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -32,6 +32,7 @@ from hyperdreambooth.cli.options import (
 )
 from hyperdreambooth.cli.photos import finder_of
 from hyperdreambooth.errors import UserError
+from hyperdreambooth.files import locked
 from hyperdreambooth.folders import check_apart, read_names
 from hyperdreambooth.progress import Progress
 
@@ -97,8 +98,9 @@ def evaluate(
         opened = order.open(job)
         evaluation = opened.evaluation(part, 0.0 if crew is None else _PATIENCE)
         if crew is None:
-            for _, progress in opened.work(evaluation, job.report):
-                job.report(progress)
+            with nullcontext() if share != _ALL else _alone_in(output):  # shares are done side by side
+                for _, progress in opened.work(evaluation, job.report):
+                    job.report(progress)
         else:
             evaluation.writer.close()  # its share is a worker's
             for progress in _scattered(order, opened.total(evaluation), crew):
@@ -201,18 +203,22 @@ def _scattered(order: _Order, total: int, crew: Cluster) -> Iterator[Progress]:
     """Have as many shares done as there are workers; how far all of them are together."""
     from hyperdreambooth.cluster import scatter
     from hyperdreambooth.evaluation.protocol import Share
-    from hyperdreambooth.files import locked
 
-    taken = UserError(f"another command works on {order.output} with workers, expected one: wait for it")
     shares = [Share(index, crew.workers) for index in range(crew.workers)]
     done = dict[int, int]()
     with (
-        locked(order.output / "evaluate.lock", taken),
+        _alone_in(order.output),
         closing(scatter(partial(_open_shares, order.elsewhere()), shares, crew)) as told,
     ):
         for index, so_far in told:
             done[index] = so_far
             yield Progress("evaluate", sum(done.values()), total)
+
+
+def _alone_in(output: Path) -> AbstractContextManager[None]:
+    """Be the only command that does all of a run. Raises UserError."""
+    taken = UserError(f"another command works on all of {output}, expected one: wait for it, or do a --share each")
+    return locked(output / "evaluate.lock", taken)
 
 
 def _open_shares(order: _Order) -> Callable[[Share], Iterator[tuple[int, int]]]:

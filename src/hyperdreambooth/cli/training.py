@@ -37,6 +37,8 @@ from hyperdreambooth.folders import LEARNT_FROM, SPLITS, read_names, write_names
 from hyperdreambooth.progress import Progress
 
 if TYPE_CHECKING:
+    import torch
+
     from hyperdreambooth.cluster import Cluster
     from hyperdreambooth.fitting.preoptimize import FitShard, PreoptimizeConfig, Schedule
     from hyperdreambooth.fitting.processes import Processes
@@ -138,6 +140,7 @@ def preoptimize(
         names, finder = None if only is None else read_names(only), finder_of(detector)
         booth = load_booth(job, base, machine=machine)
         from hyperdreambooth.fitting import preoptimize as fitting
+        from hyperdreambooth.fitting.shards import finished_in
         from hyperdreambooth.people import encode_people, find_people
         from hyperdreambooth.photographs import ENCODE, READ, Keeping
 
@@ -160,7 +163,7 @@ def preoptimize(
         job.finish(
             folder=str(output),
             people=total,
-            bytes=sum(file.stat().st_size for file in output.glob("shard-?????.safetensors")),
+            bytes=sum(file.stat().st_size for file in finished_in(output)),
             sites=len(space.sites),
             numbers=space.size(),
             samples=samples,
@@ -242,6 +245,9 @@ def train(
             "one in every step.",
         ),
     ] = 0,
+    train_encoder: Annotated[
+        bool, typer.Option("--train-encoder", help="Train vit-h's encoder too, which is then kept in the result.")
+    ] = False,
     seed: SeedOption = 0,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print all settings, count FLOPs and memory from shapes, and stop.")
@@ -273,13 +279,13 @@ def train(
 
         fitted = None if dry_run and not weights.exists() else load_people(weights)  # costs may be asked for before
         blocks = fitted is None or fitted.space != asdict(booth.space.rule.info)  # it speaks of what they have
-        sizes = replace(model.PRESETS[preset], blocks=blocks)
-        if versions and encoder is None and sizes.encoder.pretrained is None:
+        sizes = _sizes(replace(model.PRESETS[preset], blocks=blocks), train_encoder)
+        if versions and encoder is None and not sizes.encoder.frozen:
             raise UserError(
                 f"got --versions {versions} for an encoder that is trained, expected a frozen one: --encoder"
             )
         config = training.TrainConfig(seed=seed, freeze_encoder=encoder is not None, versions=versions)
-        config = _train_config(config, steps, batch, accumulate)
+        config = _train_config(config, steps, batch, accumulate, booth.base.dtype)
         job.fewer = f"--batch {max(1, config.both_batch // 2)} --accumulate 2"
         facts = {
             "folder": str(output),
@@ -330,6 +336,13 @@ def train(
         job.finish(**facts, hypernetwork=str(file), bytes=file.stat().st_size, samples=samples)
 
 
+def _sizes(sizes: HyperNetworkConfig, train_encoder: bool) -> HyperNetworkConfig:
+    """The preset's, whose pretrained encoder is trained where that is asked for."""
+    if train_encoder and sizes.encoder.pretrained is None:
+        raise UserError("got --train-encoder for a preset whose encoder is trained in any case: leave it out")
+    return replace(sizes, encoder=replace(sizes.encoder, trained=train_encoder))
+
+
 def _alone_in(output: Path, processes: Processes) -> AbstractContextManager[None]:
     """Be the only training in a folder; its other processes leave that to the main one. Raises UserError."""
     if not processes.main:
@@ -360,13 +373,19 @@ def _network(sizes: HyperNetworkConfig, booth: HyperDreamBooth, seed: int, encod
     return network
 
 
-def _train_config(config: TrainConfig, steps: int | None, batch: int | None, accumulate: int | None) -> TrainConfig:
-    """The preset with what is asked for in each phase; None leaves a setting."""
+def _train_config(
+    config: TrainConfig, steps: int | None, batch: int | None, accumulate: int | None, dtype: torch.dtype
+) -> TrainConfig:
+    """The preset with what is asked for in each phase; None leaves a setting.
+
+    Where the base works in bfloat16, so do the hypernetwork's passes; its parameters stay in float32.
+    """
 
     def phase(fit: FitConfig | None) -> FitConfig | None:
         if fit is None:
             return None
-        return replace(fit, steps=steps or fit.steps, accumulate=accumulate or fit.accumulate)
+        fit = replace(fit, steps=steps or fit.steps, accumulate=accumulate or fit.accumulate)
+        return replace(fit, precision="bf16") if str(dtype) == "torch.bfloat16" else fit
 
     people = batch or config.both_batch
     return replace(

@@ -22,7 +22,18 @@ from hyperdreambooth.errors import UserError, WrongBase
 from hyperdreambooth.files import load_tensors, locked, save_tensors
 from hyperdreambooth.fitting.fit import Objective, Pictures, fit
 from hyperdreambooth.fitting.plan import PLAN_FILE, keep_plan, read_plan
-from hyperdreambooth.fitting.shards import Manifest, Shard, ShardEntry, deal, save_people, shard_file, taken, tidy
+from hyperdreambooth.fitting.shards import (
+    Manifest,
+    Shard,
+    ShardEntry,
+    check_unchanged,
+    deal,
+    finished_in,
+    save_people,
+    shard_file,
+    taken,
+    tidy,
+)
 from hyperdreambooth.fitting.steps import Checkpoint, FitConfig, Run, StepReport
 from hyperdreambooth.lidb import Adapters, LiDBSpace
 
@@ -197,12 +208,17 @@ def write_people(
 
 
 def load_people(folder: Path | str) -> FittedPeople:
-    """The finished people of a folder. Raises UserError where there is no sound plan, or nobody is finished yet."""
+    """The finished people of a folder.
+
+    Raises:
+        UserError: there is no sound plan, or nobody is finished yet. BadFile: a shard has changed since.
+    """
     folder = Path(folder)
     if not (folder / PLAN_FILE).is_file():
         raise UserError(f"{folder} has no {PLAN_FILE}, expected pre-optimised people: run preoptimize first")
     plan = read_plan(folder, _FORMAT)
-    finished = [load_tensors(path) for path in sorted(folder.glob("shard-?????.safetensors"))]
+    check_unchanged(folder)
+    finished = [load_tensors(path) for path in finished_in(folder)]
     if not finished:
         raise UserError(f"{folder} has no finished person yet, expected at least one: let preoptimize finish a shard")
     return FittedPeople(

@@ -15,10 +15,12 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -31,12 +33,19 @@ from hyperdreambooth.progress import log
 
 MANIFEST_FILE = "manifest.json"
 _FORMAT = "hyperdreambooth-people-manifest-1"
+_SHARD = re.compile(r"shard-(\d{5,})\.safetensors")
 _PATIENCE = 120.0  # seconds for a worker whose driver was killed to end too, and let go of its shard
 
 
 def shard_file(folder: Path, number: int) -> Path:
     """The file of the finished people of a shard."""
     return folder / f"shard-{number:05d}.safetensors"
+
+
+def finished_in(folder: Path) -> list[Path]:
+    """The files of all finished shards, in order."""
+    found = {int(match[1]): path for path in folder.iterdir() if (match := _SHARD.fullmatch(path.name))}
+    return [found[number] for number in sorted(found)]
 
 
 def save_people(path: Path, names: Sequence[str], weights: Tensor) -> None:
@@ -72,9 +81,16 @@ class Shard:
     plan: str  # digest of the folder's plan
 
     def __getstate__(self) -> dict[str, object]:
-        # A slice of a tensor is pickled with everybody's numbers, unless it is copied.
-        masks = None if self.pictures.masks is None else self.pictures.masks.clone()
-        return self.__dict__ | {"pictures": Pictures(self.pictures.latents.clone(), masks)}
+        # A slice of a tensor is pickled with everybody's numbers, unless it is copied; a mask that all share goes once.
+        masks, shape = self.pictures.masks, None
+        if masks is not None:
+            shape = tuple(masks.shape)
+            masks = masks[tuple(slice(None if stride else 1) for stride in masks.stride())].clone()
+        return self.__dict__ | {"pictures": (self.pictures.latents.clone(), masks, shape)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        latents, masks, shape = state["pictures"]
+        self.__dict__.update(state, pictures=Pictures(latents, None if masks is None else masks.expand(shape)))
 
     @property
     def output(self) -> Path:
@@ -185,6 +201,14 @@ def _read(path: Path) -> dict[str, ShardEntry]:
         return {}
 
 
+def check_unchanged(folder: Path) -> None:
+    """Raise BadFile for a finished shard that is not, to the last bit, what the manifest says of it."""
+    for name, entry in _read(folder / MANIFEST_FILE).items():
+        path = folder / name
+        if path.exists() and ShardEntry.of(path, entry.people) != entry:
+            raise BadFile(f"{path} has changed since it was finished: run hdb preoptimize again, which fits it anew")
+
+
 def _check_checkpoint(checkpoint: Checkpoint) -> None:
     try:
         if checkpoint.exists():
@@ -196,7 +220,7 @@ def _check_checkpoint(checkpoint: Checkpoint) -> None:
 
 def tidy(folder: Path) -> None:
     """Remove what killed processes left in a folder in which everybody is finished: halves of files, and locks."""
-    for pattern in (".*.part.*", "shard-?????.lock"):
+    for pattern in (".*.part.*", "shard-*.lock"):
         for path in folder.glob(pattern):
             path.unlink(missing_ok=True)
 

@@ -26,8 +26,8 @@ class EncoderConfig:
 
     With `pretrained`, a vision transformer of the transformers library that has a class token, by folder or hub id
     ("org/name" or "org/name@revision"), `patch`, `width`, `depth` and `heads` are its own, whatever stands here: what
-    stands here is what is counted before it is fetched. It stays frozen, and is never saved beside the numbers learnt
-    here.
+    stands here is what is counted before it is fetched. Unless it is `trained` it stays frozen, and is not saved beside
+    the numbers learnt here.
     """
 
     picture_size: int = 64
@@ -36,8 +36,14 @@ class EncoderConfig:
     depth: int = 4
     heads: int = 6
     pretrained: str | None = None
+    trained: bool = False  # whether a pretrained one learns too
     pixel_mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     pixel_std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+
+    @property
+    def frozen(self) -> bool:
+        """Whether its numbers are those of somebody else's file, for good."""
+        return self.pretrained is not None and not self.trained
 
 
 class FaceEncoder(nn.Module):
@@ -97,23 +103,26 @@ class _Halving(nn.Module):
 
 
 class PretrainedEncoder(nn.Module):
-    """A frozen vision transformer of the transformers library: (N, 3, H, W) in [0, 1] -> (N, F, width), class first."""
+    """A vision transformer of the transformers library: (N, 3, H, W) in [0, 1] -> (N, F, width), class first.
+
+    Frozen, unless its config says that it is trained.
+    """
 
     def __init__(self, model: nn.Module, config: EncoderConfig) -> None:
         super().__init__()
         self.config = config
         self.width = int(model.config.hidden_size)
-        self.model = model.eval().requires_grad_(False)
+        self.model = model.eval().requires_grad_(not config.frozen)
 
     def forward(self, pictures: Tensor) -> Tensor:
         """Pictures (N, 3, H, W) in [0, 1] of any size -> features (N, F, width)."""
-        with torch.no_grad():
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.frozen):
             features: Tensor = self.model(pixel_values=pixels(pictures, self.config)).last_hidden_state
         return features
 
     def train(self, mode: bool = True) -> PretrainedEncoder:
-        """Stay in evaluation mode: the encoder is frozen."""
-        super().train(False)
+        """A frozen one stays in evaluation mode."""
+        super().train(mode and not self.config.frozen)
         return self
 
 

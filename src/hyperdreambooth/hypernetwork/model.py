@@ -48,7 +48,11 @@ class HyperNetworkConfig:
     def values(self) -> dict[str, object]:
         """As a file or a plan keeps them: what earlier ones do not know is there only where it is another."""
         values = asdict(self)
-        return values if self.independent else {name: values[name] for name in values if name != "independent"}
+        if not self.independent:
+            del values["independent"]
+        if not self.encoder.trained:
+            del values["encoder"]["trained"]
+        return values
 
 
 PRESETS = {
@@ -201,7 +205,7 @@ class HyperNetwork(nn.Module):
     def save(
         self, path: str | Path, dtype: torch.dtype = torch.float16, about: Mapping[str, str] | None = None
     ) -> None:
-        """Write one safetensors file: the parameters (a pretrained encoder's excepted), and what they are for.
+        """Write one safetensors file: the parameters (a frozen pretrained encoder's excepted), and what they are for.
 
         Args:
             path: the file.
@@ -248,8 +252,8 @@ class HyperNetwork(nn.Module):
         return network
 
     def _own(self) -> dict[str, Tensor]:
-        """What is learnt here, by name: everything but a pretrained encoder."""
-        frozen = self.config.encoder.pretrained is not None
+        """What is learnt here, by name: everything but a frozen pretrained encoder."""
+        frozen = self.config.encoder.frozen
         return {name: t for name, t in self.state_dict().items() if not (frozen and name.startswith("encoder."))}
 
     def _with_pretrained(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -151,7 +151,7 @@ def train(
 def set_trained(network: HyperNetwork, config: TrainConfig) -> None:
     """Mark the parameters that are trained: all, or all but a frozen or pretrained encoder's."""
     network.requires_grad_(True)
-    network.encoder.requires_grad_(not config.freeze_encoder and network.config.encoder.pretrained is None)
+    network.encoder.requires_grad_(not (config.freeze_encoder or network.config.encoder.frozen))
 
 
 def _keep_plan(
