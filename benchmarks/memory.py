@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import resource
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -86,10 +87,24 @@ def measure(base: Base, mode: LowMemory, work: str, steps: int) -> dict[str, Any
     return {"fingerprint": fingerprint, "seconds": seconds, "peak_bytes": peak_bytes(base.device)}
 
 
+_PEAK, _FORGET = Path("/proc/self/status"), Path("/proc/self/clear_refs")  # of Linux
+
+
+def forget_peak(device: torch.device) -> None:
+    """Let `peak_bytes` begin anew with what is held now, where that can be done."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif _FORGET.exists():
+        with suppress(OSError):  # not everywhere may a process do so
+            _FORGET.write_text("5")
+
+
 def peak_bytes(device: torch.device) -> int:
-    """The most memory that was held at once."""
+    """The most memory that was held at once, since `forget_peak` or the process's begin."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
+    if _PEAK.exists() and (line := re.search(r"VmHWM:\s+(\d+) kB", _PEAK.read_text())):
+        return 1024 * int(line[1])
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 

@@ -14,7 +14,7 @@ import json
 import math
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -22,14 +22,16 @@ from diffusers import UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from hyperdreambooth.base.single_file import LAYOUTS
-from hyperdreambooth.evaluation.tables import rows as table
+from hyperdreambooth.evaluation.page import rows as table
 from hyperdreambooth.fitting.finetune import PRESETS as FINETUNE
+from hyperdreambooth.fitting.preoptimize import PreoptimizeConfig
 from hyperdreambooth.identity import Dtype, Identity
 from hyperdreambooth.lidb import LiDBSpace, find_blocks, find_sites
 
 GPUS = (1, 8, 64)
 LATENTS = 4 * 64 * 64 * 4  # bytes of a picture's, in float32
 HOUR, DAY = 3600.0, 86_400.0
+FINDING = (0.1, 0.8)  # seconds of a core for the face of a photograph, from the quickest to the slowest
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Assumed:
     price: float = 3.5  # dollars for an hour of one GPU
     people: int = 15_000  # pre-optimised
     steps: int = 100  # of each
+    noises: int = 4  # of each in a step: 1 or 4, which are counted
     views: int = 4  # photographs of each
     shard: int = 32  # people in one batch
     checkpoint: float = 60.0  # seconds between two checkpoints
@@ -49,6 +52,8 @@ class Assumed:
     passes: int = 51  # of the U-Net for a picture in 50 steps, by the sampler of Stable Diffusion 1.5
     photograph: int = 100_000  # bytes of one, as a file
     picture: int = 400_000  # bytes of one that was drawn, as a file
+    versions: int = 4  # of a photograph at which a frozen encoder looks before a training
+    features: int = 257 * 1280 * 2  # bytes of what ViT-H sees in one, in half precision
 
     @property
     def rate(self) -> float:
@@ -101,8 +106,34 @@ def _base_bytes(counted: Mapping[str, float]) -> float:
 
 
 def shard_seconds(counted: Mapping[str, float], assumed: Assumed) -> float:
-    """Of a batch of people: steps of four noises each."""
-    return assumed.shard * assumed.steps * counted["a person's step of 4 noises (GFLOP)"] * 1e9 / assumed.rate
+    """Of a batch of people, all of whose steps have so many noises each."""
+    step = counted[f"a person's step of {assumed.noises} noise{'s' * (assumed.noises > 1)} (GFLOP)"]
+    return assumed.shard * assumed.steps * step * 1e9 / assumed.rate
+
+
+def schedules(counted: Mapping[str, float], assumed: Assumed) -> list[list[str]]:
+    """Hours of everybody by steps and noises: the aim's, the one that is planned for, and the command's preset."""
+    rows = [["steps", "noises of each", *(f"{gpus} GPU{'s' * (gpus > 1)} (hours)" for gpus in GPUS)]]
+    preset = PreoptimizeConfig()
+    shards = math.ceil(assumed.people / assumed.shard)
+    for steps, noises in ((100, 1), (assumed.steps, assumed.noises), (preset.fit.steps, preset.objective.noises)):
+        seconds = shard_seconds(counted, replace(assumed, steps=steps, noises=noises))
+        hours = [f"{math.ceil(shards / gpus) * seconds / HOUR:.2f}" for gpus in GPUS]
+        rows.append([str(steps), str(noises), *hours])
+    return rows
+
+
+def beforehand(counted: Mapping[str, float], assumed: Assumed) -> list[list[str]]:
+    """What the machine that the command runs on does alone, before others have work."""
+    pictures = assumed.people * assumed.views
+    encoding = pictures * counted["VAE, encode (GFLOP)"] * 1e9 / assumed.rate
+    features = pictures * assumed.versions * assumed.features
+    return [
+        ["beforehand, on one machine", ""],
+        ["faces found, hours of 16 cores", " to ".join(f"{pictures * each / 16 / HOUR:.1f}" for each in FINDING)],
+        ["faces encoded, seconds of its GPU", f"{encoding:.0f}"],
+        [f"for `train --versions {assumed.versions}`: features of ViT-H kept, GB", f"{features / 1e9:.0f}"],
+    ]
 
 
 def preoptimised(counted: Mapping[str, float], space: LiDBSpace, assumed: Assumed) -> list[list[str]]:
@@ -186,7 +217,7 @@ def main() -> None:
     parser.add_argument("counts", type=Path, help="what benchmarks.sd15 --counts wrote")
     for name in ("peak", "share", "price"):
         parser.add_argument(f"--{name}", type=float, default=getattr(Assumed, name))
-    for name in ("people", "steps", "views", "shard", "served", "pictures"):
+    for name in ("people", "steps", "noises", "views", "shard", "served", "pictures"):
         parser.add_argument(f"--{name}", type=int, default=getattr(Assumed, name))
     options = parser.parse_args()
     counted = {one["name"]: one["value"] for one in json.loads(options.counts.read_text())}
@@ -198,7 +229,9 @@ def main() -> None:
     print(f"A shard of {assumed.shard} people: {shard_seconds(counted, assumed):.1f} s\n")
     for header, *body in (
         sizes(space, assumed),
+        schedules(counted, assumed),
         preoptimised(counted, space, assumed),
+        beforehand(counted, assumed),
         needed(counted, space, assumed),
         served(counted, space, assumed),
     ):

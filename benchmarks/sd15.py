@@ -15,6 +15,7 @@ import argparse
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -25,7 +26,7 @@ from rich.table import Table
 from torch import Tensor
 
 from benchmarks.counts import Counted, counts, device_name, peaks, seconds_of
-from benchmarks.memory import _layout, peak_bytes, random_base
+from benchmarks.memory import _layout, forget_peak, peak_bytes, random_base
 from benchmarks.plain_lora import PlainLora
 from hyperdreambooth.base.compiled import compile_unet
 from hyperdreambooth.base.hardware import PRECISIONS, choose, name_of
@@ -34,7 +35,7 @@ from hyperdreambooth.drawing import DrawConfig, draw
 from hyperdreambooth.faces import face_masks
 from hyperdreambooth.files import write_text
 from hyperdreambooth.fitting.finetune import PRESETS as FINETUNE
-from hyperdreambooth.fitting.finetune import finetune
+from hyperdreambooth.fitting.finetune import FinetuneConfig, Finetuning, finetune
 from hyperdreambooth.fitting.fit import Pictures
 from hyperdreambooth.fitting.preoptimize import PreoptimizeConfig, fit_people
 from hyperdreambooth.hypernetwork.cost import count_flops
@@ -45,7 +46,7 @@ from hyperdreambooth.pipeline import space_of
 
 PROMPT = "a [V] face"
 PHASES = ("hypernetwork", "encode", "finetune", "picture", "preoptimise", "mixed", "plain")
-OURS = "fine-tune, 1 noise"
+OURS, SET_UP = "fine-tune, 1 noise", "fine-tuning begun"
 ONE, EACH = ", one person", ", a person each"
 WARM_UP = 2  # steps before those that are timed, at most
 FEW_STEPS = 100  # of pre-optimisation, the fewest that are spoken of
@@ -60,13 +61,14 @@ class Amount:
     sampler_steps: int
     people: tuple[int, ...]  # in one batch of pre-optimisation
     fit_steps: int  # of pre-optimisation
+    fit_noises: tuple[int, ...]  # of a step of it
     rows: tuple[int, ...]  # pictures in one pass of the U-Net
     repeats: int  # of what has no steps
     matmul: int  # side of the matrices whose product is the peak
 
 
-FULL = Amount(40, (1, 4), 50, (1, 4, 8, 16, 32), 4, (1, 4, 16), 10, 8192)
-REDUCED = Amount(3, (1,), 1, (1, 2), 1, (1, 4), 1, 2048)
+FULL = Amount(40, (1, 4), 50, (1, 4, 8, 16, 32), 4, (1, 4), (1, 4, 16), 10, 8192)
+REDUCED = Amount(3, (1,), 1, (1, 2), 1, (4,), (1, 4), 1, 2048)
 
 
 @dataclass
@@ -128,14 +130,22 @@ class Bench:
             yield self._timed("VAE decode", "picture", lambda: self.base.decode(self.latents))
 
     def _finetune(self) -> Iterator[Row]:
-        """On a prediction that changes nothing yet, on the sites that the hypernetwork speaks of."""
+        """On a prediction on the sites that the hypernetwork speaks of; the set-up is all before the first step."""
         preset, space = FINETUNE["lidb"].config, self.adapters.space
         predicted = (space if PRESETS[self.preset].blocks else space.rule).start().unsqueeze(0)  # (1, S, 1, a + b)
+        predicted = predicted + 0.01 * torch.randn(predicted.shape, generator=self.generator)  # a zero is left out
+        predicted = predicted.to(self.base.device)
         masks = face_masks(self.latents)
         for noises in self.amount.noises:
             objective = replace(preset.objective, noises=noises)
             config = replace(preset, objective=objective, fit=replace(preset.fit, steps=WARM_UP + self.amount.steps))
-            tuning = finetune(self.base, self.adapters, self.latents, predicted, config, masks=masks)
+
+            def begin(config: FinetuneConfig = config) -> Finetuning:
+                return finetune(self.base, self.adapters, self.latents, predicted, config, masks=masks)
+
+            if noises == self.amount.noises[0]:
+                yield self._timed(SET_UP, "person", begin)
+            tuning = begin()
             row = self._steps(f"fine-tune, {noises} noise{'s' * (noises > 1)}", tuning, self.amount.steps)
             row.facts["40 steps (s)"] = 40 * row.seconds
             yield row
@@ -163,17 +173,18 @@ class Bench:
         yield self._timed(name, "picture", work, {"passes": float(self.base.evaluations(steps))})
 
     def _preoptimise(self) -> Iterator[Row]:
-        """Seconds are of a step of everybody; people per hour by the preset's steps and noises, and by 100 steps."""
+        """Seconds are of a step of everybody; people per hour by the preset's steps, and by 100."""
         preset = PreoptimizeConfig()
-        config = replace(preset, fit=replace(preset.fit, steps=WARM_UP + self.amount.fit_steps))
-        for people in self.amount.people:
+        for people, noises in product(self.amount.people, self.amount.fit_noises):
+            fit = replace(preset.fit, steps=WARM_UP + self.amount.fit_steps)
+            config = replace(preset, fit=fit, objective=replace(preset.objective, noises=noises))
             pictures = Pictures(self.latents.expand(people, 1, *self.latents.shape[1:]))
-            name = f"pre-optimise, batch of {people} x {preset.objective.noises} noises"
+            name = f"pre-optimise, batch of {people} x {noises} noise{'s' * (noises > 1)}"
             run = fit_people(self.base, self.adapters, pictures, config)
             try:
                 row = self._steps(name, run, self.amount.fit_steps, "step of all")
             except torch.OutOfMemoryError:
-                return
+                continue
             for steps in sorted({preset.fit.steps, FEW_STEPS}):
                 row.facts[f"people an hour, {steps} steps"] = 3600 * people / (row.seconds * steps)
             yield row
@@ -222,8 +233,7 @@ class Bench:
         return flops
 
     def _forget_peak(self) -> None:
-        if self.base.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.base.device)
+        forget_peak(self.base.device)
 
 
 def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
@@ -294,7 +304,7 @@ def totals(rows: Iterable[Row]) -> dict[str, float]:
     tuned = next((40 * row.seconds for row in found if row.phase == OURS), None)
     if tuned is None or not {"hypernetwork", "VAE encode"} <= set(seconds):
         return {}
-    person = seconds["hypernetwork"] + seconds["VAE encode"] + tuned
+    person = seconds["hypernetwork"] + seconds["VAE encode"] + seconds.get(SET_UP, 0.0) + tuned
     drawn = {"photo to first picture (s)": person + seconds["guided picture"]} if "guided picture" in seconds else {}
     return {"personalise (s)": person} | drawn
 

@@ -7,7 +7,16 @@ from pathlib import Path
 import pytest
 
 from benchmarks import scale
-from benchmarks.scale import Assumed, identity_bytes, preoptimised, sd15_space, served, shard_seconds
+from benchmarks.scale import (
+    Assumed,
+    beforehand,
+    identity_bytes,
+    preoptimised,
+    schedules,
+    sd15_space,
+    served,
+    shard_seconds,
+)
 from hyperdreambooth.lidb import LiDBSpace
 
 COUNTED = {
@@ -49,6 +58,20 @@ def test_hours_and_dollars_follow_from_counted_work(space: LiDBSpace) -> None:
     assert rows[1][4] == f"{(8 * 2e9 + 640 * 4 * 65536) / 1e9:.1f}"
 
 
+def test_other_schedules_and_what_comes_before_follow_from_counted_work() -> None:
+    one_noise = 20 * 32 * 100 * 1.8 / 350 / 3600  # hours of one GPU for 20 shards
+    four = 20 * 64 / 3600
+    header, *rows = schedules(COUNTED, ASSUMED)
+    assert header[2:] == ["1 GPU (hours)", "8 GPUs (hours)", "64 GPUs (hours)"]
+    assert [row[:3] for row in rows] == [
+        ["100", "1", f"{one_noise:.2f}"],
+        ["100", "4", f"{four:.2f}"],
+        ["200", "4", f"{2 * four:.2f}"],
+    ]
+    told = dict(beforehand(COUNTED, ASSUMED))
+    assert told["faces encoded, seconds of its GPU"] == f"{640 * 4 * 1.1 / 350:.0f}"
+
+
 def test_people_served_follow_from_counted_work(space: LiDBSpace) -> None:
     _, one, *_ = served(COUNTED, space, ASSUMED)
     made, drawn = 0.4 + 1.1 + 40 * 1.8, 51 * 1.6 + 2.5  # TFLOP
@@ -64,4 +87,4 @@ def test_all_tables_are_printed(
     monkeypatch.setattr(sys, "argv", ["scale", str(counts), "--price", "9"])
     scale.main()
     out = capsys.readouterr().out
-    assert out.count("\n| --- ") == 4 and "9 dollars a GPU hour" in out
+    assert out.count("\n| --- ") == 6 and "9 dollars a GPU hour" in out

@@ -39,10 +39,11 @@ def test_every_phase_is_a_row(
     result = narrow(tmp_path, monkeypatch, *options)
     assert result["reduced"] and result["picture"] == SIZE and result["peak"] > 0
     rows = {row["phase"]: row for row in result["rows"]}
-    assert len(rows) == 2 + 2 + 2 + 1 + 2 + 2 * 3 + 3
+    assert len(rows) == 2 + 2 + 1 + 2 + 1 + 2 + 2 * 3 + 3
     assert set(result["mixed over one"]) == {"U-Net, batch of 1", "U-Net, batch of 2"}
     assert set(result["totals"]) == {"personalise (s)", "photo to first picture (s)"}
-    assert all(row["flops"] > 0 and row["seconds"] > 0 and row["peak_bytes"] > 1e8 for row in rows.values())
+    assert all(row["seconds"] > 0 and row["peak_bytes"] > 1e8 for row in rows.values())
+    assert all(row["flops"] > 0 for name, row in rows.items() if name != sd15.SET_UP)
     alone, pair = (rows[f"pre-optimise, batch of {people} x 4 noises"]["flops"] for people in (1, 2))
     assert pair == 2 * alone
     once, every_step = rows["plain loop, rank 4"], rows["plain loop, rank 4, encodes"]

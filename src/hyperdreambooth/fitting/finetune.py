@@ -199,7 +199,8 @@ def _begin(
     if prediction is None:
         return None, _for_all(space.start(rank), people)
     predicted = prediction.shape[-2] if prediction.shape[-3] == len(space.sites) else 0  # ranks in the blocks
-    return prediction, _for_all(space.start(rank, first=predicted)[-space.blocks :], people)
+    blocks = slice(len(space.rule.sites), None)
+    return prediction, _for_all(space.start(rank, predicted, blocks), people)
 
 
 def _in_blocks(space: LiDBSpace, config: FinetuneConfig) -> bool:

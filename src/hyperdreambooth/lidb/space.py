@@ -130,7 +130,7 @@ class LiDBSpace:
         up = basis(f"{site.name}/B_aux", site.n_out, self.b, self.seed)  # (m, b)
         return down, up.T.contiguous()
 
-    def start(self, ranks: int = 1, first: int = 0) -> Tensor:
+    def start(self, ranks: int = 1, first: int = 0, sites: slice = slice(None)) -> Tensor:
         """(S, R, a + b) float32: where every person's fit begins, A_train of fixed unit columns, B_train zero.
 
         dW is zero, its gradient is not. Unit columns make x A_aux A_train of the order of x's entries, which suits
@@ -139,12 +139,13 @@ class LiDBSpace:
         Args:
             ranks: R.
             first: number of the first rank: ranks added beside a person of ``first`` ranks start elsewhere than its.
+            sites: of which, where not of all S.
         """
         numbers = range(first, first + ranks)
         columns = np.array(
             [
                 [random_state("start", self.seed, site.name, rank).standard_normal(self.a) for rank in numbers]
-                for site in self.sites
+                for site in self.sites[sites]
             ]
         )
         columns /= np.linalg.norm(columns, axis=-1, keepdims=True)
