@@ -190,7 +190,8 @@ class Personalization:
             space = self._adapters.space
             tuning = config.finetune_in(space)
             fit, rank = tuning.fit_of(self._hypernetwork is not None), tuning.rank_in(space)
-            how |= {"noises": config.noises, "relax": tuning.relax, "rank": rank, "seed": config.seed}
+            how |= {"noises": config.noises, "relax": tuning.relax, "seed": config.seed}
+            how |= {} if tuning.relax == "none" else {"rank": rank}  # of the fresh factors
             how |= {"lr": fit.lr, "samples": steps * config.noises}
         return how
 

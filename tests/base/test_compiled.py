@@ -121,3 +121,20 @@ def test_a_mode_that_saves_memory_does_not_go_with_it(booth: HyperDreamBooth) ->
 def test_which_is_said_before_anything_is_opened(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="got low-memory mode 'slicing' for a compiled U-Net"):
         HyperDreamBooth.load(tmp_path / "nothing", low_memory="slicing", compiled=True)
+
+
+def test_a_backward_pass_that_is_due_keeps_what_it_needs(
+    booth: HyperDreamBooth, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torch is told of a new step, which writes over what graphs kept, where nothing was kept for a backward pass."""
+    marks = list[None]()
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: marks.append(None))
+    compile_unet(booth.base, "eager")
+    latents = booth.base.noise(1, torch.Generator().manual_seed(0))
+    states = booth.base.encode_prompts([PROMPT]).detach()
+    with torch.no_grad():
+        booth.base.predict(latents, torch.tensor([5]), states)
+    assert len(marks) == 1
+    for _ in range(2):
+        booth.base.predict(latents, torch.tensor([5]), states)
+    assert len(marks) == 1

@@ -24,11 +24,13 @@ from transformers import (
 )
 
 from hyperdreambooth.base.tokenizer import build_tokenizer
+from hyperdreambooth.cli import run as hdb
 from hyperdreambooth.errors import BadFile
 from hyperdreambooth.evaluation import pretrained
 from hyperdreambooth.evaluation.facenet import FORMAT, InceptionResnetV1, layout
 from hyperdreambooth.evaluation.pretrained import Clip, Dino, FaceNet, Preparation, load_pretrained
 from hyperdreambooth.files import load_tensors, save_tensors
+from tests.evaluation.test_scores import OURS, add, begin, whole
 
 SIDE = 32
 TEXTS = ["a bronze statue of a face", "a face", "a neon face " * 9]  # the last is longer than the model reads
@@ -247,6 +249,30 @@ def test_all_three_come_from_one_folder(copied: Path) -> None:
     encoders = (loaded.face, loaded.dino, loaded.clip)
     assert [encoder.name for encoder in encoders] == ["FaceNet", "DINO", "CLIP"]
     assert [encoder.embed(pictures(1, 64, 64)).shape[1] for encoder in encoders] == [512, 32, 24]
+
+
+def test_what_a_folder_lacks_comes_from_the_hub_where_that_is_asked_for(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FaceNet, "load", lambda *_: "faces")
+    for kind in (Dino, Clip):
+        monkeypatch.setattr(kind, "load", lambda place, _: place)
+    shutil.rmtree(copied / "dino")
+    assert load_pretrained(copied).dino == copied / "dino"  # whose absence is said
+    fetched = load_pretrained(copied, fetch=True)
+    assert (fetched.dino, fetched.clip) == ("facebook/dino-vits16", copied / "clip")
+
+
+def test_the_command_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = begin(tmp_path / "run")
+    add(run, OURS, whole(1))
+    for options, words in (
+        (("--encoders", tmp_path / "none"), "no FaceNet weights at"),
+        (("--fetch",), "got --fetch alone, expected --encoders too"),
+    ):
+        assert hdb(["report", str(run.path), *map(str, options)]) == 2
+        assert words in capsys.readouterr().err.splitlines()[-1]
+    assert not (run.path / "report").exists()
 
 
 def spoilt(name: str, change: Callable[[bytes], bytes]) -> Callable[[Path], object]:

@@ -29,8 +29,13 @@ def compile_unet(base: Base, backend: str = "inductor") -> None:
     predict = base.predict
 
     def replayed(latents: Tensor, timesteps: Tensor, states: Tensor) -> Tensor:
-        """A graph's output lies where the next replay writes: it is taken out."""
-        torch.compiler.cudagraph_mark_step_begin()
+        """A graph's output lies where the next replay writes: it is taken out.
+
+        What a replay keeps for a backward pass must stay until then: of two passes before it, the second begins no
+        step of its own, which torch does by itself behind the backward pass.
+        """
+        if not torch.is_grad_enabled():
+            torch.compiler.cudagraph_mark_step_begin()
         return predict(latents, timesteps, states).clone()
 
     setattr(base, "predict", replayed)  # noqa: B010  # of this base, not of those that share its networks

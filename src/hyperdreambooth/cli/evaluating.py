@@ -247,6 +247,7 @@ def report(
         Path | None,
         typer.Option(help="Folder of facenet.safetensors, dino/ and clip/: for photographs at full size."),
     ] = None,
+    fetch: Annotated[bool, typer.Option("--fetch", help="dino/ and clip/ from the hub, where it lacks them.")] = False,
     times: Annotated[
         Path | None,
         typer.Option(help="A run made with --together 1, of few people: its seconds stand for those of RUN."),
@@ -275,6 +276,8 @@ def report(
         from hyperdreambooth.evaluation.study_tables import Answered
 
         with job.phase(LOAD):  # what is wrong is found before anything slow
+            if fetch and encoders is None:
+                raise UserError("got --fetch alone, expected --encoders too: the folder of facenet.safetensors")
             runs = {"": RunFolder(run)} | ({} if photographs is None else {"photographs-": RunFolder(photographs)})
             for prefix, one in runs.items():
                 check_report(one, photographs=bool(prefix))
@@ -286,7 +289,7 @@ def report(
             if encoders is not None:
                 from hyperdreambooth.evaluation.pretrained import load_pretrained
 
-                panel = replace(panel, encoders=load_pretrained(encoders))
+                panel = replace(panel, encoders=load_pretrained(encoders, fetch=fetch))
         with job.phase("judge"):
             scorings = {prefix: Scoring(one, panel, {} if prefix else alone) for prefix, one in runs.items()}
             parts = [Part(scoring, list(scoring.all(job.report)), prefix) for prefix, scoring in scorings.items()]

@@ -216,13 +216,21 @@ class Clip:
         return torch.cat(embeddings)
 
 
-def load_pretrained(folder: str | Path, device: torch.device | str | None = None) -> Encoders:
-    """Open facenet.safetensors, dino/ and clip/ of one folder. Raises BadFile that says what to fetch."""
+def load_pretrained(folder: str | Path, device: torch.device | str | None = None, fetch: bool = False) -> Encoders:
+    """Open facenet.safetensors, dino/ and clip/ of one folder. Raises BadFile that says what to fetch.
+
+    fetch: take from the hub what the folder lacks of the last two.
+    """
     folder = Path(folder)
+
+    def place(name: str, published: _Published) -> str | Path:
+        own = folder / name
+        return published.hub_id if fetch and not own.exists() else own
+
     return Encoders(
         face=FaceNet.load(folder / "facenet.safetensors", device),
-        dino=Dino.load(folder / "dino", device),
-        clip=Clip.load(folder / "clip", device),
+        dino=Dino.load(place("dino", _DINO), device),
+        clip=Clip.load(place("clip", _CLIP), device),
     )
 
 

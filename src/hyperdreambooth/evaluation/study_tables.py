@@ -27,10 +27,11 @@ TITLES: Mapping[Kind, str] = {
 }
 _HEADER = ("", "answered by", "ours", "the other", "undecided", "ours of the decided", "questions", "raters", "kappa")
 _NOTE = (
-    "Shares of the questions, by the majority of the answers to each; the interval is Wilson's, of 95 %; kappa is "
-    "Fleiss'. The paper's are second-hand, of other people in other pictures: 1,000 pairs of 25 people, five answers "
-    "each (Table 4), and 600 answers on 10 people in four prompts (Table 5). The automatic judge is a network and no "
-    "human: it takes the picture whose face is more like the photograph's, knows no style, and errs as Face Rec. does."
+    "Shares of the questions, by the majority of the answers to each; the interval is Wilson's, of 95 %, as if no two"
+    " questions were about one person; kappa is Fleiss'. The paper's are second-hand, of other people in other "
+    "pictures: 1,000 pairs of 25 people, five answers each (Table 4), and 600 answers on 10 people in four prompts "
+    "(Table 5). The automatic judge is a network and no human: it takes the picture whose face is more like the "
+    "photograph's, knows no style, and errs as Face Rec. does."
 )
 
 

@@ -166,7 +166,7 @@ def fit(
     start = {name: p.detach().clone() for name, p in parameters.items()}
     kept = None if prior is None else _kept(base, prior, people, objective)
 
-    def loss(step: int) -> tuple[Tensor, dict[str, float]]:
+    def loss(step: int) -> tuple[Tensor, dict[str, float | Tensor]]:
         parts = [_Part(pictures, objective.prompt, sequence.draw(step), states)]
         if kept is not None:
             parts.append(kept(step))
@@ -177,7 +177,7 @@ def fit(
         if objective.pull:
             distance = torch.stack([(parameters[name] - start[name]).square().sum() for name in start]).sum()
             total = total + objective.pull * distance
-        return total, {"denoising": denoising.detach().mean().item()}
+        return total, {"denoising": denoising.detach().mean()}  # read behind the backward pass: a GPU is not waited for
 
     samples = people * objective.noises * (1 if prior is None else 2)
     return steps(parameters, loss, config, checkpoint=checkpoint, samples=samples)

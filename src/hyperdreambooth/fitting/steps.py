@@ -30,7 +30,7 @@ from hyperdreambooth.errors import UserError, WorkError
 from hyperdreambooth.files import load_metadata, load_tensors, save_tensors
 from hyperdreambooth.fitting.processes import ALONE, Processes
 
-Loss = Callable[[int], Tensor | tuple[Tensor, Mapping[str, float]]]
+Loss = Callable[[int], Tensor | tuple[Tensor, Mapping[str, float | Tensor]]]
 
 ONE_DISK = "put the folder on a disk that all machines share, or copy the first machine's to the others"
 """What to do about processes that find different things in the folder that they go on in."""
