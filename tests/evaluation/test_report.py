@@ -69,7 +69,7 @@ def test_the_tables_hold_the_scores(tmp_path: Path) -> None:
             mean = float(scores[name].cells[measure][:2].nanmean(dim=1).mean())  # of the two whom both have drawn
             assert said.startswith(f"{mean:.0%}<" if measure in SHARES else f"{mean:.3f}<")
     assert BASE_METHOD not in {line.split("|")[1].strip() for line in text.splitlines() if line.startswith("|")}
-    assert "Of the 2 people whom all of these have drawn" in text and "VGGFace2's Inception-ResNet, DINO" in text
+    assert "Of 2 whom all of these have drawn" in text and "VGGFace2's Inception-ResNet, DINO" in text
     assert "DINO-like" not in text and "here: cpu." in text
     assert "| dreambooth |" in text and "| dreambooth@10 |" not in text
     gaps = row(text, "k-1", "## Ours against each")

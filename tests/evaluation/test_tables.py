@@ -173,7 +173,7 @@ def test_a_table_is_of_the_people_whom_all_of_its_methods_drew() -> None:
     other = with_face(scores("dreambooth", 0), [3, 2], torch.tensor([[0.6], [0.5]]).expand(2, 2))
     truth = with_face(scores(TRUE, 0), [0, 1, 2, 3], torch.tensor([[0.1], [0.1], [0.9], [0.8]]).expand(4, 2))
     lines = list(tables.paper_tables(run_of(ours, other, truth)))
-    assert "Of the 2 people whom all of these have drawn, and their common prompts." in lines
+    assert "Of 2 whom all of these have drawn, and their common prompts." in lines
     first = {line.split("|")[1].strip(): line.split("|")[3].strip() for line in lines if line.startswith("| ")}
     assert [first[name][:5] for name in (f"**{OURS}**", "dreambooth", f"*{TRUE}*")] == ["0.300", "0.550", "0.850"]
     strangers = with_face(other, [7, 8], torch.ones(2, 2))

@@ -12,7 +12,7 @@ from hyperdreambooth.evaluation.curves import curves
 from hyperdreambooth.evaluation.page import rows
 from hyperdreambooth.evaluation.scores import BASE_METHOD, MEASURES, Scores
 
-AIMS: Mapping[str, float] = {"dreambooth": 25, "lora-dreambooth": 25, "textual-inversion": 125}
+AIMS: Mapping[str, float] = {"dreambooth": 25, "lora-dreambooth": 25, "textual-inversion": 125}  # of one noise each
 """How many times ours they are to take, nominally: the paper's claim."""
 
 
@@ -38,8 +38,8 @@ def nominal(scores: Mapping[str, Scores]) -> Iterator[str]:
         return
     body = [
         [name, f"{one.iterations:,.0f}", _seconds(one), times(one, ours), f"{AIMS[name]:g} x" if name in AIMS else ""]
-        for name, one in scores.items()
-        if one.seconds is not None and one.iterations and one.samples and name not in (OURS, BASE_METHOD)
+        for name in (NOMINAL, *AIMS)
+        if (one := scores.get(name)) is not None and one.seconds is not None
     ]
     yield from rows(["one noise a step", "iterations", "seconds", f"times {NOMINAL}", "the paper's"], body)
 

@@ -93,7 +93,7 @@ def plot_costs(
         axes.grid(alpha=0.2)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=9)
-    figure.suptitle(f"the {len(people)} people whom all have drawn", x=0.01, ha="left", fontsize=9, color=_INK)
+    figure.suptitle(f"of {len(people)} whom all have drawn", x=0.01, ha="left", fontsize=9, color=_INK)
     data = BytesIO()
     figure.savefig(data, format="png")
     return write_bytes(path, data.getvalue())

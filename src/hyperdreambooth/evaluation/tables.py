@@ -59,7 +59,7 @@ def paper_tables(scores: Mapping[str, Scores], heads: Heads = MEASURES) -> Itera
         if not (people := common_people(there)):
             yield from ("There is nobody whom all of these have drawn.", "")
             continue
-        yield from (f"Of the {len(people)} people whom all of these have drawn, and their common prompts.", "")
+        yield from (f"Of {len(people)} whom all of these have drawn, and their common prompts.", "")
         values = {measure: on_common(there, measure) for measure in SHOWN}
         body = [
             row
