@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from hyperdreambooth.errors import UserError
 from hyperdreambooth.lidb.linear import LiDBConv2d, LiDBLinear, Worn, composed, placed, together
 from hyperdreambooth.lidb.lora import LoRALayout
-from hyperdreambooth.lidb.sites import Site, refuse_fused, total_width
+from hyperdreambooth.lidb.sites import Site, fusable, refuse_fused, total_width
 from hyperdreambooth.lidb.space import LiDBSpace
 
 Outfit: TypeAlias = list[Worn]
@@ -40,7 +40,7 @@ def inject(models: Mapping[str, nn.Module], space: LiDBSpace) -> "Adapters":
         UserError: a site is missing, is not a plain layer of its size, is injected already, or is fused.
     """
     for model in models.values():
-        refuse_fused(model)
+        refuse_fused(fusable(model))
     found = [_plain_layer(models, space, index) for index in range(len(space.sites))]
     places = []
     for index, (parent, child, original) in enumerate(found):
@@ -62,8 +62,8 @@ class Adapters:
 
     def __init__(self, models: Mapping[str, nn.Module], space: LiDBSpace, places: list[_Place]) -> None:
         self.space = space
-        self._models = dict(models)
         self._places = places
+        self._attentions = [one for model in models.values() for one in fusable(model)]
         self._unmerged: list[Tensor] | None = None
         self._lock = RLock()
 
@@ -205,8 +205,7 @@ class Adapters:
         under: Sequence[Tensor] | None,
     ) -> Outfit:
         """What each site wears, as `use` takes it."""
-        for model in self._models.values():
-            refuse_fused(model)
+        refuse_fused(self._attentions)
         worn = self._worn(weights, lora, first, lora_at)
         if under is None:
             return worn

@@ -7,7 +7,7 @@ Diffusion 1.5 these are 192 layers, the only known set that gives both counts pr
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from torch import nn
@@ -72,7 +72,7 @@ def find_sites(
         if encoder is not None:
             found += sorted(_text_encoder_sites(model, encoder), key=lambda keyed: keyed[0])
     if unet is not None:
-        refuse_fused(unet)
+        refuse_fused(fusable(unet))
         in_unet = sorted(_unet_sites(unet), key=lambda keyed: keyed[0])
         if not in_unet:
             raise UserError(
@@ -104,10 +104,15 @@ def find_blocks(unet: nn.Module) -> tuple[Site, ...]:
     return tuple(site for _, site in sorted(found, key=lambda keyed: keyed[0]))
 
 
-def refuse_fused(model: nn.Module) -> None:
-    """Raise UserError if an attention of the model runs on fused projections, which would silently skip adapters."""
-    for name, module in model.named_modules():
-        if getattr(module, "fused_projections", False):
+def fusable(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The attentions of a model whose projections may be fused, by name."""
+    return [(name, module) for name, module in model.named_modules() if hasattr(module, "fused_projections")]
+
+
+def refuse_fused(attentions: Iterable[tuple[str, nn.Module]]) -> None:
+    """Raise UserError if one of these runs on fused projections, which would silently skip adapters."""
+    for name, module in attentions:
+        if module.fused_projections:
             raise UserError(
                 f"{name} runs on fused projections (to_qkv), which skip the adapted to_q, to_k, to_v: "
                 "call unfuse_qkv_projections() first"
