@@ -78,9 +78,7 @@ def test_several_photographs_make_one_file(portrait_file: Path, base_folder: Pat
     assert run(["personalize", str(portrait_file), str(other), *common]) == 0
     person = Identity.open(output)
     expected = HyperDreamBooth.load(base_folder).personalize([portrait_file, other], steps=2)
-    assert person.lora is not None and expected.lora is not None and torch.equal(person.lora, expected.lora)
-    assert not any(one.weights[..., one.space.a :].any() for one in (person, expected))  # nothing was predicted
-    assert person.how == expected.how
+    assert torch.equal(person.weights, expected.weights) and person.how == expected.how
     assert person.how["photographs"] == 2
 
 

@@ -188,7 +188,8 @@ def _begin(
         own = space
         if config.where == "rule":  # what has no numbers of other layers has no zeros there either
             own = rule if prediction is None else space.of(prediction)
-        frozen = _for_all(own.start(), people) if prediction is None else prediction
+        nobody = torch.zeros(len(own.sites), 1, own.width)  # as a file gives them back, which holds no such numbers
+        frozen = _for_all(nobody, people) if prediction is None else prediction
         return own.fill(frozen), _for_all(_layout(space, config).start(config.objective.seed), people)
     if config.relax == "none":
         return None, prediction if prediction is not None else _for_all(space.start(), people)
