@@ -180,6 +180,15 @@ def test_a_table_is_of_the_people_whom_all_of_its_methods_drew() -> None:
     assert "There is nobody whom all of these have drawn." in list(tables.paper_tables(run_of(ours, strangers)))
 
 
+def test_a_method_with_very_few_people_does_not_decide_on_whom_all_are_compared() -> None:
+    ours, other = scores(OURS, 0.5, people=12), scores("dreambooth", 0.4, people=4)
+    few = with_face(scores("textual-inversion", 0), [1, 3, 5], torch.tensor([[0.1], [0.2], [0.3]]).expand(3, 2))
+    lines = list(tables.paper_tables(run_of(ours, other, few)))
+    assert "Of 4 whom all of these have drawn, and their common prompts." in lines
+    (row,) = (line for line in lines if line.startswith("| textual-inversion"))
+    assert row.startswith("| textual-inversion (of 3 of them) | 40 | 0.200<br>")
+
+
 def test_aims_are_said_with_what_was_measured() -> None:
     run = run_of(
         scores(OURS, 0.5),

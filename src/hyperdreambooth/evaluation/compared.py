@@ -10,10 +10,23 @@ from torch import Tensor
 from hyperdreambooth.evaluation.metrics import Mean, bootstrap, over_prompts
 from hyperdreambooth.evaluation.scores import Scores
 
+_FEW = 3  # a method that has drawn so many times fewer people than another is not let decide on whom all are compared
+
 
 def common_people(several: Sequence[Scores]) -> list[int]:
     """The run's numbers of those whom all have drawn, in order."""
     return sorted(set.intersection(*(set(one.people.tolist()) for one in several)))
+
+
+def with_enough(several: Sequence[Scores]) -> tuple[list[Scores], list[Scores]]:
+    """Those that have drawn at least a third as many people as any, and the others, for whose sake the former would be
+    compared on few people."""
+    most = max((len(one.people) for one in several), default=0)
+    enough = [len(one.people) * _FEW >= most for one in several]
+    return (
+        [one for one, there in zip(several, enough, strict=True) if there],
+        [one for one, there in zip(several, enough, strict=True) if not there],
+    )
 
 
 def on_common(several: Sequence[Scores], measure: str) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 
 from hyperdreambooth.baselines.methods import OURS
 from hyperdreambooth.errors import UserError
-from hyperdreambooth.evaluation.compared import common_people, of_people, on_common
+from hyperdreambooth.evaluation.compared import common_people, of_people, on_common, with_enough
 from hyperdreambooth.evaluation.costs import comparable
 from hyperdreambooth.evaluation.metrics import bootstrap
 from hyperdreambooth.evaluation.scores import MEASURES, Scores
@@ -51,7 +51,8 @@ def plot_costs(
 ) -> int:
     """Write a PNG of the measures in `SHOWN` against a cost (an attribute of `Scores`); returns its bytes.
 
-    All points are of the people whom all of them have drawn, with 95 % intervals over these. Seconds that other numbers
+    All points are of the people whom all of them have drawn, with 95 % intervals over these; those of methods that have
+    drawn very few are of their own. Seconds that other numbers
     of people shared than ours, or were taken elsewhere, are hollow, and marked in the legend.
 
     Args:
@@ -67,18 +68,20 @@ def plot_costs(
     figure = _figure()(figsize=(11, 4.4), dpi=110, facecolor=_PAPER, layout="constrained")
     known = {name: [one for one in several if getattr(one, cost) is not None] for name, several in lines.items()}
     costs = [getattr(one, cost) for several in known.values() for one in several]
-    everything = [one for several in known.values() for one in several]
+    everything, few = with_enough([one for several in known.values() for one in several])
     people = common_people(everything) if everything else []
     ours = next((several[-1] for name, several in known.items() if name == OURS and several), None)
     for axes, measure in zip(figure.subplots(1, len(SHOWN)), SHOWN, strict=True):
-        means = iter([bootstrap(own) for own in on_common(everything, measure)] if people else [])
+        means = dict(zip(map(id, everything), on_common(everything, measure) if people else (), strict=False))
+        means |= {id(one): one.measures[measure] for one in few}
         for name, several in known.items():
-            points = [(getattr(one, cost), mean) for one, mean in zip(several, means, strict=False)]
+            points = [(getattr(one, cost), bootstrap(means[id(one)])) for one in several if id(one) in means]
             if not points:
                 continue
             alike = ours is None or all(comparable(one, ours) for one in _fitted(several))
             look: dict[str, Any] = {"markersize": 6, **(_OURS if name == OURS else {}), "color": colours[name]}
             said = name + (_shared(several) if cost == "seconds" else "")
+            said += "".join(f" (of {len(one.people)})" for one in several if any(one is other for other in few))
             where, middle = [x for x, _ in points], [mean.value for _, mean in points]
             reach = [[mean.value - mean.low for _, mean in points], [mean.high - mean.value for _, mean in points]]
             axes.errorbar(where, middle, reach, fmt="none", ecolor=colours[name], elinewidth=0.8, alpha=0.35)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from torch import Tensor
 
 from hyperdreambooth.baselines.methods import NOMINAL, OURS
-from hyperdreambooth.evaluation.compared import common_people, of_people, on_common, paired
+from hyperdreambooth.evaluation.compared import common_people, of_people, on_common, paired, with_enough
 from hyperdreambooth.evaluation.costs import AIMS, comparable
 from hyperdreambooth.evaluation.metrics import Mean, bootstrap
 from hyperdreambooth.evaluation.page import rows
@@ -46,7 +46,8 @@ def paper_tables(scores: Mapping[str, Scores], heads: Heads = MEASURES) -> Itera
     """Tables 1, 2 and 3 as far as the run has their methods, the ranks, and what else it has.
 
     Each is of the people whom all of its methods have drawn, and of the prompts that all have of a person; the floor
-    and the ceiling, the bare base and true pictures, are of the same people.
+    and the ceiling, the bare base and true pictures, are of the same people. A method that has drawn very few stands on
+    its own, marked.
     """
     listed = {name for names in (*TABLES.values(), RANKS) for name in names} | {TRUE, BASE_METHOD}
     others = tuple(name for name in scores if name not in listed)
@@ -56,6 +57,7 @@ def paper_tables(scores: Mapping[str, Scores], heads: Heads = MEASURES) -> Itera
         if len(there) < 2:
             continue
         yield from (f"### {title}", "")
+        there, few = with_enough(there)
         if not (people := common_people(there)):
             yield from ("There is nobody whom all of these have drawn.", "")
             continue
@@ -66,6 +68,9 @@ def paper_tables(scores: Mapping[str, Scores], heads: Heads = MEASURES) -> Itera
             for number, one in enumerate(there)
             for row in _rows_of(one, {measure: own[number] for measure, own in values.items()})
         ]
+        for one in few:
+            own = {measure: of_people(one, one.people.tolist(), measure) for measure in SHOWN}
+            body += _rows_of(one, own, f" (of {len(one.people)} of them)" if len(one.people) else "")
         for name in (BASE_METHOD, TRUE):
             if name in scores:
                 bounds = {measure: of_people(scores[name], people, measure) for measure in SHOWN}
@@ -74,10 +79,10 @@ def paper_tables(scores: Mapping[str, Scores], heads: Heads = MEASURES) -> Itera
         yield ""
 
 
-def _rows_of(scores: Scores, values: Mapping[str, Tensor]) -> Iterator[list[str]]:
+def _rows_of(scores: Scores, values: Mapping[str, Tensor], mark: str = "") -> Iterator[list[str]]:
     steps = "" if scores.iterations is None else f"{scores.iterations:,.0f}"
     name = f"**{scores.method}**" if scores.method == OURS else _SAID.get(scores.method, scores.method)
-    yield [name, steps, *_means(values)]
+    yield [name + mark, steps, *_means(values)]
     if scores.method in PAPER:
         paper = dict(zip(_PAPERS, PAPER[scores.method], strict=True))
         yield ["*the paper's*", "", *(f"*{paper[name]:.3f}*" if name in paper else "" for name in SHOWN)]
