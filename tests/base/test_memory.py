@@ -223,6 +223,11 @@ def test_out_of_memory_names_the_next_mode(
     assert str(OutOfMemory.of("cpu", mode, following)) in last
 
 
+def short(*_: object, **__: object) -> None:
+    """Does nothing for want of memory."""
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
 def test_whoever_has_no_room_for_the_base_is_told_to_leave_it_out(
     base_folder: Path,
     portrait_file: Path,
@@ -232,10 +237,7 @@ def test_whoever_has_no_room_for_the_base_is_told_to_leave_it_out(
 ) -> None:
     """The modes between change nothing of what lies on the device when it is opened."""
 
-    def fail(*_: object, **__: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr("hyperdreambooth.base.loading.settle", fail)
+    monkeypatch.setattr("hyperdreambooth.base.loading.settle", short)
     command = ["personalize", str(portrait_file), "-o", str(tmp_path / "alice"), "--base", str(base_folder)]
     for mode, words in (("off", "again with --low-memory offload"), ("offload", "a smaller base")):
         assert run([*command, "--low-memory", mode]) == 1
@@ -245,10 +247,7 @@ def test_whoever_has_no_room_for_the_base_is_told_to_leave_it_out(
 def test_commands_that_take_many_people_at_once_are_told_to_take_fewer(
     base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fail(*_: object, **__: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr("hyperdreambooth.fitting.preoptimize.fit_people", fail)
+    monkeypatch.setattr("hyperdreambooth.fitting.preoptimize.fit_people", short)
     command = ["preoptimize", "portraits:0-3", "-o", str(tmp_path / "fitted"), "--base", str(base_folder)]
     for more, words in (([], "--shard 16, or run again"), (["--shard", "1"], "--noises 1, or run again")):
         assert run([*command, *more]) == 1
