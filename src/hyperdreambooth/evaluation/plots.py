@@ -48,6 +48,7 @@ def plot_costs(
     cost: str,
     label: str,
     colours: Mapping[str, str],
+    heads: Mapping[str, str] = MEASURES,
 ) -> int:
     """Write a PNG of the measures in `SHOWN` against a cost (an attribute of `Scores`); returns its bytes.
 
@@ -61,6 +62,7 @@ def plot_costs(
         truth: true pictures, a dotted line across, if they are there.
         cost, label: what is to the right, and what stands under it.
         colours: of the lines, by name.
+        heads: how the measures are called.
 
     Raises:
         UserError: matplotlib, an extra, is not installed.
@@ -91,7 +93,7 @@ def plot_costs(
             height = bootstrap(of_people(truth, people, measure)).value
             axes.axhline(height, color=_INK, linestyle=":", linewidth=1, label="true pictures")
         _set_axis(axes, costs)
-        axes.set(xlabel=label, ylabel=MEASURES[measure], facecolor=_PAPER)
+        axes.set(xlabel=label, ylabel=heads[measure], facecolor=_PAPER)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.2)
     handles, labels = figure.axes[0].get_legend_handles_labels()

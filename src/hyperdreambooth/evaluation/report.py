@@ -134,9 +134,15 @@ def _write_pictures(part: Part, folder: Path) -> int:
     lines = curves(scores)
     colours = colours_of(dict.fromkeys([*lines, *single]))
     time, kept = (folder / f"{part.prefix}{name}.png" for name in ("time", "bytes"))
-    written = plot_costs(time, lines, truth, "seconds", "seconds per person", colours)
-    written += plot_costs(kept, single, truth, "bytes", "bytes per person", colours)
+    heads = _heads(part)
+    written = plot_costs(time, lines, truth, "seconds", "seconds per person", colours, heads)
+    written += plot_costs(kept, single, truth, "bytes", "bytes per person", colours, heads)
     return written + sum(save_jpeg(folder / f"{part.prefix}{one.file}", one.image) for one in part.sheets)
+
+
+def _heads(part: Part) -> dict[str, str]:
+    """How the measures are called, by who measured."""
+    return {**MEASURES, **(_LIKE if part.scoring.panel.encoders.stand_ins else {})}
 
 
 def _lines(parts: Sequence[Part], title: str, studies: Sequence[Answered]) -> Iterator[str]:
@@ -157,7 +163,7 @@ def _lines_of(part: Part) -> Iterator[str]:
     points = {one.method: one for one in part.scores}
     scores = named(points)
     yield from _opening(part.scoring)
-    heads = {**MEASURES, **(_LIKE if part.scoring.panel.encoders.stand_ins else {})}
+    heads = _heads(part)
     yield from ("", *tables.paper_tables(scores, heads), _CAVEAT, "")
     yield from ("## What was aimed at", "", *tables.aims(scores, heads), "")
     yield from ("No worse: the interval of the difference does not lie below 0. Better: it lies above.", "")
