@@ -225,15 +225,12 @@ class Bench:
 
     def _warm_up(self, work: Callable[[], object]) -> int:
         """FLOPs of some work, done once; once more where the first time compiles, which nobody could count."""
-        self._forget_peak()
+        forget_peak(self.base.device)
         with torch.compiler.set_stance("force_eager"):
             flops = count_flops(work)
         if self.compiled:
             work()
         return flops
-
-    def _forget_peak(self) -> None:
-        forget_peak(self.base.device)
 
 
 def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:

@@ -144,6 +144,17 @@ def test_two_commands_do_not_do_all_of_a_run(hdb: Hdb, tmp_path: Path) -> None:
         assert "another command works on all of" in hdb(*command, status=2)[1]
 
 
+def test_evaluate_takes_the_synthetic_people_who_are_named(hdb: Hdb, tmp_path: Path, quick_sampling: None) -> None:
+    names = tmp_path / "list.txt"
+    command = ("evaluate", "portraits:15000-15004", "-o", tmp_path / "run", "--base", hdb.base, "--methods", "base")
+    names.write_text("portrait-15003\nportrait-15001\n")
+    assert hdb.json(*command, "--only", names)["people"] == 2
+    made = {path.stem for path in (tmp_path / "run" / "references").iterdir()}
+    assert made == {"portrait-15001", "portrait-15003"}
+    names.write_text("portrait-15003\nportrait-99999\n")
+    assert "has no portrait-99999 (1 of 2 names" in hdb(*command, "--only", names, status=2)[1]
+
+
 def test_a_frozen_encoder_looks_once(hdb: Hdb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     weights, first, second = (tmp_path / name for name in ("weights", "first", "second"))
     people = ("portraits:0-3", "--base", hdb.base, "--views", 1, "--steps", 1)

@@ -45,9 +45,8 @@ class WrongBase(UserError):
         A name that is the same says that the base has changed since, as the embedded one does from version to version.
         """
         there = "" if made_name == "embedded" or "/" in made_name else ", the path of that file or folder"
-        remedy = f"load it with --base {made_name}{there}"
-        if made_name == base_name:
-            remedy = "it has changed since: make it anew"
+        changed = made_name == base_name
+        remedy = "it has changed since: make it anew" if changed else f"load it with --base {made_name}{there}"
         made, here = f'"{made_name}" ({made_for[:8]}...)', f'"{base_name}" ({base[:8]}...)'
         return cls(f"{what} was made for base {made}, this is {here}: {remedy}")
 

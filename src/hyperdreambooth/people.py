@@ -83,9 +83,8 @@ def read_people(
     Raises:
         UserError: neither, nobody there, or a name of `only` that is not there.
     """
-    if (seeds := seeds_of(people)) is not None:
-        asked = _chosen({f"portrait-{seed}": [] for seed in seeds}, people, only)
-        return _portraits([seed for seed in seeds if f"portrait-{seed}" in asked][:most], size, views, progress)
+    if (seeds := seeds_asked(people, only)) is not None:
+        return _portraits(seeds[:most], size, views, progress)
     return _photographs(_chosen(_sources(people), people, only), people, size, views, progress, most, detector)
 
 
@@ -118,6 +117,14 @@ def seeds_of(people: str) -> range | None:
     if not first <= last <= _HIGHEST_SEED:
         raise UserError(f"got {people}, expected portraits:FIRST-LAST, both of 0 to {_HIGHEST_SEED}, in order")
     return range(first, last + 1)
+
+
+def seeds_asked(people: str, only: Collection[str] | None) -> list[int] | None:
+    """Those of `seeds_of` whose people are taken, all unless `only` names some. Raises UserError as `read_people`."""
+    if (seeds := seeds_of(people)) is None:
+        return None
+    asked = _chosen({f"portrait-{seed}": [] for seed in seeds}, people, only)
+    return [seed for seed in seeds if f"portrait-{seed}" in asked]
 
 
 def _portraits(seeds: Sequence[int], size: int, views: int, progress: OnProgress) -> People:

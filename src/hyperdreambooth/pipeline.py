@@ -193,7 +193,7 @@ class HyperDreamBooth:
     ) -> Tensor:
         """The pictures of `generate` as one tensor (pairs * count, 3, H, W), float32 in [0, 1], on the CPU."""
         persons, texts = pair(people, prompts)
-        for person in persons:
+        for person in {id(person): person for person in persons}.values():  # who is drawn for many prompts, once
             check_person(person, self.base, self.fingerprint, self.space)
             note_other_word(person, self.base)
         for text in dict.fromkeys(texts):

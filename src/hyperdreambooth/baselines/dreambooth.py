@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from hyperdreambooth.base.model import Base
-from hyperdreambooth.baselines.work import Fitting, TunedWork, Tuning, fit_on, how_made, trained_copy
+from hyperdreambooth.baselines.work import Fitting, TunedWork, Tuning, how_made, trained_copy
 from hyperdreambooth.drawing import DrawConfig, draw
 from hyperdreambooth.errors import BadFile, WorkError
 from hyperdreambooth.files import load_tensors, save_tensors
@@ -74,7 +74,7 @@ class DreamBooth(Tuning):
             parameters |= {f"text_encoder.{name}": p for name, p in tuned.text_encoder.named_parameters()}
         for parameter in parameters.values():
             parameter.requires_grad_()
-        run = fit(tuned, parameters, nullcontext, pictures, objective, fit_on(base, self.fit), prior=prior)
+        run = fit(tuned, parameters, nullcontext, pictures, objective, self.fit.on(base.dtype), prior=prior)
 
         def tensors() -> list[Mapping[str, Tensor]]:
             return [{name: p.detach().cpu() for name, p in run.averages.items()}]

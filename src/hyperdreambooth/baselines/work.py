@@ -141,11 +141,6 @@ def trained_copy(base: Base, text_encoder: bool = False) -> Base:
     )
 
 
-def fit_on(base: Base, fit: FitConfig) -> FitConfig:
-    """The fit of a `trained_copy`: its passes are in bfloat16 where the base's are."""
-    return replace(fit, precision="bf16") if base.dtype == torch.bfloat16 else fit
-
-
 @dataclass(frozen=True)
 class Tuning:
     """What methods that only fit have in common: a name, a fit, an objective, and how their people are drawn."""

@@ -302,15 +302,12 @@ def report(
 def _people(job: Job, order: _Order, size: int, most: int) -> People:
     """The people of a run, one picture each, this many at most."""
     from hyperdreambooth.evaluation.subjects import check_photographs, portraits_of
-    from hyperdreambooth.people import People, read_people, seeds_of
+    from hyperdreambooth.people import People, read_people, seeds_asked
 
     names = None if order.only is None else _names(order.only, Path(order.people).name)
-    if (seeds := seeds_of(order.people)) is not None:
-        asked = [seed for seed in seeds if names is None or f"portrait-{seed}" in names]
-        if len(asked) < len(names or ()):
-            raise UserError(f"got {order.only}, which names people who are not in {order.people}: check")
-        chosen = portraits_of(asked[:most], size)
-        return People(tuple(f"portrait-{seed}" for seed in asked[:most]), chosen.references.unsqueeze(1))
+    if (seeds := seeds_asked(order.people, names)) is not None:
+        chosen = portraits_of(seeds[:most], size)
+        return People(tuple(f"portrait-{seed}" for seed in seeds[:most]), chosen.references.unsqueeze(1))
     with job.phase(LOAD):
         everybody = read_people(order.people, size, 1, job.report, names, most, finder_of(order.detector))
     check_photographs(everybody.names)

@@ -385,7 +385,7 @@ def _train_config(
         if fit is None:
             return None
         fit = replace(fit, steps=steps or fit.steps, accumulate=accumulate or fit.accumulate)
-        return replace(fit, precision="bf16") if str(dtype) == "torch.bfloat16" else fit
+        return fit.on(dtype)
 
     people = batch or config.both_batch
     return replace(

@@ -19,7 +19,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -61,6 +61,10 @@ class FitConfig:
     average_last: float | None = None  # share (0, 1] of the run, at its end, whose iterates are averaged
     precision: Literal["bf16"] | None = None  # autocast of the loss; parameters and moments keep their own type
     checkpoint_every_seconds: float = 60.0
+
+    def on(self, dtype: torch.dtype) -> FitConfig:
+        """The same with its passes in bfloat16 where a base works in it; parameters and moments keep their own type."""
+        return replace(self, precision="bf16") if dtype == torch.bfloat16 else self
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.accumulate < 1:
