@@ -98,10 +98,10 @@ def counts(layout: Path, size: int | None, a: int, b: int, preset: str) -> Itera
 
 def _sizes(space: LiDBSpace, model: int) -> Iterator[Counted]:
     """What a person is, before and after either relaxation, beside a model of so many parameters."""
-    lidb, blocks = space.rule.size(), space.sites[space.rule_sites :]
+    lidb, bases, full = space.rule.size(), FINETUNE["lidb"].config, FINETUNE["lora"].config
     lora = LoRALayout(space.rule.sites, 1).size
-    in_bases = len(blocks) * space.width * FINETUNE["lidb"].config.rank_in(space)
-    in_full = LoRALayout(blocks, FINETUNE["lora"].config.rank_in(space)).size
+    in_bases = len(space.sites[bases.places_in(space)]) * space.width * bases.rank_in(space)
+    in_full = LoRALayout(space.sites[full.places_in(space)], full.rank_in(space)).size
     yield _counted("a person, LiDB of one rank (numbers)", lidb)
     yield _counted("a person, rank-1 LoRA of the same layers (numbers)", lora)
     yield _counted("the one of the other (%)", 100 * lidb / lora)

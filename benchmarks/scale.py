@@ -71,12 +71,13 @@ def sd15_space() -> LiDBSpace:
 
 
 def identity_bytes(space: LiDBSpace, ranks: int, dtype: Dtype) -> int:
-    """The file of a person as it is written: one rank on the rule's sites, and so many in the blocks."""
-    sites, rule = len(space.sites), len(space.rule.sites)
+    """The file of a person as it is written: so many ranks where people are fine-tuned, one elsewhere; 0 leaves out
+    all but the rule's sites."""
+    sites, fresh = len(space.sites), FINETUNE["lidb"].config.places_in(space)
     weights = torch.randn(sites, max(ranks, 1), space.width, generator=torch.Generator().manual_seed(0))
-    weights[:rule, 1:] = 0.0
+    weights[: fresh.start, 1:] = 0.0
     if ranks == 0:
-        weights = weights[:rule]
+        weights = weights[: len(space.rule.sites)]
     own = space.of(weights)
     person = Identity(weights, own.info, base="0" * 16, base_name="stable-diffusion-v1-5", blocks=own.blocks)
     with tempfile.TemporaryDirectory() as folder:
@@ -90,8 +91,8 @@ def sizes(space: LiDBSpace, assumed: Assumed) -> list[list[str]]:
     kinds = {
         "predicted on the rule's sites": 0,
         "predicted on all sites": 1,
-        f"the first, fine-tuned: {fresh} ranks in the blocks": fresh,
-        f"the second, fine-tuned: {fresh + 1} ranks in the blocks": fresh + 1,
+        f"the first, fine-tuned: {fresh} ranks on the way up": fresh,
+        f"the second, fine-tuned: {fresh + 1} ranks on the way up": fresh + 1,
     }
     for name, ranks in kinds.items():
         fp16, int8 = (identity_bytes(space, ranks, kind) for kind in ("fp16", "int8"))

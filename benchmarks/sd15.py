@@ -192,13 +192,14 @@ class Bench:
     def _mixed(self) -> Iterator[Row]:
         """One pass of the U-Net over N rows that wear nobody (as if merged), one person, and N different ones.
 
-        People are predicted on all sites and have fresh ranks in the blocks, and are worn as drawing wears several.
+        People are predicted on all sites and have fresh ranks where they are fine-tuned, and are worn as drawing wears
+        several.
         """
-        base, space = self.base, self.adapters.space
-        ranks = 1 + FINETUNE["lidb"].config.rank_in(space)
+        base, space, preset = self.base, self.adapters.space, FINETUNE["lidb"].config
+        ranks, fresh = 1 + preset.rank_in(space), preset.places_in(space)
         for count in self.amount.rows:
             people = torch.randn(count, len(space.sites), ranks, space.width, generator=self.generator).to(base.device)
-            people[:, : len(space.rule.sites), 1:] = 0.0
+            people[:, : fresh.start, 1:] = 0.0
             latents = self.latents.expand(count, *self.latents.shape[1:])
             timestep = torch.zeros((), dtype=torch.long, device=base.device)
             states = torch.zeros(count, *base.encode_prompts([PROMPT]).shape[1:], device=base.device)

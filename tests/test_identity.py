@@ -208,8 +208,8 @@ def test_who_was_fitted_in_full_space_alone_keeps_no_other_numbers(
 def test_newer_format(space: LiDBSpace, tmp_path: Path) -> None:
     path = tmp_path / "alice.safetensors"
     person(space).save(path)
-    rewrite(path, hyperdreambooth="4", space="unknown here")
-    with pytest.raises(NewerFormat, match=r"format 4.*newer hyperdreambooth"):
+    rewrite(path, hyperdreambooth="5", space="unknown here")
+    with pytest.raises(NewerFormat, match=r"format 5.*newer hyperdreambooth"):
         Identity.open(path)
 
 

@@ -51,10 +51,11 @@ def test_personalize_is_its_parts(predicting: HyperDreamBooth, portrait_file: Pa
     tuning = finetune(base, booth.adapters, latents, prediction, config, masks=face_masks(latents))
     list(tuning)
     assert torch.allclose(alice.weights, tuning.weights[0], atol=1e-6)
-    rule = len(booth.space.rule.sites)
+    before = len(booth.space.sites) - booth.space.way_up
     assert torch.equal(alice.weights[:, :1], prediction[0]) and alice.ranks == 3
-    assert not alice.weights[:rule, 1:].any() and alice.weights[rule:, :, alice.space.a :].any()
-    assert alice.blocks == booth.space.blocks > 0 and alice.numbers == (rule + 3 * alice.blocks) * booth.space.width
+    assert not alice.weights[:before, 1:].any() and alice.weights[before:, :, alice.space.a :].any()
+    assert alice.blocks == booth.space.blocks > booth.space.way_up > 0
+    assert alice.numbers == (before + 3 * booth.space.way_up) * booth.space.width
     assert (alice.base, alice.space, alice.prompt) == (booth.fingerprint, booth.space.info, "a [V] face")
 
 

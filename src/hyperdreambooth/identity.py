@@ -16,15 +16,18 @@ from hyperdreambooth.errors import BadFile, BadIdentityFile, NewerFormat, UserEr
 from hyperdreambooth.files import load_tensors, save_tensors
 from hyperdreambooth.lidb import LiDBSpace, LoRALayout, SpaceInfo, stack_lora
 
-FORMAT = 3  # of files that hold full-space factors alone
-_WITHOUT_LORA, _WITH_BOTH = 1, 2  # of those without such factors, and of those with LiDB numbers beside them
+FORMAT = 4  # of files whose blocks come in two parts
+# Of those without full-space factors, of those that have them beside LiDB numbers, and of those that have them alone.
+_WITHOUT_LORA, _WITH_BOTH, _LORA_ALONE = 1, 2, 3
 LICENCE = "likeness of one person: use it only as that person allows"
 
 Dtype = Literal["fp16", "fp32", "int8"]
 How = Mapping[str, str | int | float]
 
 _FLOATS = {"fp16": torch.float16, "fp32": torch.float32}
-_SCALES = {"lidb": "scales", "blocks": "block_scales", "lora": "lora_scales"}  # tensors beside those of int8
+_PARTS = ("lidb", "blocks", "up")  # the tensors of LiDB numbers, in the order of their sites
+# Tensors beside those of int8.
+_SCALES = {"lidb": "scales", "blocks": "block_scales", "up": "up_scales", "lora": "lora_scales"}
 _GROUP = 64  # full-space factors that share a scale
 _ZEROS = "lora_zeros"  # how many there are before those in the file
 _SITES, _BLOCKS = "sites", "blocks"  # of a person whose LiDB numbers are left out
@@ -79,15 +82,20 @@ class Identity:
     def _parts(self) -> dict[str, Tensor]:
         """The numbers as a file holds them: of the 192-layer rule's sites, and of the blocks, each in its own ranks.
 
-        Those that were fine-tuned in the blocks have one rank elsewhere, the prediction, and several there. Beside
-        full-space factors there are none where they change nothing, as without a prediction.
+        Those that were fine-tuned in the blocks have one rank elsewhere, the prediction, and several there; or several
+        in the last of them alone, the way up, which are then a part of their own. Beside full-space factors there are
+        none where they change nothing, as without a prediction.
         """
         if self.lora is not None and not self.weights[..., self.space.a :].any():
             return {}
         if not self.blocks:
             return {"lidb": self.weights}
-        first, last = self.weights.split([self.sites - self.blocks, self.blocks])
-        return {"lidb": _trimmed(first, self.space.a), "blocks": _trimmed(last, self.space.a)}
+        a, rule = self.space.a, self.sites - self.blocks
+        shallow = int(_used(self.weights[rule:], a).argmax())  # of the blocks: fewer ranks than those behind them
+        first, between, last = self.weights.split([rule, shallow, self.blocks - shallow])
+        if not shallow:
+            return {"lidb": _trimmed(first, a), "blocks": _trimmed(last, a)}
+        return {"lidb": _trimmed(first, a), "blocks": _trimmed(between, a, least=0), "up": _trimmed(last, a)}
 
     def _full(self) -> tuple[Tensor, int]:
         """The full-space factors as a file holds them, without the zeros before them, and how many these are."""
@@ -161,9 +169,16 @@ class Identity:
         """
         self._metadata()
 
+    def _format(self) -> int:
+        """The oldest format that holds such a person."""
+        parts = self._parts()
+        if "up" in parts:
+            return FORMAT
+        return _WITHOUT_LORA if self.lora is None else _WITH_BOTH if parts else _LORA_ALONE
+
     def _metadata(self) -> dict[str, str]:
         metadata = {
-            "hyperdreambooth": str(_WITHOUT_LORA if self.lora is None else _WITH_BOTH if self._parts() else FORMAT),
+            "hyperdreambooth": str(self._format()),
             "space": json.dumps(asdict(self.space), separators=(",", ":")),
             "ranks": str(self.ranks),
             "base": self.base,
@@ -273,7 +288,7 @@ def _read_parts(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], spac
         KeyError, TypeError, ValueError, RuntimeError: the file is damaged.
     """
     if "lidb" in tensors or _SITES not in metadata:
-        return [_dequantise(tensors, space.a, name) for name in ("lidb", "blocks") if name in tensors or name == "lidb"]
+        return [_dequantise(tensors, space.a, name) for name in _PARTS if name in tensors or name == "lidb"]
     sites, blocks = int(metadata[_SITES]), int(metadata[_BLOCKS])
     if "lora" not in tensors or not 0 <= blocks < sites <= _MOST_SITES:
         raise ValueError(f"{sites} sites, {blocks} of blocks, without numbers")
@@ -319,11 +334,15 @@ def _check_sizes(path: str | Path, identity: Identity, space: LiDBSpace) -> None
         )
 
 
-def _trimmed(weights: Tensor, a: int) -> Tensor:
-    """(S, R, a + b) without the last ranks that change nothing; one stays."""
-    used = weights[..., a:].ne(0).any(dim=-1).any(dim=0)  # (R,)
-    ranks = int(used.nonzero().max()) + 1 if used.any() else 1
-    return weights[:, :ranks]
+def _used(weights: Tensor, a: int) -> Tensor:
+    """(S,): the ranks of each site (S, R, a + b) up to the last that changes something."""
+    changes = weights[..., a:].ne(0).any(dim=-1)  # (S, R)
+    return (changes * torch.arange(1, weights.shape[1] + 1)).amax(dim=1)
+
+
+def _trimmed(weights: Tensor, a: int, least: int = 1) -> Tensor:
+    """(S, R, a + b) without the last ranks that change nothing anywhere; so many stay."""
+    return weights[:, : max(int(_used(weights, a).max()), least)]
 
 
 def _quantise(weights: Tensor, a: int, name: str) -> dict[str, Tensor]:

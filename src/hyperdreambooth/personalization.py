@@ -46,7 +46,7 @@ class PersonalizeConfig:
     lr: float | None = None  # learning rate; None is the preset's
     rounds: int | None = None  # of the hypernetwork's prediction; None is as many as it was trained with
     method: str = "hyperdreambooth"  # the name of all this, for the file
-    where: Where = "blocks"  # the fresh ranks are
+    where: Where = "up"  # the fresh ranks are
 
     def __post_init__(self) -> None:
         if self.steps < 0 or self.noises < 1 or (self.rank is not None and self.rank < 1):

@@ -40,8 +40,9 @@ def space() -> LiDBSpace:
 
 
 def test_bytes_of_a_person_are_the_numbers_and_a_little(space: LiDBSpace) -> None:
-    rule, blocks = 192, 80
-    for ranks, numbers in ((0, rule * 150), (1, (rule + blocks) * 150), (7, (rule + 7 * blocks) * 150)):
+    rule, blocks, up = 192, 80, 48
+    for ranks, sites in ((0, rule), (1, rule + blocks), (11, rule + blocks + 10 * up)):
+        numbers = sites * 150  # 112,800 of the last
         assert 0 < identity_bytes(space, ranks, "fp16") - 2 * numbers < 3000
         scales = 2 * 2 * numbers // 150
         assert 0 < identity_bytes(space, ranks, "int8") - numbers - scales < 3000

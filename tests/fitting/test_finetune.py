@@ -72,11 +72,11 @@ def test_the_first_step_meets_exactly_the_prediction(world: World, relax: Relax)
 def test_lidb_keeps_the_prediction_and_adds_fresh_ranks(world: World) -> None:
     prediction = world.people(3)
     tuning, _ = tuned(world, slice(None), config("lidb"), prediction)
-    start, rule = world.space.start(2, first=1), len(world.space.rule.sites)
+    start, before = world.space.start(2, first=1), len(world.space.sites) - world.space.way_up
     assert tuning.weights.shape == (3, len(world.space.sites), 1 + 2, world.space.width)
     assert torch.equal(tuning.weights[:, :, :1], prediction)
-    fresh = tuning.weights[:, :, 1:]  # in the residual blocks
-    assert 1e-3 < (fresh[:, rule:] - start[rule:]).abs().max() < 0.1 and not fresh[:, :rule].any()
+    fresh = tuning.weights[:, :, 1:]  # in the residual blocks of the way up
+    assert 1e-3 < (fresh[:, before:] - start[before:]).abs().max() < 0.1 and not fresh[:, :before].any()
     assert tuning.lora is None
 
 
@@ -87,7 +87,7 @@ def test_lora_keeps_the_prediction_and_adds_full_space_factors(world: World) -> 
     assert tuning.lora is not None and tuning.lora.shape == (3, LoRALayout(world.space.sites, 2).size)
 
 
-@pytest.mark.parametrize("where", ["blocks", "rule", "all"])
+@pytest.mark.parametrize("where", ["up", "blocks", "rule", "all"])
 def test_full_space_factors_are_where_they_are_asked_for(world: World, where: Where) -> None:
     """Elsewhere dW is zero; one person, whose prediction is in the weights meanwhile, comes out as among others."""
     settings, rule = replace(config("lora"), where=where), len(world.space.rule.sites)
@@ -97,15 +97,21 @@ def test_full_space_factors_are_where_they_are_asked_for(world: World, where: Wh
     )  # what was predicted stays, all of it
     flat = world.space.of(tuning.weights).fill_lora(tuning.lora, world.space)  # those of the rule alone may be shorter
     changed = [bool((up @ down).any()) for down, up in LoRALayout(world.space.sites, 2).split(flat)]
-    expected = {"blocks": (False, True), "rule": (True, False), "all": (True, True)}[where]
-    assert changed[:rule] == [expected[0]] * rule and changed[rule:] == [expected[1]] * world.space.blocks
+    expected = {"blocks": (False, True), "rule": (True, False), "all": (True, True)}.get(where)
+    if expected is None:
+        assert changed == [
+            number >= rule and ".up_blocks." in site.name for number, site in enumerate(world.space.sites)
+        ]
+        assert True in changed and not all(changed[rule:])
+    else:
+        assert changed[:rule] == [expected[0]] * rule and changed[rule:] == [expected[1]] * world.space.blocks
     before, _ = tuned(world, slice(None), replace(settings, fit=FitConfig(steps=1, lr=0.0)), world.people(3))
     alone, _ = tuned(world, slice(1, 2), settings, world.people(3)[1:2])
     assert_same_fit(tuning.lora[1], trained(alone)[0], trained(before)[1])
 
 
 def test_fresh_ranks_in_the_bases_are_not_everywhere() -> None:
-    with pytest.raises(ValueError, match='expected "blocks" or "rule"'):
+    with pytest.raises(ValueError, match='expected "up", "blocks" or "rule"'):
         FinetuneConfig(relax="lidb", where="all")
 
 
@@ -147,20 +153,25 @@ def test_the_result_worn_draws_what_was_trained(world: World, relax: Relax) -> N
 
 
 @pytest.mark.parametrize(
-    ("rule", "blocks", "a", "b", "ranks"),
+    ("rule", "blocks", "up", "a", "b", "ranks", "in_all_blocks"),
     [
-        (192, 80, 100, 50, 6),  # Stable Diffusion 1.5: 112,800 numbers, of 115,200
-        (71, 40, 64, 32, 12),  # the embedded base has room for more
-        (806, 100, 100, 50, 6),  # no room at all
-        (192, 0, 100, 50, 6),
-        (8, 10, 100, 50, 12),
-        (141, 61, 100, 50, 9),  # 30,300 numbers and 84,900 more, of 9,150 a rank
+        (192, 80, 48, 100, 50, 10, 6),  # Stable Diffusion 1.5: 112,800 numbers, of 115,200, either way
+        (71, 40, 24, 64, 32, 12, 12),  # the embedded base has room for more
+        (806, 100, 60, 100, 50, 6, 6),  # no room at all
+        (192, 0, 0, 100, 50, 6, 6),
+        (8, 10, 0, 100, 50, 12, 12),
+        (141, 61, 61, 100, 50, 9, 9),  # 30,300 numbers and 84,900 more, of 9,150 a rank
     ],
 )
-def test_a_person_has_as_many_ranks_as_there_is_room_for(rule: int, blocks: int, a: int, b: int, ranks: int) -> None:
-    sites = tuple(Site(f"unet.{number}", "unet", str(number), 1000, 1000) for number in range(rule + blocks))
+def test_a_person_has_as_many_ranks_as_there_is_room_for(
+    rule: int, blocks: int, up: int, a: int, b: int, ranks: int, in_all_blocks: int
+) -> None:
+    paths = [f"down_blocks.{number}" for number in range(rule + blocks - up)] + [f"up_blocks.{n}" for n in range(up)]
+    sites = tuple(Site(f"unet.{path}", "unet", path, 1000, 1000) for path in paths)
     space = LiDBSpace(sites, a=a, b=b, rule_sites=rule)
+    assert space.way_up == up
     assert PRESETS["lidb"].config.rank_in(space) == ranks
+    assert replace(PRESETS["lidb"].config, where="blocks").rank_in(space) == in_all_blocks
     assert FinetuneConfig(rank=3).rank_in(space) == 3 and PRESETS["lora"].config.rank_in(space) == 4
 
 

@@ -11,6 +11,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from hyperdreambooth.errors import UserError
+from hyperdreambooth.files import load_tensors
 from hyperdreambooth.identity import Identity, mix
 from hyperdreambooth.lidb import LiDBSpace, Site, find_blocks, find_sites, inject
 from hyperdreambooth.pipeline import HyperDreamBooth
@@ -94,26 +95,33 @@ def test_people_of_the_first_sites_leave_the_others_alone(persons: Tensor, gener
 def test_the_blocks_of_stable_diffusion() -> None:
     with torch.device("meta"):
         unet = UNet2DConditionModel(cross_attention_dim=768, attention_head_dim=8)
-    blocks = find_blocks(unet)
-    assert len(find_sites(unet, None)) == 144 and len(blocks) == 80  # 22 blocks of three layers, 14 shortcuts
+    rule, blocks = find_sites(unet, None), find_blocks(unet)
+    assert len(rule) == 144 and len(blocks) == 80  # 22 blocks of three layers, 14 shortcuts
     assert blocks[0].name == "unet.down_blocks.0.resnets.0.conv1" and blocks[0].n_in == 320 * 9
     assert [site.path.split(".")[0] for site in blocks] == sorted(
         (site.path.split(".")[0] for site in blocks), key=("down_blocks", "mid_block", "up_blocks").index
     )
-    assert 192 * 150 + (1 + 6) * len(blocks) * 150 <= 115_000  # a prediction and six ranks; int8 has scales beside
+    up = [site for site in blocks if site.path.startswith("up_blocks.")]
+    assert LiDBSpace((*rule, *blocks), a=3, b=2, rule_sites=144).way_up == len(up) == 48
+    assert 192 * 150 + 80 * 150 + 10 * 48 * 150 <= 115_000  # a prediction and ten ranks; int8 has scales beside
 
 
+@pytest.mark.parametrize("up", [False, True])
 @pytest.mark.parametrize("dtype", ["fp32", "fp16", "int8"])
 def test_a_file_holds_only_the_ranks_that_change_anything(
-    booth: HyperDreamBooth, tmp_path: Path, dtype: str, generator: torch.Generator
+    booth: HyperDreamBooth, tmp_path: Path, dtype: str, up: bool, generator: torch.Generator
 ) -> None:
-    space, rule = booth.space, booth.space.rule
+    """Three in all residual blocks, or in those of the way up alone."""
+    space = booth.space
+    deep = space.way_up if up else space.blocks
     weights = torch.zeros(len(space.sites), 3, space.width)
-    weights[: len(rule.sites), :1] = torch.randn(len(rule.sites), 1, space.width, generator=generator)
-    weights[len(rule.sites) :] = torch.randn(space.blocks, 3, space.width, generator=generator)
+    weights[:, :1] = torch.randn(len(space.sites), 1, space.width, generator=generator)
+    weights[-deep:] = torch.randn(deep, 3, space.width, generator=generator)
     person = Identity(weights, space.info, booth.fingerprint, blocks=space.blocks)
-    assert person.numbers == (len(rule.sites) + 3 * space.blocks) * space.width
-    person.save(tmp_path / "a.safetensors", dtype)  # type: ignore[arg-type]
+    assert person.numbers == (len(space.sites) + 2 * deep) * space.width
+    size = person.save(tmp_path / "a.safetensors", dtype)  # type: ignore[arg-type]
+    assert size < {"fp32": 4, "fp16": 2, "int8": 1.3}[dtype] * person.numbers + 3000
+    assert load_tensors(tmp_path / "a.safetensors")[1]["hyperdreambooth"] == ("4" if up else "1")
     again = booth.open(tmp_path / "a.safetensors")
     assert again.blocks == space.blocks and again.weights.shape == weights.shape
     assert torch.allclose(again.weights, weights, atol={"fp32": 0, "fp16": 2e-3, "int8": 0.03}[dtype])

@@ -3,8 +3,9 @@
 The prediction stays frozen and fresh factors of higher rank are trained beside it: in bases of the same kind ("lidb"),
 where the result stays a small LiDB person, or in full space ("lora", the paper's). "none" trains the prediction itself.
 
-They are trained in the residual blocks: what is learnt there from one plain photograph shows in every style, what is
-learnt in the attention much less (docs/notes.md).
+They are trained in the residual blocks of the U-Net's way up: what is learnt there from one plain photograph shows in
+every style, what is learnt in the attention much less, and the blocks before add nothing (docs/notes.md). So the
+backward pass of a step ends where the way up begins.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from hyperdreambooth.fitting.steps import FitConfig, Run, StepReport
 from hyperdreambooth.lidb import Adapters, LiDBSpace, LoRALayout
 
 Relax = Literal["lidb", "lora", "none"]
-Where = Literal["blocks", "rule", "all"]  # the residual blocks, the sites of the 192-layer rule, or both
+# The residual blocks of the U-Net's way up, all residual blocks, the sites of the 192-layer rule, or these and those.
+Where = Literal["up", "blocks", "rule", "all"]
 Compose = Callable[[Tensor], tuple[Tensor, Tensor | None]]  # from what is trained to what is worn
 
 _ROOM = 115_200  # numbers of a person in the bases: those of the paper's, four ranks of 150 in 192 layers
@@ -39,24 +41,33 @@ class FinetuneConfig:
 
     relax: Relax = "lidb"
     rank: int | None = None  # fresh ranks beside the prediction; None: see `rank_in`; without meaning for relax "none"
-    where: Where = "blocks"  # the fresh factors are
+    where: Where = "up"  # the fresh factors are
     fit: FitConfig = field(default_factory=lambda: FitConfig(steps=40, lr=1.4e-2, schedule="cosine"))
     lr_alone: float | None = None  # learning rate of people whom nobody predicted; None is that of `fit`
     objective: Objective = field(default_factory=Objective)
 
     def __post_init__(self) -> None:
         if self.relax == "lidb" and self.where == "all":
-            raise ValueError('got where="all" for fresh ranks in the bases, expected "blocks" or "rule"')
+            raise ValueError('got where="all" for fresh ranks in the bases, expected "up", "blocks" or "rule"')
 
     def rank_in(self, space: LiDBSpace) -> int:
-        """The fresh ranks of people in this space: where nothing is said, as many of the blocks' as `_ROOM` holds.
+        """The fresh ranks of people in this space: where nothing is said, as many as `_ROOM` holds.
 
         At least 6 and at most 12: fewer lose likeness, more were not tried (docs/notes.md).
         """
         if self.rank is not None:
             return self.rank
-        of_a_rank = (space.blocks or len(space.sites)) * space.width
+        of_a_rank = len(space.sites[self.places_in(space)]) * space.width
         return min(max((_ROOM - len(space.sites) * space.width) // of_a_rank, 6), 12)
+
+    def places_in(self, space: LiDBSpace) -> slice:
+        """The sites of this space that have fresh factors."""
+        rule, everywhere = len(space.rule.sites), len(space.sites)
+        if self.where == "all":
+            return slice(0, everywhere)
+        if self.where == "rule" or not space.blocks:
+            return slice(0, rule)
+        return slice(everywhere - (space.way_up or space.blocks) if self.where == "up" else rule, everywhere)
 
     def fit_of(self, predicted: bool) -> FitConfig:
         """The steps of people who begin at a prediction, or from nobody: they have farther to go."""
@@ -168,7 +179,7 @@ def _wearing(
     The frozen part of one person is in the layers' weights already, where these can hold people, which saves a fifth of
     a step's time. Elsewhere, or of several people, it is composed once and worn beside.
     """
-    places = _places(adapters.space, config)
+    places = config.places_in(adapters.space)
     if frozen is None:
         return lambda: adapters.use(*compose(fresh))
     merged = len(frozen) == 1 and holds_people(base)
@@ -200,25 +211,16 @@ def _begin(
     if prediction is None:
         return None, _for_all(space.start(rank), people)
     predicted = prediction.shape[-2] if prediction.shape[-3] == len(space.sites) else 0  # ranks in the blocks
-    blocks = slice(len(space.rule.sites), None)
-    return prediction, _for_all(space.start(rank, predicted, blocks), people)
+    return prediction, _for_all(space.start(rank, predicted, config.places_in(space)), people)
 
 
 def _in_blocks(space: LiDBSpace, config: FinetuneConfig) -> bool:
-    return config.where == "blocks" and space.blocks > 0
-
-
-def _places(space: LiDBSpace, config: FinetuneConfig) -> slice:
-    """The sites that have fresh factors."""
-    rule, everywhere = len(space.rule.sites), len(space.sites)
-    if config.where == "all":
-        return slice(0, everywhere)
-    return slice(rule, everywhere) if _in_blocks(space, config) else slice(0, rule)
+    return space.blocks > 0 and config.where in ("up", "blocks")
 
 
 def _layout(space: LiDBSpace, config: FinetuneConfig) -> LoRALayout:
     """How fresh factors in full space lie in a flat tensor."""
-    return LoRALayout(space.sites[_places(space, config)], config.rank_in(space))
+    return LoRALayout(space.sites[config.places_in(space)], config.rank_in(space))
 
 
 def _for_all(one: Tensor, people: int) -> Tensor:
@@ -231,7 +233,7 @@ def _compose(
     """What the people wear: LiDB numbers (N, S, R, a + b) and full-space factors (N, size) or None."""
     if config.relax == "lora":
         assert frozen is not None  # by _begin
-        places, ranks = _places(space, config), config.rank_in(space)
+        places, ranks = config.places_in(space), config.rank_in(space)
         sites = space.of(frozen).sites
         before, behind = sites[: places.start], sites[places.stop :]
         return frozen, F.pad(fresh, (LoRALayout(before, ranks).size, LoRALayout(behind, ranks).size))
@@ -241,6 +243,7 @@ def _compose(
         return torch.cat([frozen, _before(fresh, frozen)], dim=-2), None
     if frozen.shape[-3] == len(space.sites):
         return torch.cat([frozen, _behind(fresh, frozen)], dim=-2), None
+    fresh = F.pad(fresh, (0, 0, 0, 0, space.blocks - fresh.shape[-3], 0))
     ranks = max(frozen.shape[-2], fresh.shape[-2])
     both = [F.pad(one, (0, 0, 0, ranks - one.shape[-2])) for one in (frozen, fresh)]  # other ranks change nothing
     return torch.cat(both, dim=-3), None

@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import takewhile
 
 import numpy as np
 import torch
@@ -87,6 +88,12 @@ class LiDBSpace:
     def blocks(self) -> int:
         """How many of the sites are the residual blocks', behind those of the 192-layer rule."""
         return len(self.sites) - len(self.rule.sites)
+
+    @property
+    def way_up(self) -> int:
+        """How many of these, the last ones, lie on the U-Net's way up: behind all that takes the picture apart."""
+        behind = takewhile(lambda site: site.path.startswith("up_blocks."), reversed(self.sites))
+        return min(sum(1 for _ in behind), self.blocks)
 
     def of(self, *persons: Tensor) -> "LiDBSpace":
         """The space of people's numbers (..., S, R, a + b), by their sites: this one if any has all, or `rule`."""
