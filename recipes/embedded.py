@@ -7,8 +7,9 @@ again, remove its file from the cache with the `.run` file beside it (of the hyp
 those of the stages that build on it. `--only independent` trains and ships the hypernetwork of an ablation too, on
 what the stages before it left and by the same budget. `--dry-run` prints what each stage may
 spend; every number of the budget is an option. `--only adopt` before the first run lets the trainings of denoiser,
-hypernetwork and E4T start from those that ship instead of from nothing. Several processes can share the first two,
-which is faster than one with as many threads:
+hypernetwork and E4T start from those that ship instead of from nothing, and takes VAE, encoder and judges as trained;
+one of these goes on, too, when its `NAME.safetensors` in the cache is renamed to `NAME-start.safetensors`. Several
+processes can share the first two, which is faster than one with as many threads:
 
     torchrun --standalone --nproc-per-node 2 -m recipes.embedded --photographs PHOTOS --cache CACHE --only hypernetwork
 """
@@ -74,14 +75,17 @@ def train_vae(shop: Workshop) -> Iterator[str]:
         return
     pictures = torch.cat([shop.pictures(world).pictures for world in WORLDS])
     model = shop.fresh_base().vae.requires_grad_(True).to(memory_format=torch.channels_last)
-    vae.quiet_residuals(model)
+    if (start := shop.start("vae")).exists():
+        load_parameters(model, load_tensors(start)[0], start)
+    else:
+        vae.quiet_residuals(model)
 
     def begin(generator: torch.Generator, checkpoint: Checkpoint) -> Run:
         def loss(_step: int) -> tuple[torch.Tensor, dict[str, float]]:
             shown = vae.batch_of(pictures, shop.budget.vae_batch, generator, shop.device)
             return vae.reconstruction_loss(model, shown, generator)
 
-        config = schedule(shop.budget.vae_minutes, lr=2e-3, warmup=100, ema=0.999, grad_clip=1.0)
+        config = schedule(shop.budget.vae_minutes, lr=shop.budget.vae_lr, warmup=100, ema=0.999, grad_clip=1.0)
         parameters = dict(model.named_parameters())
         return steps(parameters, loss, config, checkpoint=checkpoint, generators={"pictures": generator})
 
@@ -105,7 +109,7 @@ def train_denoiser(shop: Workshop) -> Iterator[str]:
     if shop.weights("denoiser").exists():
         return
     base = shop.seeing_base()
-    if (start := shop.weights("denoiser-start")).exists():
+    if (start := shop.start("denoiser")).exists():
         denoiser.load(base, load_tensors(start)[0])
     for network in denoiser.networks(base).values():
         network.train().requires_grad_(True)
@@ -151,7 +155,9 @@ def train_judges(shop: Workshop) -> Iterator[str]:
 def _judge(shop: Workshop, kind: type[Judge], train: Callable[..., Run], *data: object) -> Iterator[str]:
     """One judge; its file says how good it is itself."""
     judge: Judge = judges.fresh(partial(kind, shop.sizes.judge)).to(shop.device)
-    config = schedule(shop.budget.judge_minutes, lr=2e-3, warmup=50, ema=0.998, weight_decay=0.02)
+    if (start := shop.start(file_of(kind))).exists():
+        judge.load_state_dict(kind.load(start).state_dict())
+    config = schedule(shop.budget.judge_minutes, lr=shop.budget.judge_lr, warmup=50, ema=0.998, weight_decay=0.02)
 
     def begin(generator: torch.Generator, checkpoint: Checkpoint) -> Run:
         return train(judge, *data, config, generator, checkpoint)
@@ -224,7 +230,7 @@ def _train_by_equation_2(shop: Workshop, name: str, sizes: HyperNetworkConfig) -
         return
     booth = HyperDreamBooth(shop.trained_base())
     network = build_hypernetwork(sizes, booth.space, booth.fingerprint, booth.base.name)
-    start = shop.weights(f"{name}-start")
+    start = shop.start(name)
     if start.exists():
         load_parameters(network, load_tensors(start)[0], start)
     network.encoder.load(shop.weights("encoder"))
@@ -256,7 +262,7 @@ def train_e4t(shop: Workshop) -> Iterator[str]:
 def _train_e4t(shop: Workshop) -> Iterator[str]:
     booth = shop.shipped_booth()
     network = e4t.fresh_network(booth)
-    if (start := shop.weights("e4t-start")).exists():
+    if (start := shop.start("e4t")).exists():
         network.load_state_dict(load_tensors(start)[0])
     crowds = [hyper.load_crowd(booth.base, shop.drawn, world, _crowd(shop, world)) for world in WORLDS]
     worlds = [e4t.people_of(crowd, booth) for crowd in crowds]

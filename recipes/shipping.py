@@ -83,7 +83,7 @@ def adopt(shop: Workshop) -> Iterator[str]:
     base, earlier = load_base(folder), _earlier(shop) | seconds_in(folder)
     if not shop.weights("vae").exists():
         save_tensors(shop.weights("vae"), base.vae.state_dict(), {"spread": str(1 / base.vae.config.scaling_factor)})
-    save_tensors(shop.weights("denoiser-start"), denoiser.parameters(base))
+    save_tensors(shop.start("denoiser"), denoiser.parameters(base))
     yield f"the base {base.fingerprint}"
     if names := list(_adopt_judges(shop)):
         earlier |= seconds_in(shop.out / JUDGES.relative_to(FOLDER))
@@ -92,11 +92,11 @@ def adopt(shop: Workshop) -> Iterator[str]:
     if file.exists() and not shop.weights("encoder").exists():
         network = HyperNetwork.load(file, space_of(base), base.fingerprint, base.name)
         network.encoder.save(shop.weights("encoder"))
-        save_tensors(shop.weights("hypernetwork-start"), network.state_dict())
+        save_tensors(shop.start("hypernetwork"), network.state_dict())
         earlier |= seconds_in(file.parent)
         yield "the hypernetwork"
     if (trained := shop.out / E4T_NETWORK.relative_to(FOLDER)).exists():
-        save_tensors(shop.weights("e4t-start"), load_tensors(trained)[0])
+        save_tensors(shop.start("e4t"), load_tensors(trained)[0])
         earlier |= seconds_in(trained.parent)
         yield "what E4T learnt beforehand"
     write_atomically(shop.cache / EARLIER_FILE, lambda part: part.write_text(json.dumps(earlier)))
@@ -188,7 +188,7 @@ def ship_e4t(shop: Workshop) -> Iterator[str]:
         "embedded base and the eyes of its hypernetwork.",
         _data(shop),
         _seconds(shop, "e4t"),
-        shop.weights("e4t-start").exists(),
+        shop.start("e4t").exists(),
     ).write(file.parent)
     yield "what E4T learnt beforehand"
 

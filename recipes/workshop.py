@@ -80,6 +80,10 @@ class Workshop:
         """The file of what a training has made."""
         return self.cache / f"{stage}.safetensors"
 
+    def start(self, stage: str) -> Path:
+        """The file of what a training goes on from, in the place of nothing."""
+        return self.cache / f"{stage}-start.safetensors"
+
     def checkpoint(self, stage: str) -> Checkpoint:
         """Where a training keeps itself; it stays there when the training is over."""
         return Checkpoint(self.cache / f"{stage}.run.safetensors")
