@@ -82,6 +82,17 @@ def counts(layout: Path, size: int | None, a: int, b: int, preset: str) -> Itera
             name = f"a person's step of {noises} noise{'s' * (noises > 1)}"
             yield _giga(name, flops)
             yield _counted(f"{name}, kept in float32 (bytes)", kept.bytes)
+        bases = FINETUNE["lidb"].config  # the prediction lies in the weights meanwhile
+        first = bases.places_in(adapters.space).start
+        fresh = adapters.space.start(bases.rank_in(adapters.space), 1, slice(first, None)).unsqueeze(0)
+        for noises in (1, 2):
+            kept = Kept(held)
+            with kept:
+                step = _step(base, adapters, fresh.requires_grad_(), states, noises, first)
+                flops = count_flops(step)
+            name = f"a step of fine-tuning, {noises} noise{'s' * (noises > 1)}"
+            yield _giga(name, flops)
+            yield _counted(f"{name}, kept in float32 (bytes)", kept.bytes)
         for network, module in (("U-Net", base.unet), ("text encoder", base.text_encoder), ("VAE", base.vae)):
             yield _parameters(network, module)
         with torch.no_grad():
@@ -110,12 +121,22 @@ def _sizes(space: LiDBSpace, model: int) -> Iterator[Counted]:
     yield _counted("a person, relaxed in full space (numbers)", space.size() + in_full)
 
 
-def _step(base: Base, adapters: Adapters, worn: Tensor, states: Tensor | None, noises: int) -> Callable[[], None]:
-    """Forward and backward of one person who wears (1, S, R, a + b); states: None reads the prompt on the way."""
+def _step(
+    base: Base,
+    adapters: Adapters,
+    worn: Tensor,
+    states: Tensor | None,
+    noises: int,
+    first: int = 0,
+) -> Callable[[], None]:
+    """Forward and backward of one person who wears (1, S, R, a + b) on the sites from `first` on.
+
+    states: None reads the prompt on the way.
+    """
 
     def work() -> None:
         latents = torch.zeros(noises, *base.latent_shape)
-        with adapters.use(worn):
+        with adapters.use(worn, first=first):
             read = base.encode_prompts([""]) if states is None else states  # (1, L, D)
             timesteps = torch.zeros(noises, dtype=torch.long)
             denoising_loss(base, latents, read.repeat(noises, 1, 1), timesteps, latents).sum().backward()

@@ -70,12 +70,13 @@ def sd15_space() -> LiDBSpace:
     return LiDBSpace((*rule, *find_blocks(unet)), 100, 50, rule_sites=len(rule))
 
 
-def identity_bytes(space: LiDBSpace, ranks: int, dtype: Dtype) -> int:
-    """The file of a person as it is written: so many ranks where people are fine-tuned, one elsewhere; 0 leaves out
-    all but the rule's sites."""
-    sites, fresh = len(space.sites), FINETUNE["lidb"].config.places_in(space)
-    weights = torch.randn(sites, max(ranks, 1), space.width, generator=torch.Generator().manual_seed(0))
-    weights[: fresh.start, 1:] = 0.0
+def identity_bytes(space: LiDBSpace, ranks: int, dtype: Dtype, predicted: int | None = None) -> int:
+    """The file of a person as it is written: so many ranks where people are fine-tuned, one on the others of the first
+    `predicted` sites, by default all; of 0 ranks, the rule's sites alone."""
+    first = FINETUNE["lidb"].config.places_in(space).start
+    weights = torch.randn(len(space.sites), max(ranks, 1), space.width, generator=torch.Generator().manual_seed(0))
+    weights[:first, 1:] = 0.0
+    weights[predicted or first : first] = 0.0
     if ranks == 0:
         weights = weights[: len(space.rule.sites)]
     own = space.of(weights)
@@ -87,16 +88,16 @@ def identity_bytes(space: LiDBSpace, ranks: int, dtype: Dtype) -> int:
 def sizes(space: LiDBSpace, assumed: Assumed) -> list[list[str]]:
     """Bytes of a person, and of all who are served."""
     rows = [["a person", "sites", "fp16 (bytes)", "int8 (bytes)", f"{assumed.served:,} in int8 (GB)"]]
-    fresh = FINETUNE["lidb"].config.rank_in(space)
+    fresh, rule = FINETUNE["lidb"].config.rank_in(space), len(space.rule.sites)
     kinds = {
-        "predicted on the rule's sites": 0,
-        "predicted on all sites": 1,
-        f"the first, fine-tuned: {fresh} ranks on the way up": fresh,
-        f"the second, fine-tuned: {fresh + 1} ranks on the way up": fresh + 1,
+        "predicted on the rule's sites": (0, None),
+        "predicted on all sites": (1, None),
+        f"the first, fine-tuned: {fresh} ranks on the way up": (fresh, rule),
+        f"the second, fine-tuned: {fresh + 1} ranks on the way up": (fresh + 1, None),
     }
-    for name, ranks in kinds.items():
-        fp16, int8 = (identity_bytes(space, ranks, kind) for kind in ("fp16", "int8"))
-        sites = len(space.sites) if ranks else len(space.rule.sites)
+    for name, (ranks, predicted) in kinds.items():
+        fp16, int8 = (identity_bytes(space, ranks, kind, predicted) for kind in ("fp16", "int8"))
+        sites = len(space.sites) if ranks else rule
         rows.append([name, str(sites), f"{fp16:,}", f"{int8:,}", f"{assumed.served * int8 / 1e9:.1f}"])
     return rows
 
@@ -187,7 +188,7 @@ def served(counted: Mapping[str, float], space: LiDBSpace, assumed: Assumed) -> 
     made = 1e9 * (
         counted["prediction, 3 rounds (GFLOP)"]
         + counted["VAE, encode (GFLOP)"]
-        + 40 * counted["a person's step of 1 noise (GFLOP)"]
+        + 40 * counted["a step of fine-tuning, 1 noise (GFLOP)"]
     )
     drawn = 1e9 * (assumed.passes * counted["guided step (GFLOP)"] + counted["VAE, decode (GFLOP)"])
     identity = identity_bytes(space, FINETUNE["lidb"].config.rank_in(space) + 1, "int8")  # one predicted

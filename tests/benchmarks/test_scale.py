@@ -26,6 +26,7 @@ COUNTED = {
     "a person's step of 4 noises (GFLOP)": 7000.0,
     "a person's step of 4 noises, kept in float32 (bytes)": 20e9,
     "a person's step of 1 noise (GFLOP)": 1800.0,
+    "a step of fine-tuning, 1 noise (GFLOP)": 1400.0,
     "prediction, 3 rounds (GFLOP)": 400.0,
     "VAE, encode (GFLOP)": 1100.0,
     "VAE, decode (GFLOP)": 2500.0,
@@ -46,6 +47,8 @@ def test_bytes_of_a_person_are_the_numbers_and_a_little(space: LiDBSpace) -> Non
         assert 0 < identity_bytes(space, ranks, "fp16") - 2 * numbers < 3000
         scales = 2 * 2 * numbers // 150
         assert 0 < identity_bytes(space, ranks, "int8") - numbers - scales < 3000
+    of_the_rule = identity_bytes(space, 10, "fp16", predicted=rule)
+    assert 0 < of_the_rule - 2 * 150 * (rule + 10 * up) < 3000
 
 
 def test_hours_and_dollars_follow_from_counted_work(space: LiDBSpace) -> None:
@@ -75,7 +78,7 @@ def test_other_schedules_and_what_comes_before_follow_from_counted_work() -> Non
 
 def test_people_served_follow_from_counted_work(space: LiDBSpace) -> None:
     _, one, *_ = served(COUNTED, space, ASSUMED)
-    made, drawn = 0.4 + 1.1 + 40 * 1.8, 51 * 1.6 + 2.5  # TFLOP
+    made, drawn = 0.4 + 1.1 + 40 * 1.4, 51 * 1.6 + 2.5  # TFLOP
     assert one[1] == f"{1000 * made / 350 / 3600:.1f}"
     assert one[3] == f"{86400 * 350 / drawn:,.0f}"
 
