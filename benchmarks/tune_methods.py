@@ -12,7 +12,7 @@ import logging
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import torch
 import typer
@@ -30,6 +30,7 @@ from hyperdreambooth.evaluation.protocol import Evaluation
 from hyperdreambooth.evaluation.records import RunFolder
 from hyperdreambooth.evaluation.scores import MEASURES, Scoring
 from hyperdreambooth.evaluation.subjects import portraits_of
+from hyperdreambooth.fitting.finetune import Where
 from hyperdreambooth.people import People
 from hyperdreambooth.portraits.splits import TUNING
 from hyperdreambooth.progress import log
@@ -42,9 +43,10 @@ console = Console(stderr=True, width=140)
 def variants(settings: list[str]) -> dict[str, Method]:
     """Methods with other settings, by a name that says which, of "METHOD[@STEPS],KEY=VALUE[/VALUE]...,...".
 
-    Keys: lr; likeness ("none" for no such direction); noises; of identities relax and rank; of the others schedule
-    (constant or cosine, which falls to 0); of DreamBooth prior, the weight of the class's pictures (0 for none), class,
-    their prompt, and text-encoder (yes or no). Values in a row are tried one by one, with every value of the others.
+    Keys: lr; likeness ("none" for no such direction); noises; of identities relax, rank and where; of the others
+    schedule (constant or cosine, which falls to 0); of DreamBooth prior, the weight of the class's pictures (0 for
+    none), class, their prompt, and text-encoder (yes or no). Values in a row are tried one by one, with every value of
+    the others.
 
     Raises:
         UserError: another method or key, a key that the method has not, a value that is none.
@@ -70,7 +72,8 @@ def _with(method: Any, key: str, value: str) -> Any:
     if key == "likeness":
         return replace(method, drawing=replace(method.drawing, likeness=number and float(number)))
     if isinstance(method, LiDB):
-        kinds: dict[str, Any] = {"lr": float, "noises": int, "relax": str, "rank": int}
+        places = {one: one for one in get_args(Where)}
+        kinds: dict[str, Any] = {"lr": float, "noises": int, "relax": str, "rank": int, "where": places.__getitem__}
         return replace(method, config=replace(method.config, **{key: kinds[key](value)}))
     if key == "lr":
         return replace(method, fit=replace(method.fit, lr=float(value)))
