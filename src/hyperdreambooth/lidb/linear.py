@@ -1,5 +1,7 @@
 """Layers that wear persons: the plain layer plus eq. 1, one person for the batch or one per sample."""
 
+from functools import reduce
+from itertools import product
 from typing import NamedTuple
 
 import torch
@@ -92,17 +94,37 @@ class LiDBConv2d(nn.Conv2d):
         return _factors(self, self.worn)
 
     def _residual(self, x: Tensor, down: Tensor, up: Tensor) -> Tensor:
-        """x (B, C, H, W) through down (N?, n, k) and up (N?, k, m) -> (B, m, H', W'): N persons are N groups."""
+        """x (B, C, H, W) through down (N?, n, k) and up (N?, k, m) -> (B, m, H', W')."""
         persons = 1 if down.dim() == 2 else len(down)
-        tiles = _tiles(len(x), persons)
-        kernels = down.mT.reshape(-1, x.shape[1], *self.kernel_size)  # (N * k, C, K, K)
-        outputs = up.mT.reshape(-1, up.shape[-2], 1, 1)  # (N * m, k, 1, 1)
-        grouped = x.reshape(tiles, persons * x.shape[1], *x.shape[2:])  # (c, N * C, H, W)
-        inner = F.conv2d(
-            grouped, kernels, None, self.stride, self.padding, self.dilation, persons
-        )  # (c, N * k, H', W')
-        outer = F.conv2d(inner, outputs, groups=persons)  # (c, N * m, H', W')
-        return outer.reshape(len(x), -1, *outer.shape[2:])
+        inner = self._inner_of_one(x, down.reshape(down.shape[-2:])) if persons == 1 else self._inner(x, down)
+        tiled = inner.reshape(_tiles(len(x), persons), persons, inner.shape[1], -1)  # (c, N, k, H' * W')
+        return (up.mT @ tiled).reshape(len(x), up.shape[-1], *inner.shape[2:])
+
+    def _inner_of_one(self, x: Tensor, down: Tensor) -> Tensor:
+        """x (B, C, H, W) through down (n, k) of one person -> (B, k, H', W'): a convolution."""
+        kernels = down.T.reshape(-1, x.shape[1], *self.kernel_size)  # (k, C, K, K)
+        return F.conv2d(x, kernels, None, self.stride, self.padding, self.dilation)
+
+    def _inner(self, x: Tensor, down: Tensor) -> Tensor:
+        """The same of N persons, down (N, n, k), the rows of x being these, tiled c times.
+
+        Each place of the kernel is a product of matrices over the channels, all of them one batched product, and their
+        results are shifted and added: several times as fast as a convolution of N groups that give a few channels each.
+        """
+        persons, (rows, columns) = len(down), self.kernel_size
+        channels, height, width = x.shape[1:]
+        places = down.mT.reshape(persons, -1, channels, rows * columns).mT  # (N, k, K * K, C)
+        tiled = x.reshape(_tiles(len(x), persons), persons, channels, height * width)
+        products = (places.flatten(1, 2) @ tiled).reshape(len(x), -1, rows * columns, height, width)
+        padded = F.pad(products, self._reversed_padding_repeated_twice)  # (B, k, K * K, H + 2 p, W + 2 p)
+        down_to, right_to = (
+            [slice(at * apart, size - (steps - 1 - at) * apart, stride) for at in range(steps)]
+            for steps, apart, stride, size in zip(
+                self.kernel_size, self.dilation, self.stride, padded.shape[-2:], strict=True
+            )
+        )
+        windows = product(down_to, right_to)
+        return reduce(torch.add, (padded[:, :, place, top, left] for place, (top, left) in enumerate(windows)))
 
 
 def _adopt(layer: nn.Module, original: nn.Linear | nn.Conv2d, a_aux: Tensor, b_aux: Tensor) -> None:
