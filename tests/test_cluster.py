@@ -101,7 +101,7 @@ def test_every_task_is_done_by_one_worker_in_order(ray: Any) -> None:
     for task in range(6):
         assert [part for number, part, _ in news if number == task] == [0, 1, 2]
         assert len({pid for number, _, pid in news if number == task}) == 1
-    assert len(news) == 18 and len({pid for _, _, pid in news} - {os.getpid()}) == 3
+    assert len(news) == 18 and len({pid for _, _, pid in news} - {os.getpid()}) == 2  # no task waited for the third
     assert list(scatter(open_counting, [], TWO)) == []
 
 
@@ -140,11 +140,16 @@ class Disks:
     def _worker(self) -> SimpleNamespace:
         full = self.full[self.begun]
         self.begun += 1
-        return SimpleNamespace(do=SimpleNamespace(remote=lambda _, task: iter([(full, task)])))
+        return SimpleNamespace(
+            arrive=SimpleNamespace(remote=lambda: iter(())),
+            do=SimpleNamespace(remote=lambda _, task: iter([(full, task)])),
+        )
 
     def wait(self, streams: list[object], num_returns: int) -> tuple[list[object], list[object]]:
-        """The worker that was begun last has news first."""
-        return streams[-num_returns:], streams[:-num_returns]
+        """Those that arrive come first, in order; then the worker that was begun last has news first."""
+        arriving = [stream for stream in streams if isinstance(stream, type(iter(())))]
+        chosen = (arriving or streams[::-1])[:num_returns]
+        return chosen, [stream for stream in streams if stream not in chosen]
 
     def get(self, news: tuple[bool, int]) -> int:
         full, task = news
@@ -156,6 +161,41 @@ class Disks:
 
     def kill(self, _worker: object) -> None:
         self.ended += 1
+
+
+class Lost(Disks):
+    """The second machine is lost as soon as a task runs there, and whoever comes after finds no place."""
+
+    never: object = object()
+
+    def _worker(self) -> SimpleNamespace:
+        self.begun += 1
+        number = self.begun
+        never, nothing = SimpleNamespace(remote=lambda: self.never), SimpleNamespace(remote=lambda: iter(()))
+        do = SimpleNamespace(remote=lambda _, task: iter([(number, task)]))
+        return SimpleNamespace(arrive=never if number > 2 else nothing, do=do)
+
+    def wait(self, streams: list[object], num_returns: int) -> tuple[list[object], list[object]]:
+        there = [stream for stream in streams if stream is not self.never]
+        assert there, "everybody waits for a worker that never comes"
+        return super().wait(there, num_returns)
+
+    def get(self, news: tuple[bool, int]) -> int:
+        number, task = news
+        if number == 2:
+            raise self.exceptions.RayError()
+        return task
+
+
+def test_no_task_waits_for_a_worker_that_never_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that is lost takes its worker's place with it; the other one does all tasks."""
+
+    @contextmanager
+    def fake() -> Iterator[Disks]:
+        yield Lost([])
+
+    monkeypatch.setattr(cluster, "joined", lambda _: fake())
+    assert sorted(scatter(open_counting, range(4), TWO)) == [0, 1, 2, 3]
 
 
 def test_the_last_disk_that_is_full_is_not_the_end(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -122,6 +122,10 @@ class _Worker:
     def __init__(self) -> None:
         self._work: Callable[[Any], Iterator[Any]] | None = None
 
+    def arrive(self) -> Iterator[Any]:
+        """Nothing: that it ends says that the worker has a place."""
+        yield from ()
+
     def do(self, open_work: Callable[[], Callable[[Any], Iterator[Any]]], task: Any) -> Iterator[Any]:
         # Opened here, not at the worker's start: what goes wrong comes back as the error that it is.
         self._work = self._work or open_work()
@@ -130,10 +134,10 @@ class _Worker:
 
 @dataclass(eq=False)
 class _Job:
-    """One worker at one task."""
+    """One worker at one task, or on its way to the first."""
 
     worker: Any
-    number: int  # of the task
+    number: int | None  # of the task; None before it has a place on a machine, which may be never
     stream: Any  # of references to its news
 
 
@@ -160,15 +164,15 @@ class _Crew(Generic[Task, News]):
         self._workers = min(cluster.workers, len(tasks))
         self._waiting = deque(range(len(tasks)))
         self._jobs: list[_Job] = []
-        self._losses: Counter[int] = Counter()
-        self._full: Counter[int] = Counter()  # disks, by task
+        self._losses: Counter[int | None] = Counter()
+        self._full: Counter[int | None] = Counter()  # disks, by task
 
     def __iter__(self) -> Iterator[News]:
         errors = self._ray.exceptions
         try:
             for _ in range(self._workers):
-                self._give(self._kind.remote())
-            while self._jobs:
+                self._hire()
+            while self._jobs and (self._waiting or any(job.number is not None for job in self._jobs)):
                 job = self._next()
                 try:
                     news = self._ray.get(next(job.stream))
@@ -184,6 +188,11 @@ class _Crew(Generic[Task, News]):
         finally:
             for job in self._jobs:
                 self._ray.kill(job.worker)
+
+    def _hire(self) -> None:
+        """Begin a worker. It gets a task when it has a place, so that none waits for a machine that is lost or full."""
+        worker = self._kind.remote()
+        self._jobs.append(_Job(worker, None, worker.arrive.remote()))
 
     def _give(self, worker: Any) -> None:
         """Give a worker the next task; without one, let it go: another may be waiting for its room."""
@@ -214,7 +223,7 @@ class _Crew(Generic[Task, News]):
             raise cause
         log.warning("a worker is left out: %s", cause)
         if not self._jobs:
-            self._give(self._kind.remote())
+            self._hire()
 
     def _lost(self, job: _Job, error: Exception) -> None:
         self._put_back(job)
@@ -225,10 +234,11 @@ class _Crew(Generic[Task, News]):
                 "and to Ray's logs, then run again; what is finished stays"
             ) from error
         log.warning("a worker died (%s): another goes on with its task", type(error).__name__)
-        self._give(self._kind.remote())
+        self._hire()
 
     def _put_back(self, job: _Job) -> None:
         """The task is the next to be given; the worker, should it live after all, is ended."""
         self._jobs.remove(job)
         self._ray.kill(job.worker)
-        self._waiting.appendleft(job.number)
+        if job.number is not None:
+            self._waiting.appendleft(job.number)
