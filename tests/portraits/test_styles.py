@@ -109,10 +109,13 @@ def test_a_sketch_is_grey_and_darker_where_the_picture_is() -> None:
     assert light[:, 25:29, 22:27].mean() < light[:, 36:44, 28:36].mean() - 0.2  # an eye, and the cheek below it
 
 
-def test_neon_is_dark_but_for_its_tubes() -> None:
-    light = luminance(stylize(scene(), "neon"))
+def test_neon_is_a_dark_room_between_two_signs() -> None:
+    drawn = stylize(scene(), "neon")
+    light = luminance(drawn)
     assert light.flatten(1).median(dim=1).values.max() < 0.35
     assert light.flatten(1).max(dim=1).values.min() > 0.5
+    left, right = (half.mean(dim=(2, 3)) for half in drawn.split(32, dim=3))  # (N, 3)
+    assert (left[:, 0] > 1.3 * right[:, 0]).all() and (right[:, 1] > 1.3 * left[:, 1]).all()  # magenta, cyan
 
 
 def test_bronze_has_one_metal_whatever_the_colours() -> None:

@@ -116,16 +116,18 @@ def _pixel_art(pictures: Tensor) -> Tensor:
 
 
 def _neon(pictures: Tensor) -> Tensor:
-    """Glass tubes along the edges, glowing from magenta to cyan in a dark room."""
+    """A dark room lit by two signs, magenta on the left and cyan on the right; what stands out is rimmed by light."""
     tone = _tone(pictures)
     u = _unit(tone)
-    edges = _slope(_blur(tone, 0.6 * u)) * u
-    ridge = edges / (_blur(edges, 2.5 * u) + 0.03)  # an edge stands out from its surroundings
-    tubes = _soft_step(ridge - 1.05, 1.2) * _soft_step(edges - 0.05, 0.08)
-    hue = _ramp(_across(tone) + 0.25 * (tone - 0.5), _TUBES)
-    glow = 0.75 * _blur(tubes, 1.3 * u) + 0.65 * _blur(tubes, 4.0 * u)
-    room = _ramp(0.45 * tone, _NIGHT)
-    return room + hue * (0.95 * tubes + glow) + 0.45 * tubes.pow(3.0)
+    light = (tone + 0.6 * (tone - _blur(tone, 3.0 * u))).clamp(0.0, 1.0)
+    relief, _ = _gradient(_blur(tone, 1.2 * u))
+    lamp = _ramp(0.5 + 1.4 * (_across(tone) - 0.5) + 0.8 * relief * u, _SIGNS)
+    edges = _slope(_blur(tone, 0.5 * u)) * u
+    bright_side = _soft_step(tone - _blur(tone, 1.2 * u) - 0.02, 0.08)
+    rims = _soft_step(edges - 0.10, 0.16) * bright_side
+    glow = 0.5 * _blur(rims, 1.2 * u) + 0.5 * _blur(rims, 3.5 * u)
+    gloss = 0.5 * rims.square() + 0.25 * _soft_step(light - 0.85, 0.3)
+    return _ramp(0.25 * tone, _NIGHT) + lamp * (0.9 * light.pow(1.4) + 0.7 * rims + glow) + gloss
 
 
 def _pop_art(pictures: Tensor) -> Tensor:
@@ -159,8 +161,8 @@ _BRONZE: Sequence[Colour] = (
     (0.70, 0.43, 0.18), (0.88, 0.64, 0.32), (1.0, 0.88, 0.62),
 )  # fmt: skip
 _VERDIGRIS: Sequence[Colour] = ((0.03, 0.06, 0.055), (0.10, 0.24, 0.21), (0.25, 0.46, 0.40), (0.50, 0.70, 0.60))
-_TUBES: Sequence[Colour] = ((1.0, 0.10, 0.62), (0.72, 0.25, 1.0), (0.22, 0.50, 1.0), (0.05, 0.95, 0.95))
-_NIGHT: Sequence[Colour] = ((0.02, 0.01, 0.06), (0.14, 0.07, 0.30), (0.30, 0.14, 0.52))
+_SIGNS: Sequence[Colour] = ((1.0, 0.10, 0.62), (0.72, 0.25, 1.0), (0.22, 0.50, 1.0), (0.05, 0.95, 0.95))
+_NIGHT: Sequence[Colour] = ((0.03, 0.01, 0.08), (0.16, 0.06, 0.34), (0.34, 0.16, 0.60))
 _HOT: Sequence[Colour] = (
     (0.13, 0.05, 0.30), (0.85, 0.07, 0.38), (1.0, 0.45, 0.42), (1.0, 0.84, 0.24), (1.0, 0.96, 0.70),
 )  # fmt: skip
