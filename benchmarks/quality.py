@@ -128,12 +128,18 @@ def measured(judges: Judges, scenes: list[Scene], pictures: Tensor, true: Tensor
     """Of generated pictures (N, 3, S, S) and true ones of the same scenes: spread, and how often scenes are read."""
     embed = judges.recogniser.embed
     figures = {"spread": spread_ratio(embed(pictures), embed(true))}  # in units of that of true pictures
-    if judges.scenes is not None:
-        recognised = scene_recognised(judges.scenes.read(pictures), scenes)
-        own = scene_recognised(judges.scenes.read(true), scenes)
-        low, high = recognised.interval
-        figures |= {"recognised": recognised.share, "recognised, low": low, "recognised, high": high}
-        figures["recognised, true pictures"] = own.share
+    if judges.scenes is None:
+        return figures
+    seen, truly = judges.scenes.read(pictures), judges.scenes.read(true)
+    far = [scene.domain is not None or scene.edit is not None for scene in scenes]
+    for kind, among in (("recognised", None), ("styles and places", False), ("far domains and edits", True)):
+        rows = [row for row, one in enumerate(far) if among in (None, one)]
+        if rows:
+            asked = [scenes[row] for row in rows]
+            rate = scene_recognised([seen[row] for row in rows], asked)
+            low, high = rate.interval
+            figures |= {kind: rate.share, f"{kind}, low": low, f"{kind}, high": high}
+            figures[f"{kind}, true pictures"] = scene_recognised([truly[row] for row in rows], asked).share
     return figures
 
 

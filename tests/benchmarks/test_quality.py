@@ -35,6 +35,16 @@ def test_both_worlds_are_measured_and_nothing_is_drawn_twice(tiny_base: Base, ju
     assert all(again[world] == pytest.approx(figures[world], abs=1e-5) for world in worlds)
 
 
+def test_styles_and_places_are_counted_apart(judges: Judges) -> None:
+    pictures = torch.rand(20, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    scenes = bench.asked_scenes("portrait", 20)
+    far = [scene for scene in scenes if scene.domain or scene.edit]
+    figures = bench.measured(judges, scenes, pictures, pictures)
+    near, beyond = figures["styles and places"], figures["far domains and edits"]
+    assert 20 * figures["recognised"] == pytest.approx((20 - len(far)) * near + len(far) * beyond)
+    assert 0 < len(far) < 10
+
+
 def test_without_a_scene_classifier_only_the_spread_is_measured(judges: Judges) -> None:
     pictures = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     figures = bench.measured(Judges(judges.recogniser), bench.asked_scenes("photo", 4), pictures, pictures)
