@@ -76,23 +76,14 @@ def counts(layout: Path, size: int | None, a: int, b: int, preset: str) -> Itera
         yield _giga("U-Net, forward and backward of rank 1", count_flops(_step(base, adapters, rule, states, 1)))
         everywhere = adapters.space.start().unsqueeze(0).requires_grad_()
         for noises in (1, 4):
-            kept = Kept(held)
-            with kept:
-                flops = count_flops(_step(base, adapters, everywhere, None, noises))
-            name = f"a person's step of {noises} noise{'s' * (noises > 1)}"
-            yield _giga(name, flops)
-            yield _counted(f"{name}, kept in float32 (bytes)", kept.bytes)
+            step = _step(base, adapters, everywhere, None, noises)
+            yield from _work_and_memory(f"a person's step of {noises} noise{'s' * (noises > 1)}", step, held)
         bases = FINETUNE["lidb"].config  # the prediction lies in the weights meanwhile
         first = bases.places_in(adapters.space).start
         fresh = adapters.space.start(bases.rank_in(adapters.space), 1, slice(first, None)).unsqueeze(0)
         for noises in (1, 2):
-            kept = Kept(held)
-            with kept:
-                step = _step(base, adapters, fresh.requires_grad_(), states, noises, first)
-                flops = count_flops(step)
-            name = f"a step of fine-tuning, {noises} noise{'s' * (noises > 1)}"
-            yield _giga(name, flops)
-            yield _counted(f"{name}, kept in float32 (bytes)", kept.bytes)
+            step = _step(base, adapters, fresh.requires_grad_(), states, noises, first)
+            yield from _work_and_memory(f"a step of fine-tuning, {noises} noise{'s' * (noises > 1)}", step, held)
         for network, module in (("U-Net", base.unet), ("text encoder", base.text_encoder), ("VAE", base.vae)):
             yield _parameters(network, module)
         with torch.no_grad():
@@ -119,6 +110,15 @@ def _sizes(space: LiDBSpace, model: int) -> Iterator[Counted]:
     yield _counted("U-Net and text encoder of a person (times)", model / lidb)
     yield _counted("a person, relaxed in the bases (numbers)", lidb + in_bases)
     yield _counted("a person, relaxed in full space (numbers)", space.size() + in_full)
+
+
+def _work_and_memory(name: str, step: Callable[[], None], held: list[Tensor]) -> Iterator[Counted]:
+    """FLOPs of a step, and bytes that it keeps for its backward pass beside what is held anyway."""
+    kept = Kept(held)
+    with kept:
+        flops = count_flops(step)
+    yield _giga(name, flops)
+    yield _counted(f"{name}, kept in float32 (bytes)", kept.bytes)
 
 
 def _step(

@@ -19,8 +19,8 @@ from hyperdreambooth.portraits.view import View
 from recipes.photographs import Photographs, lookalike
 
 SHARD = 1000  # pictures per file
-# Shares of the styles; what is left is spread evenly over the others. Neon and bronze hold so little light and colour
-# that they weigh little in the denoising loss, and are learnt last.
+# Shares of the styles; what is left is spread evenly over the others. Bronze holds so little light and colour that it
+# weighs little in the denoising loss, and is learnt last, as neon was before it lit faces.
 STYLE_SHARES = {"plain": 0.25, "neon": 0.2, "bronze statue": 0.15}
 EXTRA_SHARE = 0.4  # of portraits, those with a far domain, a context or an edit
 

@@ -169,16 +169,13 @@ class Identity:
         """
         self._metadata()
 
-    def _format(self) -> int:
-        """The oldest format that holds such a person."""
-        parts = self._parts()
-        if "up" in parts:
-            return FORMAT
-        return _WITHOUT_LORA if self.lora is None else _WITH_BOTH if parts else _LORA_ALONE
-
     def _metadata(self) -> dict[str, str]:
+        parts = self._parts()
+        oldest = (
+            _WITHOUT_LORA if self.lora is None else _WITH_BOTH if parts else _LORA_ALONE
+        )  # that holds such a person
         metadata = {
-            "hyperdreambooth": str(self._format()),
+            "hyperdreambooth": str(FORMAT if "up" in parts else oldest),
             "space": json.dumps(asdict(self.space), separators=(",", ":")),
             "ranks": str(self.ranks),
             "base": self.base,
@@ -192,7 +189,7 @@ class Identity:
         }
         if self.lora is not None:
             metadata[_ZEROS] = str(self._full()[1])
-            if not self._parts():
+            if not parts:
                 metadata |= {_SITES: str(self.sites), _BLOCKS: str(self.blocks)}
         length = len(json.dumps(metadata).encode())
         if length > _METADATA_LIMIT:

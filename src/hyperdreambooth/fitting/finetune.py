@@ -65,7 +65,7 @@ class FinetuneConfig:
         rule, everywhere = len(space.rule.sites), len(space.sites)
         if self.where == "all":
             return slice(0, everywhere)
-        if self.where == "rule" or not space.blocks:
+        if not _in_blocks(space, self):
             return slice(0, rule)
         return slice(everywhere - (space.way_up or space.blocks) if self.where == "up" else rule, everywhere)
 
@@ -242,8 +242,8 @@ def _compose(
     if not _in_blocks(space, config):
         return torch.cat([frozen, _before(fresh, frozen)], dim=-2), None
     if frozen.shape[-3] == len(space.sites):
-        return torch.cat([frozen, _behind(fresh, frozen)], dim=-2), None
-    fresh = F.pad(fresh, (0, 0, 0, 0, space.blocks - fresh.shape[-3], 0))
+        return torch.cat([frozen, _behind(fresh, len(space.sites))], dim=-2), None
+    fresh = _behind(fresh, space.blocks)
     ranks = max(frozen.shape[-2], fresh.shape[-2])
     both = [F.pad(one, (0, 0, 0, ranks - one.shape[-2])) for one in (frozen, fresh)]  # other ranks change nothing
     return torch.cat(both, dim=-3), None
@@ -254,6 +254,6 @@ def _before(fresh: Tensor, frozen: Tensor) -> Tensor:
     return F.pad(fresh, (0, 0, 0, 0, 0, frozen.shape[-3] - fresh.shape[-3]))
 
 
-def _behind(fresh: Tensor, frozen: Tensor) -> Tensor:
-    """The same of the last sites."""
-    return F.pad(fresh, (0, 0, 0, 0, frozen.shape[-3] - fresh.shape[-3], 0))
+def _behind(fresh: Tensor, sites: int) -> Tensor:
+    """Fresh ranks of the last sites as ranks of so many."""
+    return F.pad(fresh, (0, 0, 0, 0, sites - fresh.shape[-3], 0))
