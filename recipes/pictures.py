@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -19,10 +19,13 @@ from hyperdreambooth.portraits.view import View
 from recipes.photographs import Photographs, lookalike
 
 SHARD = 1000  # pictures per file
-# Shares of the styles; what is left is spread evenly over the others. Bronze holds so little light and colour that it
+# Shares of the styles; the others share evenly what is left. Bronze holds so little light and colour that it
 # weighs little in the denoising loss, and is learnt last, as neon was before it lit faces.
-STYLE_SHARES = {"plain": 0.25, "neon": 0.2, "bronze statue": 0.15}
-EXTRA_SHARE = 0.4  # of portraits, those with a far domain, a context or an edit
+STYLE_SHARES = {"plain": 0.25, "neon": 0.16, "bronze statue": 0.15}
+EXTRA_SHARE = 0.55  # of portraits, those with a far domain, a context or an edit
+# Shares of these. Shapes weigh little in the denoising loss and want to be seen more often than places and colours.
+EXTRA_SHARES = {("domain",): 0.3, ("context",): 0.15, ("edit",): 0.3, ("context", "edit"): 0.25}
+EDIT_SHARES = {"with blue hair": 0.08, "with red hair": 0.08}
 
 
 @dataclass(frozen=True)
@@ -117,23 +120,25 @@ def _random_scene(random: np.random.RandomState) -> Scene:
     style = _random_style(random)
     if random.rand() >= EXTRA_SHARE:
         return Scene("portrait", style)
-    kind = random.randint(4)
+    extra = list(EXTRA_SHARES)[random.choice(len(EXTRA_SHARES), p=list(EXTRA_SHARES.values()))]
     return Scene(
         "portrait",
         style,
-        domain=_one(random, DOMAINS) if kind == 0 else None,
-        context=_one(random, CONTEXTS) if kind in (1, 3) else None,
-        edit=_one(random, EDITS) if kind in (2, 3) else None,
+        domain=_one(random, DOMAINS) if "domain" in extra else None,
+        context=_one(random, CONTEXTS) if "context" in extra else None,
+        edit=_one(random, EDITS, EDIT_SHARES) if "edit" in extra else None,
     )
 
 
 def _random_style(random: np.random.RandomState) -> str:
-    even = (1 - sum(STYLE_SHARES.values())) / (len(STYLES) - len(STYLE_SHARES))
-    return STYLES[random.choice(len(STYLES), p=[STYLE_SHARES.get(style, even) for style in STYLES])]
+    return _one(random, STYLES, STYLE_SHARES)
 
 
-def _one(random: np.random.RandomState, options: tuple[str, ...]) -> str:
-    return options[int(random.randint(len(options)))]
+def _one(random: np.random.RandomState, options: tuple[str, ...], shares: Mapping[str, float] | None = None) -> str:
+    """One of the options: some with shares of their own, what is left is spread evenly over the others."""
+    given = shares or {}
+    even = (1 - sum(given.values())) / (len(options) - len(given))
+    return options[random.choice(len(options), p=[given.get(option, even) for option in options])]
 
 
 def _jittered(picture: Tensor, random: np.random.RandomState, size: int) -> Tensor:

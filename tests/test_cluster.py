@@ -41,7 +41,7 @@ from tests.fitting.journalled import (
     wait_to_be_killed,
 )
 from tests.test_cli import Hdb
-from tests.works import open_counting, open_deadly, open_full, open_wrong
+from tests.works import open_counting, open_deadly, open_full, open_meeting, open_wrong
 
 TWO = Cluster(workers=2)
 SHARDS = [f"shard-{number:05d}.safetensors" for number in range(3)]
@@ -95,9 +95,9 @@ def assert_same_files(one: Path, other: Path) -> None:
     assert not [*other.glob("*.run.safetensors"), *other.glob("*.lock"), *other.glob(".*")]
 
 
-def test_every_task_is_done_by_one_worker_in_order(ray: Any) -> None:
+def test_every_task_is_done_by_one_worker_in_order(ray: Any, tmp_path: Path) -> None:
     """By more workers than there is room for, too: those that have to wait for room do not hold the others up."""
-    news = list(scatter(open_counting, range(6), Cluster(workers=3)))
+    news = list(scatter(partial(open_meeting, tmp_path, others=1), range(6), Cluster(workers=3)))
     for task in range(6):
         assert [part for number, part, _ in news if number == task] == [0, 1, 2]
         assert len({pid for number, _, pid in news if number == task}) == 1

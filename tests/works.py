@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from hyperdreambooth.errors import DiskFull
 
@@ -12,6 +14,19 @@ from hyperdreambooth.errors import DiskFull
 def open_counting() -> Callable[[int], Iterator[tuple[int, int, int]]]:
     """Task, part and process, three times."""
     return lambda task: ((task, part, os.getpid()) for part in range(3))
+
+
+def open_meeting(folder: Path, others: int) -> Callable[[int], Iterator[tuple[int, int, int]]]:
+    """The same, when so many other processes have come to the folder: a fast one cannot take all tasks."""
+    (folder / str(os.getpid())).touch()
+
+    def work(task: int) -> Iterator[tuple[int, int, int]]:
+        late = time.monotonic() + 120.0  # a worker's start takes some seconds, many on a busy machine
+        while len(list(folder.iterdir())) <= others and time.monotonic() < late:
+            time.sleep(0.05)
+        yield from open_counting()(task)
+
+    return work
 
 
 def open_deadly() -> Callable[[int], Iterator[int]]:

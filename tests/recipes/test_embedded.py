@@ -222,6 +222,22 @@ def test_an_adopted_base_is_where_training_starts(shop: Workshop, fresh_base: Ba
     assert fingerprint_of(other.text_encoder, other.unet) == fresh_base.fingerprint
 
 
+def test_vae_and_judges_go_on_from_what_is_given_as_their_start(shop: Workshop) -> None:
+    """At a learning rate of 0 they end as they began, wherever else they would have."""
+    shop = replace(shop, budget=replace(shop.budget, vae_lr=0.0, judge_lr=0.0))
+    list(run(shop, ["frame", "pictures", "people"]))
+    starts = {"vae": build_base(PRESETS["tiny"], WORDS, seed=7).vae.state_dict()}
+    torch.manual_seed(7)
+    reader = AttributeReader(shop.sizes.judge)
+    reader.save(shop.start("attribute-reader"), torch.float32)
+    starts["attribute-reader"] = reader.state_dict()
+    save_tensors(shop.start("vae"), starts["vae"])
+    list(run(shop, ["vae", "judges"]))
+    for stage, start in starts.items():
+        trained = load_tensors(shop.weights(stage))[0]
+        assert all(torch.allclose(trained[name].float(), tensor, atol=2e-3) for name, tensor in start.items()), stage
+
+
 def test_an_adopted_hypernetwork_is_where_training_starts(shop: Workshop, fresh_base: Base) -> None:
     fresh_base.save(shop.out / "base", torch.float32)
     network = build_hypernetwork(shop.sizes.hypernetwork, space_of(fresh_base), fresh_base.fingerprint, seed=3)

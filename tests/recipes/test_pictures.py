@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections import Counter
 from functools import partial
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import numpy as np
 import torch
 
 from hyperdreambooth.photographs import as_floats
-from hyperdreambooth.portraits.captions import Scene
+from hyperdreambooth.portraits.captions import EDITS, STYLES, Scene
 from hyperdreambooth.portraits.person import Person
 from hyperdreambooth.portraits.renderer import render
 from hyperdreambooth.portraits.styles import stylize
@@ -61,6 +62,17 @@ def test_a_portrait_shows_the_person_and_the_scene_that_stand_beside_it() -> Non
     assert torch.equal(drawn, alone)
     plain = draw([made.people[0]], [view], [Scene("portrait")], 16)
     assert not torch.allclose(drawn, plain, atol=0.05)
+
+
+def test_what_is_hard_to_learn_is_shown_more_often() -> None:
+    """Of 400 portraits: half or more in a far domain, a place or an edit, and hats more often than hair of a colour."""
+    scenes = random_portraits(np.random.RandomState(0), 400, people=20, size=16).scenes
+    extras = [scene for scene in scenes if (scene.domain, scene.context, scene.edit) != (None, None, None)]
+    edits, styles = Counter(scene.edit for scene in extras), Counter(scene.style for scene in scenes)
+    assert 0.5 < len(extras) / len(scenes) < 0.6 and set(styles) == set(STYLES) and set(edits) == {None, *EDITS}
+    assert max(edits["with blue hair"], edits["with red hair"]) < min(edits["wearing a hat"], edits["smiling"])
+    assert min(styles["plain"], styles["bronze statue"]) > max(styles["comic"], styles["pop art"])
+    assert all((scene.context, scene.edit) == (None, None) for scene in extras if scene.domain)
 
 
 def test_each_picture_gets_its_own_style() -> None:
