@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import re
 from collections import Counter
@@ -84,4 +85,4 @@ def hardware() -> str:
     """The machine that trained, in words."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    return f"{torch.get_num_threads()} thread(s) of a {platform.machine()} CPU"
+    return f"{os.cpu_count()} cores of a {platform.machine()} CPU"

@@ -151,7 +151,8 @@ def ship_judges(shop: Workshop) -> list[str]:
             "Scores are of true pictures of people they never saw.",
             _data(shop),
             _seconds(shop, *(file_of(kind) for kind in trained)),
-            scores=scores,
+            bool(_earlier(shop)),
+            scores,
         ).write(folder)
     return list(scores)
 

@@ -377,9 +377,10 @@ def test_a_process_that_is_not_the_main_one_says_nothing(as_json: bool, capsys: 
     for quiet in (False, True):
         with Job(as_json, quiet) as job:
             job.note("something")
-            job.finish(folder="here")
+            job.finish(file="here [final].png", prompt="[/y]")  # no markup
         said = "".join(capsys.readouterr())
-        assert ("something" in said and "here" in said) is not quiet and (said == "") is quiet
+        assert all(text in said for text in ("something", "here [final].png", "[/y]")) is not quiet
+        assert (said == "") is quiet
 
 
 def test_without_a_terminal_a_line_says_now_and_then_how_far_it_is(

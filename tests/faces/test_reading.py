@@ -150,10 +150,12 @@ def test_large_pictures_come_reduced(tmp_path: Path, ending: str) -> None:
 def test_what_is_no_picture_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text.jpg").write_text("hello")
     (tmp_path / "empty.png").write_bytes(b"")
+    (tmp_path / "phone.heic").write_bytes(b"\0\0\0\x24ftypheic" + bytes(24))
     os.mkfifo(tmp_path / "pipe.png")
     for name, reason in (
         ("text.jpg", "not a picture"),
         ("empty.png", "not a picture"),
+        ("phone.heic", "a HEIC photograph.*export it as JPEG"),
         (".", "a folder"),
         ("missing.png", "does not exist"),
         ("text.jpg/inside.png", "cannot be reached"),

@@ -15,6 +15,7 @@ from types import TracebackType
 from rich import progress as bars
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from hyperdreambooth.base.memory import LADDER, LowMemory, mode_that_fits, next_mode
 from hyperdreambooth.errors import OutOfMemory
@@ -188,7 +189,8 @@ def _table(facts: Mapping[str, object], seconds: Mapping[str, float]) -> Table:
     table.add_column(justify="right", overflow="fold")
     for name, value in _flat(facts):
         text = f"{value:,}" if isinstance(value, int) and name != "seed" else str(value)
-        table.add_row(name.replace("_", " "), f"{text} {_UNITS.get(name, '')}".rstrip())
+        # As it is: brackets in a prompt or a path are no markup.
+        table.add_row(*map(Text, (name.replace("_", " "), f"{text} {_UNITS.get(name, '')}".rstrip())))
     for phase, spent in seconds.items():
         table.add_row(phase, f"{spent:.2f} s", style="bold" if phase == "total" else None)
     return table

@@ -29,7 +29,7 @@ FolderOutput = Annotated[Path, typer.Option("--output", "-o", help="The folder t
 BaseOption = Annotated[
     str,
     typer.Option(
-        "--base", help='"embedded", a folder in diffusers\' layout, an id of the hub (org/name[@revision]), or a file.'
+        "--base", help='"embedded", a folder in diffusers\' layout, an id of the hub (org/name@revision), or a file.'
     ),
 ]
 DeviceOption = Annotated[

@@ -31,6 +31,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "JPEG2000", "AVIF
 """What is opened at all: still pictures that Pillow decodes by itself, without starting another program."""
 
 _EXPECTED = "expected a photograph as JPEG, PNG, WebP, BMP or TIFF"
+_HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")  # brands of its pictures
 _ORIENTATION = 0x0112  # EXIF's tag; 5 to 8 lie on their side
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 
@@ -173,7 +174,17 @@ def _open(path: str | Path, file: BinaryIO) -> Image.Image:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BadPicture(_too_large(path, "more pixels than can be decoded safely")) from error
     except UnidentifiedImageError as error:
-        raise BadPicture(f"got {path}, not a picture that can be read, {_EXPECTED}: convert it first") from error
+        kind, remedy = ("not a picture that can be read", "convert it first")
+        if _is_heic(file):
+            kind, remedy = "a HEIC photograph, as phones take them", "share or export it as JPEG"
+        raise BadPicture(f"got {path}, {kind}, {_EXPECTED}: {remedy}") from error
+
+
+def _is_heic(file: BinaryIO) -> bool:
+    """Whether a file's first box says so (ISO 23008-12): its decoders come under licences that the core keeps out."""
+    file.seek(0)
+    head = file.read(12)
+    return head[4:8] == b"ftyp" and head[8:12] in _HEIC
 
 
 def _check_size(name: str | Path, width: int, height: int) -> None:
