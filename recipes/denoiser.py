@@ -20,6 +20,7 @@ from hyperdreambooth.portraits.person import Person
 from recipes.pictures import Pictures
 
 CAPTION_DROPPED = 0.1  # for classifier-free guidance
+WORDS_WEIGHT = 0.1  # of the loss of the words beside the denoising loss
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,31 @@ def parameters(base: Base) -> dict[str, Tensor]:
     }
 
 
+def word_reader(base: Base) -> nn.Linear:
+    """What says, from the last state of a prompt (D), which words of the vocabulary stand in it; it does not ship.
+
+    By the denoising loss alone the states of prompts with and without a word that changes few pixels, such as a hat,
+    stay nearly the same, and the U-Net never learns to tell them apart: text encoders are usually trained beforehand.
+    """
+    reader = nn.Linear(base.text_encoder.config.hidden_size, len(base.tokenizer))
+    nn.init.zeros_(reader.weight)
+    nn.init.zeros_(reader.bias)
+    return reader.to(base.device)
+
+
+def words_loss(base: Base, reader: nn.Module, captions: Sequence[str], states: Tensor) -> Tensor:
+    """How badly the words of captions are read from their states (N, L, D).
+
+    The cross-entropy of a softmax over the vocabulary, to equal shares of the words that stand in a caption.
+    """
+    length = states.shape[1]
+    ids = base.tokenizer(list(captions), padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+    logs = reader(states[:, -1]).log_softmax(dim=1)  # (N, V)
+    said = torch.zeros_like(logs).scatter_(1, ids.input_ids.to(logs.device), 1.0)
+    said[:, base.tokenizer.all_special_ids] = 0.0  # which stand in every prompt
+    return -(logs * said / said.sum(dim=1, keepdim=True).clamp(min=1.0)).sum(dim=1).mean()
+
+
 def load(base: Base, weights: Mapping[str, Tensor]) -> None:
     """Take what `parameters` gave of another base of these sizes."""
     for name, network in networks(base).items():
@@ -79,15 +105,19 @@ def training_loss(
     worlds: tuple[Latents, ...],
     batch: int,
     generator: torch.Generator,
+    reader: nn.Module,
     processes: Processes = ALONE,
-) -> Callable[[int], Tensor]:
+) -> Callable[[int], tuple[Tensor, dict[str, float]]]:
     """The loss of a step: samples of the worlds in equal shares, each with fresh caption, noise and timestep.
+
+    Denoising and a little of `words_loss`; the metrics are each by itself.
 
     Args:
         base: on its device; the latents may stay on the CPU.
         worlds: what there is to draw.
         batch: samples of all worlds together; a multiple of their number.
         generator: on the CPU, of everything that is drawn.
+        reader: see `word_reader`; learns with the base.
         processes: those that share every batch.
 
     Raises:
@@ -95,7 +125,7 @@ def training_loss(
     """
     processes.check_share(batch, "samples")
 
-    def loss(_step: int) -> Tensor:
+    def loss(_step: int) -> tuple[Tensor, dict[str, float]]:
         drawn = [_draw(world, batch // len(worlds), generator) for world in worlds]
         latents = torch.cat([latents for latents, _ in drawn])  # (N, C, h, w)
         captions = [caption for _, captions in drawn for caption in captions]  # N
@@ -104,9 +134,15 @@ def training_loss(
         timesteps = (spread * base.timesteps).long()[torch.randperm(len(latents), generator=generator)]  # (N,)
         noise = torch.randn(latents.shape, generator=generator)
         latents, timesteps, noise = (processes.share(t).to(base.device) for t in (latents, timesteps, noise))
-        states = base.encode_prompts(processes.share(captions))  # (N, L, D)
+        captions = processes.share(captions)
+        states = base.encode_prompts(captions)  # (N, L, D)
         # Plain errors: min-SNR takes the weight off the noisiest levels, where faces form.
-        return denoising_loss(base, latents, states, timesteps, noise).mean()
+        denoising = denoising_loss(base, latents, states, timesteps, noise).mean()
+        words = words_loss(base, reader, captions, states)
+        return denoising + WORDS_WEIGHT * words, {
+            "denoising": float(denoising.detach()),
+            "words": float(words.detach()),
+        }
 
     return loss
 

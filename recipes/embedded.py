@@ -114,16 +114,17 @@ def train_denoiser(shop: Workshop) -> Iterator[str]:
     for network in denoiser.networks(base).values():
         network.train().requires_grad_(True)
     base.unet.to(memory_format=torch.channels_last)
-    parameters = denoiser.parameters(base)
+    parameters, reader = denoiser.parameters(base), denoiser.word_reader(base)
+    beside = {f"words.{name}": tensor for name, tensor in reader.named_parameters()}  # learns too, and does not ship
     photographs = denoiser.joined([shop.latents("photographs"), shop.latents("lookalikes")])
     worlds = (shop.latents("portraits"), photographs)
 
     def begin(generator: torch.Generator, checkpoint: Checkpoint) -> Run:
-        loss = denoiser.training_loss(base, worlds, shop.budget.denoiser_batch, generator, shop.processes)
+        loss = denoiser.training_loss(base, worlds, shop.budget.denoiser_batch, generator, reader, shop.processes)
         minutes, lr = shop.budget.denoiser_minutes, shop.budget.denoiser_lr
         config = schedule(minutes, lr=lr, warmup=200, ema=0.999, weight_decay=0.01, grad_clip=1.0)
-        generators = {"training": generator}
-        return steps(parameters, loss, config, checkpoint=checkpoint, generators=generators, processes=shop.processes)
+        generators, learnt = {"training": generator}, parameters | beside
+        return steps(learnt, loss, config, checkpoint=checkpoint, generators=generators, processes=shop.processes)
 
     yield from shop.train("denoiser", begin, lambda path: save_tensors(path, parameters))
 

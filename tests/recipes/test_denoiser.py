@@ -15,7 +15,7 @@ from hyperdreambooth.fitting.processes import Processes
 from hyperdreambooth.fitting.steps import FitConfig, steps
 from hyperdreambooth.portraits.captions import Scene, parse
 from recipes import denoiser
-from recipes.denoiser import Latents, encode, parameters, training_loss
+from recipes.denoiser import WORDS_WEIGHT, Latents, encode, parameters, training_loss, word_reader, words_loss
 from recipes.pictures import Pictures, random_portraits
 
 SCENES = (Scene("portrait", "neon"), Scene("portrait", edit="wearing a hat"), Scene("portrait", "comic"))
@@ -55,7 +55,7 @@ def test_captions_say_what_the_pictures_show(fresh_base: Base, generator: torch.
         seen.append(latents)
         return latents.sum(dim=(1, 2, 3))
 
-    loss = training_loss(fresh_base, (portraits, photographs), 24, generator)
+    loss = training_loss(fresh_base, (portraits, photographs), 24, generator, word_reader(fresh_base))
     say_all, measure = (
         mock.patch.object(fresh_base, "encode_prompts", encode_prompts),
         mock.patch.object(denoiser, "denoising_loss", loss_of),
@@ -82,7 +82,7 @@ def test_timesteps_cover_all_noise_levels(fresh_base: Base, generator: torch.Gen
         return latents.sum(dim=(1, 2, 3))
 
     with mock.patch.object(denoiser, "denoising_loss", loss_of):
-        training_loss(fresh_base, (world(SCENES, (1, 2, 3), 0),), 10, generator)(0)
+        training_loss(fresh_base, (world(SCENES, (1, 2, 3), 0),), 10, generator, word_reader(fresh_base))(0)
     assert sorted(int(t) // 100 for t in steps_seen[0]) == list(range(10))
 
 
@@ -90,19 +90,50 @@ def test_the_loss_falls(fresh_base: Base, generator: torch.Generator) -> None:
     for network in denoiser.networks(fresh_base).values():
         network.requires_grad_(True)
     one = Latents(torch.randn(2, 4, 8, 8, generator=generator).half(), SCENES[:2], (1, 2))
-    loss = training_loss(fresh_base, (one,), 8, generator)
+    loss = training_loss(fresh_base, (one,), 8, generator, word_reader(fresh_base))
     run = steps(parameters(fresh_base), loss, FitConfig(steps=16, lr=3e-3, grad_clip=1.0))
-    losses = [report.loss for report in run]
+    losses = [report.metrics["denoising"] for report in run]
     assert sum(losses[-4:]) < 0.93 * sum(losses[:4])
     assert all(name.startswith(("unet.", "text_encoder.")) for name in run.parameters)
 
 
 def test_processes_share_the_loss(fresh_base: Base) -> None:
-    one = world(SCENES, (1, 2, 3), 0)
+    one, reader = world(SCENES, (1, 2, 3), 0), word_reader(fresh_base)
     alone, *shares = (
-        float(training_loss(fresh_base, (one,), 6, torch.Generator().manual_seed(5), processes)(0))
+        float(training_loss(fresh_base, (one,), 6, torch.Generator().manual_seed(5), reader, processes)(0)[0].detach())
         for processes in (Processes(), Processes(0, 2), Processes(1, 2))
     )
     assert sum(shares) / 2 == pytest.approx(alone, rel=1e-5) and abs(shares[0] - shares[1]) > 1e-3 * alone
     with pytest.raises(UserError, match="6 samples in a batch and 4 processes"):
-        training_loss(fresh_base, (one,), 6, torch.Generator(), Processes(0, 4))
+        training_loss(fresh_base, (one,), 6, torch.Generator(), reader, Processes(0, 4))
+
+
+def test_words_are_read_from_the_last_state(fresh_base: Base) -> None:
+    """As counted word by word; the loss that is trained on holds a little of it."""
+    reader, captions = word_reader(fresh_base), ["a face wearing a hat", ""]
+    torch.nn.init.normal_(reader.weight, std=0.1, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        states = fresh_base.encode_prompts(captions)
+        scores = reader(states[0, -1]).double()
+        words = [fresh_base.tokenizer.convert_tokens_to_ids(f"{word}</w>") for word in ("a", "face", "wearing", "hat")]
+        expected = float(scores.exp().sum().log() - scores[words].mean()) / 2  # nothing stands in the other
+        assert float(words_loss(fresh_base, reader, captions, states)) == pytest.approx(expected, rel=1e-4)
+    one = world(SCENES, (1, 2, 3), 0)
+    whole, parts = training_loss(fresh_base, (one,), 6, torch.Generator().manual_seed(5), reader)(0)
+    assert float(whole.detach()) == pytest.approx(parts["denoising"] + WORDS_WEIGHT * parts["words"], rel=1e-5)
+
+
+def test_a_word_that_changes_few_pixels_is_told_by_the_states(fresh_base: Base) -> None:
+    """By the loss of the words alone, from a random text encoder."""
+    fresh_base.text_encoder.requires_grad_(True)
+    reader, captions = word_reader(fresh_base), ["a face", "a face wearing a hat", "an old face", "a comic of a face"]
+    hat = fresh_base.tokenizer.convert_tokens_to_ids("hat</w>")
+    learnt = dict(fresh_base.text_encoder.named_parameters()) | {f"words.{n}": t for n, t in reader.named_parameters()}
+
+    def loss(_step: int) -> Tensor:
+        return words_loss(fresh_base, reader, captions, fresh_base.encode_prompts(captions))
+
+    losses = [report.loss for report in steps(learnt, loss, FitConfig(steps=120, lr=3e-3))]
+    with torch.no_grad():
+        shares = reader(fresh_base.encode_prompts(captions)[:, -1]).softmax(dim=1)[:, hat]
+    assert losses[-1] < 0.5 * losses[0] and shares.argmax() == 1 and float(shares[1]) > 3 * float(shares[0])
