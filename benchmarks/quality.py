@@ -9,7 +9,7 @@ too), judged by networks that were trained on true pictures. A sheet of 64 of ea
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -36,6 +36,7 @@ from hyperdreambooth.sheet import save_png, to_image
 
 BATCH = 25
 GUIDANCE = DrawConfig.guidance
+SELDOM = 1 / 3  # what is recognised in fewer of the pictures that it was asked for in
 console = Console(stderr=True)
 
 
@@ -102,7 +103,7 @@ def sheet_of(pictures: Tensor, path: Path) -> None:
 def quality(
     base: Base, judges: Judges, worlds: Mapping[str, Subjects], count: int, out: Path
 ) -> dict[str, dict[str, float]]:
-    """The figures of each world, which also lie in `out`/quality.json with the sheets; prints them.
+    """The figures of each world, which also lie in `out`/quality.json, with what is seldom drawn; prints them.
 
     Args:
         base: to be judged.
@@ -112,14 +113,17 @@ def quality(
         out: folder; pictures that are there are not drawn again.
     """
     results: dict[str, dict[str, float]] = {}
+    rare: list[str] = []
     for world, subjects in worlds.items():
         scenes = asked_scenes(world, count)
         pictures = drawn(base, scenes, out / base.fingerprint, world)
         sheet_of(pictures, out / f"{world}.png")
         results[world] = measured(judges, scenes, pictures, true_pictures(subjects, scenes))
+        if judges.scenes is not None:
+            rare = [*rare, *filter(None, [seldom(scenes, judges.scenes.read(pictures))])]
         results[world] |= {"pictures": count, "true people": min(count, len(subjects.references))}
         Console().print(f"{world}:", ", ".join(f"{name} {value:.4g}" for name, value in results[world].items()))
-        text = json.dumps({"base": base.fingerprint, **results}, indent=1) + "\n"
+        text = json.dumps({"base": base.fingerprint, "seldom": ", ".join(rare), **results}, indent=1) + "\n"
         write_text(out / "quality.json", text)
     return results
 
@@ -141,6 +145,16 @@ def measured(judges: Judges, scenes: list[Scene], pictures: Tensor, true: Tensor
             figures |= {kind: rate.share, f"{kind}, low": low, f"{kind}, high": high}
             figures[f"{kind}, true pictures"] = scene_recognised([truly[row] for row in rows], asked).share
     return figures
+
+
+def seldom(asked: Sequence[Scene], seen: Sequence[Scene]) -> str:
+    """The domains, contexts and edits that are read in fewer than `SELDOM` of their pictures, for a base's card."""
+    shares = dict[str, list[bool]]()
+    for scene, read in zip(asked, seen, strict=True):
+        for part in ("domain", "context", "edit"):
+            if (phrase := getattr(scene, part)) is not None:
+                shares.setdefault(phrase, []).append(getattr(read, part) == phrase)
+    return ", ".join(phrase for phrase, hits in shares.items() if sum(hits) < SELDOM * len(hits))
 
 
 def main(

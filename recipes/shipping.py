@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -116,7 +117,8 @@ def _adopt_judges(shop: Workshop) -> Iterator[str]:
 
 def ship_base(shop: Workshop, base: Base) -> str:
     """The base and its card; returns the fingerprint."""
-    folder = shop.out / BASE.relative_to(FOLDER)
+    folder, scores = shop.out / BASE.relative_to(FOLDER), _scores(shop.cache / QUALITY_FILE, base.fingerprint)
+    base.card = replace(base.card, seldom=str(scores.pop("seldom", "")))
     base.save(folder)
     size = base.picture_size
     Card(
@@ -125,7 +127,7 @@ def ship_base(shop: Workshop, base: Base) -> str:
         _data(shop),
         _seconds(shop, "vae", "denoiser"),
         bool(_earlier(shop)),
-        _scores(shop.cache / QUALITY_FILE, base.fingerprint),
+        scores,
         _text(shop.cache / LOOKS_FILE),
     ).write(folder)
     return base.fingerprint

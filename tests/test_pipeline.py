@@ -250,6 +250,25 @@ def test_prompts_without_the_person_and_too_long_ones_are_noted(
     assert not [record for record in caplog.records if "not read" in record.message]  # just fits
 
 
+def test_what_the_base_seldom_draws_is_noted(
+    booth: HyperDreamBooth, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for prompt, noted in (
+        ("a [V] face wearing A Hat", '"wearing a hat"'),
+        ("a smiling [V] face", '"smiling"'),
+        ("a", ""),
+    ):
+        caplog.clear()
+        monkeypatch.setattr(booth.base, "card", replace(booth.base.card, seldom="wearing a hat, smiling"))
+        note_faults(booth.base, prompt)
+        said = [record.message for record in caplog.records if "seldom draws" in record.message]
+        assert len(said) == bool(noted) and all(noted in line for line in said)
+        monkeypatch.undo()
+        caplog.clear()
+        note_faults(booth.base, prompt)
+        assert "seldom draws" not in caplog.text
+
+
 def test_people_and_prompts_that_do_not_pair(booth: HyperDreamBooth) -> None:
     alice = somebody(booth, 1)
     for people, prompts in (([alice] * 2, ["a", "b", "c"]), ([], "a"), (alice, [])):

@@ -303,7 +303,8 @@ def named_in(prompt: str, person: Subject) -> bool:
 
 
 def note_faults(base: Base, prompt: str, of_somebody: bool = True) -> None:
-    """Log what a prompt says in vain; none of it is a reason to stop: unknown words, too many words, nobody named.
+    """Log what a prompt says in vain; none of it is a reason to stop: unknown words, too many words, nobody named, what
+    the base seldom draws.
 
     Args:
         of_somebody: whether a person is meant to show, so that the prompt should hold "[V]".
@@ -315,6 +316,8 @@ def note_faults(base: Base, prompt: str, of_somebody: bool = True) -> None:
     if length > longest:
         log.warning('the prompt "%s" has %d tokens, more than %d: its end is not read', prompt, length, longest)
     _note_unknown_words(base, prompt)
+    if seldom := [phrase for phrase in base.card.seldom.split(", ") if phrase and phrase in prompt.lower()]:
+        log.warning('the base "%s" seldom draws "%s": it may not show', base.name, '" or "'.join(seldom))
 
 
 def _note_unknown_words(base: Base, prompt: str) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -16,7 +17,7 @@ from hyperdreambooth.baselines.methods import METHODS, LiDB
 from hyperdreambooth.embedded import E4T_NETWORK, FOLDER, HYPERNETWORK, INDEPENDENT_NETWORK
 from hyperdreambooth.errors import UserError
 from hyperdreambooth.evaluation.judges import AttributeReader, Recogniser, SceneClassifier
-from hyperdreambooth.files import load_tensors, save_tensors
+from hyperdreambooth.files import load_tensors, save_tensors, write_text
 from hyperdreambooth.fitting.preoptimize import PreoptimizeConfig, load_people
 from hyperdreambooth.fitting.processes import Processes
 from hyperdreambooth.fitting.steps import Checkpoint, FitConfig, Run
@@ -207,6 +208,16 @@ def test_cards_name_the_source_of_each_photograph() -> None:
     assert "seeds 0 to 99" in lines[0] and "1 photographs whose licence" in lines[1]
     assert "2 photographs" in lines[2] and "2022 David Beniaguev" in lines[2]
     assert "1 photographs" in lines[3] and "SFHQ-T2I" in lines[3]
+
+
+def test_the_card_takes_over_what_the_base_seldom_draws(shop: Workshop, fresh_base: Base) -> None:
+    for base, seldom in ((fresh_base.fingerprint, "doll, smiling"), ("another", "")):
+        write_text(
+            shop.cache / "quality.json", json.dumps({"base": base, "seldom": "doll, smiling", "portrait": {"a": 1}})
+        )
+        shipping.ship_base(shop, fresh_base)
+        assert load_base(shop.out / "base").card.seldom == seldom
+        assert ('"portrait"' in (shop.out / "base/README.md").read_text()) is bool(seldom)
 
 
 def test_an_adopted_base_is_where_training_starts(shop: Workshop, fresh_base: Base) -> None:

@@ -39,7 +39,7 @@ class Card:
     """What a base says of itself beyond its networks; the defaults are those of Stable Diffusion 1.5.
 
     rare_token stands for "[V]"; a, b, seed, scale: its LiDB space (eq. 1); closed_vocabulary: a word that is not one
-    token was never seen in training.
+    token was never seen in training; seldom: what it was measured to draw seldom, phrases with commas between.
     """
 
     name: str
@@ -51,6 +51,7 @@ class Card:
     scale: float = 1.0
     picture_size: int = 512
     closed_vocabulary: bool = False
+    seldom: str = ""
 
 
 class Base:
