@@ -37,8 +37,8 @@ _PRETRAINED = (
 _LIKE = {"dino": "DINO-like", "clip_i": "CLIP-I-like", "clip_t": "CLIP-T-like"}  # how stand-ins are called
 _CAVEAT = (
     "The paper's figures are second-hand, of Stable Diffusion and CelebA-HQ, by other judges: only the order of "
-    "methods can be compared. Intervals are 95 %, bootstrapped over people, each drawn from noises of their own; "
-    "everybody is fitted once, by one sequence of noises."
+    "methods can be compared. Intervals are 95 %, bootstrapped over people (expanded percentiles, of five people or "
+    "more), each drawn from noises of their own; everybody is fitted once, by one sequence of noises."
 )
 _SECONDS = (
     "Seconds are of one person made alone, unless it says that several were made at once and shared them; only those "

@@ -36,6 +36,7 @@ SHOWN = tuple(CELLS)
 SHARES = ("identified", "scene", "prompt_first")  # of pictures: in per cent
 BEYOND = tuple(ONCE)
 _SAID = {"k-1": "k-1: the first of three rounds", BASE_METHOD: "nobody: the bare base"}
+_FEW = "too few people"  # for an interval, or for a verdict
 _LIKE_AND_TRUE = ("identified", "dino", "clip_i", "clip_t")  # no worse than others in these
 _ALL_FOUR = ("face", "dino", "clip_i", "clip_t")  # better than Textual Inversion in these
 Heads = Mapping[str, str]
@@ -108,7 +109,8 @@ def differences(scores: Mapping[str, Scores], heads: Heads = MEASURES) -> Iterat
 def aims(scores: Mapping[str, Scores], heads: Heads = MEASURES) -> Iterator[str]:
     """What ours was to reach against each other method, what was measured, and whether it is so.
 
-    As good is a difference whose interval does not lie below 0; better, one whose interval lies above it.
+    As good is a difference whose interval does not lie below 0; better, one whose interval lies above it. Of people
+    who are too few for an interval nothing is said to be reached.
     """
     ours, body = scores[OURS], []
     for name in ("dreambooth", "dreambooth-agg-1", "dreambooth-agg-2", "e4t"):
@@ -139,6 +141,8 @@ def _verdict(gaps: Mapping[str, Mean], heads: Heads, good: Callable[[Mean], bool
     said = [f"{heads[name]} {_signed(gap, name in SHARES, ' ')}" for name, gap in known.items()]
     reached = [heads[name] for name, gap in known.items() if good(gap)]
     word = "yes" if len(reached) == len(known) else "no" if not reached else f"in {', '.join(reached)}"
+    if known and all(gap.unsure for gap in known.values()):
+        word = _FEW
     return "; ".join(said), word if known else ""
 
 
@@ -157,11 +161,11 @@ def beyond(scores: Mapping[str, Scores]) -> Iterator[str]:
 
 def _said(values: Tensor, share: bool = False) -> str:
     mean = bootstrap(values)
-    if mean.value != mean.value:
+    if math.isnan(mean.value):
         return ""
-    if share:
-        return f"{mean.value:.0%}<br>*{mean.low:.0%} to {mean.high:.0%}*"
-    return f"{mean.value:.3f}<br>*{mean.low:.3f} to {mean.high:.3f}*"
+    spelled = ".0%" if share else ".3f"
+    interval = _FEW if mean.unsure else f"{mean.low:{spelled}} to {mean.high:{spelled}}"
+    return f"{mean.value:{spelled}}<br>*{interval}*"
 
 
 def _signed(mean: Mean, share: bool, between: str = "<br>") -> str:
@@ -170,4 +174,5 @@ def _signed(mean: Mean, share: bool, between: str = "<br>") -> str:
         return ""
     value, low, high = (scale * number for number in (mean.value, mean.low, mean.high))
     sure = "**" if low > 0 or high < 0 else ""
-    return f"{sure}{value:+.{digits}f}{sure}{between}*{low:+.{digits}f} to {high:+.{digits}f}*"
+    interval = _FEW if mean.unsure else f"{low:+.{digits}f} to {high:+.{digits}f}"
+    return f"{sure}{value:+.{digits}f}{sure}{between}*{interval}*"
