@@ -4,7 +4,7 @@
     RUN/methods/METHOD/plan.json    the settings of each method
     RUN/references/PERSON.png       the one picture that everybody is made from
     RUN/pictures/METHOD/PERSON/PROMPT-SEED.png
-    RUN/records/SHARD.jsonl         a line per person who was made or could not be, and per picture that was drawn
+    RUN/records/SHARD.jsonl         a line per person who was made, per one who could not be, and per picture drawn
 
 A line is written when what it tells of lies on the disk, so a run that is killed at any moment knows what it has.
 """
@@ -59,7 +59,8 @@ class PictureRecord:
 
 @dataclass(frozen=True)
 class FailureRecord:
-    """One person whom one method could not make, and will not make if asked again."""
+    """One person whom one method could not make, or not draw, for numbers that are not finite; nor will it, if asked
+    again."""
 
     kind: ClassVar[str] = "failure"
     method: str
@@ -105,7 +106,7 @@ class RunFolder:
         return list({one.file: one for one in self.records() if isinstance(one, PictureRecord)}.values())
 
     def failures(self) -> list[FailureRecord]:
-        """Everybody who could not be made."""
+        """Everybody who could not be made or drawn."""
         return [one for one in self.records() if isinstance(one, FailureRecord)]
 
 

@@ -227,6 +227,6 @@ def _missing(drawn: Drawn) -> Iterator[str]:
         lacking, begun = drawn.incomplete(method)
         failed = len(drawn.failed.get(method, ()))
         said += [f"{method} lacks pictures of {lacking} of {begun} people"] if lacking else []
-        said += [f"{method} could not make {failed}"] if failed else []
+        said += [f"{method} could not make or draw {failed}"] if failed else []
     if said:
         yield f"Not complete, and scored as far as it goes: {'; '.join(said)}."
