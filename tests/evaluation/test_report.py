@@ -70,7 +70,7 @@ def test_the_tables_hold_the_scores(tmp_path: Path) -> None:
             assert said.startswith(f"{mean:.0%}<" if measure in SHARES else f"{mean:.3f}<")
     assert BASE_METHOD not in {line.split("|")[1].strip() for line in text.splitlines() if line.startswith("|")}
     assert "Of 2 whom all of these have drawn" in text and "VGGFace2's Inception-ResNet, DINO" in text
-    assert "DINO-like" not in text and "here: cpu." in text
+    assert "DINO-like" not in text and "here: cpu." in text and "the background 0.25" in text
     assert "| dreambooth |" in text and "| dreambooth@10 |" not in text
     gaps = row(text, "k-1", "## Ours against each")
     gap = float((scores[OURS].cells["face"][:2] - scores["k-1"].cells["face"]).mean())

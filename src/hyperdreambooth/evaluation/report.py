@@ -20,6 +20,7 @@ from hyperdreambooth.evaluation.records import RunFolder
 from hyperdreambooth.evaluation.scores import BASE_METHOD, MEASURES, TRUE, Scores, Scoring
 from hyperdreambooth.evaluation.study_tables import Answered, study_tables
 from hyperdreambooth.evaluation.subjects import are_portraits
+from hyperdreambooth.faces.mask import BACKGROUND
 from hyperdreambooth.files import write_bytes
 from hyperdreambooth.sheet import save_jpeg
 
@@ -38,7 +39,9 @@ _LIKE = {"dino": "DINO-like", "clip_i": "CLIP-I-like", "clip_t": "CLIP-T-like"} 
 _CAVEAT = (
     "The paper's figures are second-hand, of Stable Diffusion and CelebA-HQ, by other judges: only the order of "
     "methods can be compared. Intervals are 95 %, bootstrapped over people (expanded percentiles, of five people or "
-    "more), each drawn from noises of their own; everybody is fitted once, by one sequence of noises."
+    "more), each drawn from noises of their own; everybody is fitted once, by one sequence of noises. "
+    f"Fits by all methods, the others' too, weigh head and hair 1 and the background {BACKGROUND:g}, and spread their "
+    "timesteps evenly: plain training scripts do neither."
 )
 _SECONDS = (
     "Seconds are of one person made alone, unless it says that several were made at once and shared them; only those "
