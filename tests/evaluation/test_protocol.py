@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -51,7 +52,7 @@ def work(evaluation: Evaluation, method: Method = QUICK, people: int = 3, name: 
 
 
 def test_everything_is_drawn_and_told(booth: HyperDreamBooth, people: People, tmp_path: Path) -> None:
-    evaluation = Evaluation(booth, people, SMALL, tmp_path)
+    evaluation, began = Evaluation(booth, people, SMALL, tmp_path), time.monotonic()
     assert work(evaluation)[-1] == 3 * (1 + PICTURES)
     made, pictures = evaluation.run.people(), evaluation.run.pictures()
     assert [one.person for one in made] == list(people.names)
@@ -65,6 +66,7 @@ def test_everything_is_drawn_and_told(booth: HyperDreamBooth, people: People, tm
     )
     assert apart.abs().max() < 3 / 255
     assert all(one.seconds > 0 and one.bytes > 100 for one in made)
+    assert all(one.seconds for one in pictures) and sum(one.seconds or 0 for one in pictures) < time.monotonic() - began
     assert sorted({one.prompt for one in pictures}) == sorted({PLAIN, NOBODY, PROMPTS[1]})
     assert len(pictures) == 3 * PICTURES and all((tmp_path / one.file).is_file() for one in pictures)
     assert all(evaluation.run.reference(name).is_file() for name in people.names)

@@ -71,6 +71,8 @@ def test_the_tables_hold_the_scores(tmp_path: Path) -> None:
     assert BASE_METHOD not in {line.split("|")[1].strip() for line in text.splitlines() if line.startswith("|")}
     assert "Of 2 whom all of these have drawn" in text and "VGGFace2's Inception-ResNet, DINO" in text
     assert "DINO-like" not in text and "here: cpu." in text and "the background 0.25" in text
+    tables, _, aims = text.partition("## What was aimed at")
+    assert "out of its domain on stylised pictures" in tables.rpartition("### ")[2] and "not measured" in aims
     assert "| dreambooth |" in text and "| dreambooth@10 |" not in text
     gaps = row(text, "k-1", "## Ours against each")
     gap = float((scores[OURS].cells["face"][:2] - scores["k-1"].cells["face"]).mean())

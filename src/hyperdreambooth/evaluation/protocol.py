@@ -7,6 +7,7 @@ those of one person are the same for every method.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -213,6 +214,7 @@ class Evaluation:
         """Draw people, by their rows, for one prompt; the names of those who cannot be, found by drawing each alone."""
         booth, prompts, drawing = self.booth, [one.prompt] * len(people), one.drawing(method.drawing)
         seeds, persons = [one.seed_of(row) for row in people], list(people.values())
+        began = time.perf_counter()
         try:
             pictures = draw(booth.base, booth.adapters, persons, prompts, drawing, progress, seeds)  # (N * count, ...)
         except NotFinite as error:
@@ -220,12 +222,12 @@ class Evaluation:
                 each = [self._draw(name, method, one, {row: person}, progress) for row, person in people.items()]
                 return set().union(*each)
             return {self._leave_out(name, "draw", row, error) for row in people}
-        records = []
-        for row, own in zip(people, pictures.split(one.count), strict=True):
-            for k, (file, picture) in enumerate(zip(self._files(name, row, one), own, strict=True)):
-                save_png(self.run.path / file, to_image(picture))
-                records.append(PictureRecord(name, self.people.names[row], one.prompt, one.seed_of(row, k), file))
-        self.writer.write(*records)
+        places = [(row, k, file) for row in people for k, file in enumerate(self._files(name, row, one))]
+        for (_, _, file), picture in zip(places, pictures, strict=True):
+            save_png(self.run.path / file, to_image(picture))
+        took, names = round((time.perf_counter() - began) / len(places), 4), self.people.names
+        drawn = ((names[row], one.prompt, one.seed_of(row, k), file, took) for row, k, file in places)
+        self.writer.write(*(PictureRecord(name, *about) for about in drawn))
         return set()
 
     def _leave_out(self, name: str, what: str, row: int, error: NotFinite) -> str:

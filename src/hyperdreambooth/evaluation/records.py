@@ -55,6 +55,7 @@ class PictureRecord:
     prompt: str  # as it was asked, "[V]" for the person
     seed: int
     file: str  # in the run's folder
+    seconds: float | None = None  # of drawing and writing it, shared evenly by all that were drawn at once
 
 
 @dataclass(frozen=True)
@@ -151,6 +152,6 @@ def _parsed(shard: Path, number: int, line: str) -> Record:
     try:
         values = json.loads(line)
         kind = _KINDS[values.pop("kind")]
-        return kind(**{field.name: values[field.name] for field in fields(kind)})
+        return kind(**{field.name: values[field.name] for field in fields(kind) if field.name in values})
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise UserError(f"{shard}, line {number}, is no record of a run: remove the line, or the run") from error
