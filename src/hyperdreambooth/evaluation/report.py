@@ -51,6 +51,10 @@ _SECONDS = (
     "Seconds are of one person made alone, unless it says that several were made at once and shared them; only those "
     "that were shared by as many, on one kind of machine, are compared"
 )
+_BEFOREHAND = (
+    "What was trained beforehand, once for a base, is in none of them: the hypernetwork of ours, and what E4T has "
+    "learnt behind the same network's eyes. The cards beside those files say how long it took."
+)
 _NOMINAL = (
     "The paper counts one noise a step for everybody. Ours, which the tables above speak of, takes two; one-noise is "
     "ours with one, photograph, encoding and prediction included."
@@ -182,7 +186,7 @@ def _lines_of(part: Part) -> Iterator[str]:
     )
     machines = ", ".join(sorted({one.machine for one in scores.values() if one.machine}))
     where = f"; here: {machines}." if machines else "."
-    yield from ("", "## What it takes", "", *costs.costs(scores), "", _SECONDS + where, "")
+    yield from ("", "## What it takes", "", *costs.costs(scores), "", _SECONDS + where, "", _BEFOREHAND, "")
     if nominal := list(costs.nominal(scores)):
         yield from (*nominal, "", _NOMINAL, "")
     yield from (*costs.at_equal_likeness(points), "")
