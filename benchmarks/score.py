@@ -11,7 +11,8 @@ from torch import Tensor
 
 from benchmarks.judges import Judges
 from hyperdreambooth.evaluation.attributes import attribute_error
-from hyperdreambooth.evaluation.identification import Rate, identified, paired_difference, scene_recognised
+from hyperdreambooth.evaluation.identification import Rate, identified, scene_recognised
+from hyperdreambooth.evaluation.metrics import Mean, bootstrap
 from hyperdreambooth.evaluation.subjects import Subjects
 from hyperdreambooth.portraits.captions import STYLE_SCENES, STYLES
 
@@ -102,8 +103,9 @@ def table(world: str, scores: Mapping[str, Score], among: int | None = None) -> 
     for style in STYLES:
         result.add_row(style, *(f"{value.by_style[style]:.0%}" for value in scores.values()))
     if OURS in scores and TUNED_ALONE in scores:
-        gap, low, high = _margin(scores)
-        margin = f"{100 * gap:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+        gap = _margin(scores)
+        interval = "too few people" if gap.unsure else f"{100 * gap.low:+.1f} to {100 * gap.high:+.1f}"
+        margin = f"{100 * gap.value:+.1f} ({interval})"
         result.add_row(f"less {TUNED_ALONE}", *(margin if name == OURS else "" for name in scores))
     for name, text in extras.items():
         if any(text(value) for value in scores.values()):
@@ -115,16 +117,16 @@ def as_json(scores: Mapping[str, Score]) -> dict[str, object]:
     """The scores for programs; with the paired difference of ours to fine-tuning alone where both are there."""
     result: dict[str, object] = {name: _numbers(value) for name, value in scores.items()}
     if OURS in scores and TUNED_ALONE in scores:
-        gap, low, high = _margin(scores)
-        result[f"{OURS} minus {TUNED_ALONE}"] = {"difference": gap, "interval": (low, high)}
+        gap = _margin(scores)
+        interval = None if gap.unsure else (gap.low, gap.high)  # of too few people there is none
+        result[f"{OURS} minus {TUNED_ALONE}"] = {"difference": gap.value, "interval": interval}
     return result
 
 
-def _margin(scores: Mapping[str, Score]) -> tuple[float, float, float]:
-    """How much ours is above fine-tuning alone, and the 95 % interval, paired over people."""
-    ours, others = scores[OURS].hits, scores[TUNED_ALONE].hits
-    labels = torch.arange(ours.shape[1]).expand_as(ours)  # (styles, N)
-    return paired_difference(ours.flatten(), others.flatten(), labels.flatten())
+def _margin(scores: Mapping[str, Score]) -> Mean:
+    """How much ours is above fine-tuning alone, paired over people: probes of one person are not independent."""
+    ours, others = scores[OURS].hits.double(), scores[TUNED_ALONE].hits.double()  # (styles, N)
+    return bootstrap((ours - others).mean(dim=0))
 
 
 def _numbers(value: Score) -> dict[str, object]:

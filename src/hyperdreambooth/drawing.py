@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from hyperdreambooth.base.hardware import holds_people, name_of
 from hyperdreambooth.base.model import Base
-from hyperdreambooth.errors import UserError, WorkError, WrongBase, WrongSpace
+from hyperdreambooth.errors import NotFinite, UserError, WrongBase, WrongSpace
 from hyperdreambooth.identity import Identity, strength
 from hyperdreambooth.lidb import Adapters, LiDBSpace, LoRALayout
 from hyperdreambooth.lidb.sites import total_width
@@ -119,7 +119,7 @@ def draw(
         seeds: of each pair, in the place of the one in `config`.
 
     Raises:
-        UserError: a person is merged into the base, or the adapters are ejected.
+        UserError: a person is merged into the base, or the adapters are ejected. NotFinite: the pictures.
     """
     adapters.check_bare()
     jobs = [
@@ -221,7 +221,7 @@ def _draw_batch(
         latents = base.sample_mixed(shaped, factors, noise, config.steps, report, generators, predict, config.rescale)
         pictures = base.decode(latents).cpu()
     if not pictures.isfinite().all():
-        raise WorkError(
+        raise NotFinite(
             f"the pictures are not finite in {name_of(base.dtype)}, expected finite ones: draw with "
             "--precision fp32, or bf16 where the GPU has it"
         )

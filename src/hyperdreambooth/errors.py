@@ -77,6 +77,10 @@ class DiskFull(WorkError):
     """The disk, the quota or the file-size limit ran out while writing."""
 
 
+class NotFinite(WorkError):
+    """A fit whose loss, a person whose numbers, or pictures whose colours are not finite: the same if tried again."""
+
+
 class OutOfMemory(WorkError):
     """The memory of the device ran out."""
 

@@ -10,7 +10,7 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,7 +59,8 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
     except OSError as error:
         raise _write_error(path, error) from error
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # not there, or on a disk that fails: the error above is the one to tell
+            part.unlink()
 
 
 def write_bytes(path: str | Path, data: bytes) -> int:

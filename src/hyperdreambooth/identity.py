@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hyperdreambooth.errors import BadFile, BadIdentityFile, NewerFormat, UserError, WorkError, WrongBase, WrongSpace
+from hyperdreambooth.errors import BadFile, BadIdentityFile, NewerFormat, NotFinite, UserError, WrongBase, WrongSpace
 from hyperdreambooth.files import load_tensors, save_tensors
 from hyperdreambooth.lidb import LiDBSpace, LoRALayout, SpaceInfo, stack_lora
 
@@ -114,7 +114,7 @@ class Identity:
                 full-space factors.
 
         Raises:
-            WorkError: the numbers are not finite in that dtype.
+            NotFinite: a number, in that dtype.
             UserError: an unknown dtype, or a description too long for the file (see `check_description`).
             DiskFull: no room; whatever was at ``path`` is still there.
         """
@@ -127,7 +127,7 @@ class Identity:
             full, _ = self._full()
             tensors |= _quantise_flat(full) if dtype == "int8" else {"lora": full.to(_FLOATS[dtype])}
         if (wrong := _not_finite(tensors)) is not None:
-            raise WorkError(
+            raise NotFinite(
                 f"cannot write {path}: the numbers of {wrong} are not all finite in {dtype}, expected finite ones: "
                 "fit the person anew with fewer steps, or choose fp32"
             )

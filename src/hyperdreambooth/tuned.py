@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from hyperdreambooth.base.model import Base
-from hyperdreambooth.errors import BadIdentityFile, UserError, WorkError, WrongBase
+from hyperdreambooth.errors import BadIdentityFile, NotFinite, UserError, WrongBase
 from hyperdreambooth.files import load_metadata, load_tensors, save_tensors
 
 FORMAT = "hyperdreambooth-tuned-1"
@@ -77,13 +77,13 @@ class Tuned:
         A Textual Inversion's holds one tensor: diffusers' `load_textual_inversion(path, token="...")` opens it too.
 
         Raises:
-            UserError: an unknown dtype. WorkError: a number is not finite in it. DiskFull: no room.
+            UserError: an unknown dtype. NotFinite: a number, in it. DiskFull: no room.
         """
         if dtype not in _DTYPES:
             raise UserError(f"got dtype {dtype!r} for whole weights, expected one of {', '.join(_DTYPES)}")
         tensors = {name: tensor.to(_DTYPES[dtype]) for name, tensor in self.tensors.items()}
         if wrong := next((name for name, tensor in tensors.items() if not tensor.isfinite().all()), None):
-            raise WorkError(
+            raise NotFinite(
                 f"cannot write {path}: the numbers of {wrong} are not all finite in {dtype}, expected finite ones: "
                 "fit the person anew with fewer steps, or choose fp32"
             )

@@ -1,4 +1,7 @@
-"""One step of each baseline is the step that a plain diffusers or PEFT training loop takes, on the same draw."""
+"""One step of each baseline is the step that a plain diffusers or PEFT training loop takes, on the same draw.
+
+With the face's mask, with which people are fitted, the plain loop's mean over places is weighted by it.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from torch import Tensor, nn
 from hyperdreambooth.base.model import Base
 from hyperdreambooth.baselines.dreambooth import DreamBooth
 from hyperdreambooth.baselines.textual_inversion import TextualInversion
+from hyperdreambooth.faces import face_masks
 from hyperdreambooth.fitting.finetune import FinetuneConfig, finetune
 from hyperdreambooth.fitting.fit import NoiseSequence, Objective, Pictures, Prior
 from hyperdreambooth.fitting.steps import FitConfig
@@ -36,16 +40,35 @@ def drawn(world: World, seed: int, views: int) -> tuple[Tensor, Tensor, int]:
     return draw.noise, draw.timesteps, int(draw.views)
 
 
+def photographed(world: World, people: int, masked: bool) -> tuple[Pictures, Tensor | None]:
+    """A picture of each, with the masks that every method's fit gives them, and the mask (1, 1, h, w) of all, or none.
+
+    Random latents have no face, and need none: the mask lies where a cropped photograph's is.
+    """
+    latents = world.pictures(people).latents
+    if not masked:
+        return Pictures(latents), None
+    masks = face_masks(latents)
+    return Pictures(latents, masks), masks[0]
+
+
 def plain_loss(
-    base: Base, unet: nn.Module, text_encoder: nn.Module, latents: Tensor, prompt: str, draw: Tensor
+    base: Base,
+    unet: nn.Module,
+    text_encoder: nn.Module,
+    latents: Tensor,
+    prompt: str,
+    draw: tuple[Tensor, Tensor],
+    mask: Tensor | None = None,
 ) -> Tensor:
-    """The loss of diffusers' training scripts: latents (1, C, h, w), draw = (noise, timestep)."""
+    """The loss of diffusers' training scripts: latents (1, C, h, w), draw = (noise, timestep), mask (1, 1, h, w)."""
     noise, timesteps = draw
     scheduler = DDPMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction")
     ids = base.tokenizer(prompt, padding="max_length", truncation=True, return_tensors="pt").input_ids
     states = text_encoder(ids)[0]
     predicted = unet(scheduler.add_noise(latents, noise, timesteps), timesteps, states).sample
-    return nn.functional.mse_loss(predicted, scheduler.get_velocity(latents, noise, timesteps))
+    error = nn.functional.mse_loss(predicted, scheduler.get_velocity(latents, noise, timesteps), reduction="none")
+    return error.mean() if mask is None else torch.sum(error * mask / mask.mean()) / error.numel()
 
 
 def assert_same(ours: Tensor, plain: Tensor, start: Tensor) -> None:
@@ -54,9 +77,10 @@ def assert_same(ours: Tensor, plain: Tensor, start: Tensor) -> None:
     assert ((ours - plain).abs() < TOLERANCE).float().mean() > AGREE
 
 
+@pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("text_encoder", [False, True])
-def test_dreambooth_steps_as_a_plain_loop(world: World, text_encoder: bool) -> None:
-    pictures = world.pictures(1)
+def test_dreambooth_steps_as_a_plain_loop(world: World, text_encoder: bool, masked: bool) -> None:
+    pictures, mask = photographed(world, 1, masked)
     classes = torch.randn(5, *world.base.latent_shape, generator=torch.Generator().manual_seed(8))
     method = DreamBooth(fit=STEP, objective=OBJECTIVE, text_encoder=text_encoder)
     fitting = method.begin(world.base, pictures, OBJECTIVE, Prior(classes, "a face", weight=0.7))
@@ -69,10 +93,11 @@ def test_dreambooth_steps_as_a_plain_loop(world: World, text_encoder: bool) -> N
         parameters |= dict(networks["text_encoder"].requires_grad_(True).named_parameters(prefix="text_encoder"))
     optimizer = torch.optim.AdamW(parameters.values(), lr=STEP.lr, weight_decay=0.0)
     loss = torch.zeros(())
-    for latents, prompt, seed, weight in [(pictures.latents[0], "a sks face", 3, 1.0), (classes, "a face", 4, 0.7)]:
+    of_person, of_class = (pictures.latents[0], "a sks face", 3, 1.0, mask), (classes, "a face", 4, 0.7, None)
+    for latents, prompt, seed, weight, places in (of_person, of_class):
         noise, timestep, view = drawn(world, seed, len(latents))
         loss = loss + weight * plain_loss(
-            world.base, **networks, latents=latents[view][None], prompt=prompt, draw=(noise, timestep)
+            world.base, **networks, latents=latents[view][None], prompt=prompt, draw=(noise, timestep), mask=places
         )
     loss.backward()
     optimizer.step()
@@ -84,10 +109,11 @@ def test_dreambooth_steps_as_a_plain_loop(world: World, text_encoder: bool) -> N
     assert_same(*flat)
 
 
-def test_lora_steps_as_peft(world: World) -> None:
-    pictures = world.pictures(1)
+@pytest.mark.parametrize("masked", [False, True])
+def test_lora_steps_as_peft(world: World, masked: bool) -> None:
+    pictures, mask = photographed(world, 1, masked)
     config = FinetuneConfig("lora", rank=1, where="all", fit=STEP, lr_alone=None, objective=OBJECTIVE)
-    tuning = finetune(world.base, world.adapters, pictures.latents[:, 0], None, config)
+    tuning = finetune(world.base, world.adapters, pictures.latents, None, config, masks=pictures.masks)
     list(tuning)
     assert tuning.lora is not None
     layout = LoRALayout(world.space.sites, 1)
@@ -108,7 +134,8 @@ def test_lora_steps_as_peft(world: World) -> None:
     assert len(trained) == 2 * len(layers)
     optimizer = torch.optim.AdamW(trained, lr=STEP.lr, weight_decay=0.0)
     noise, timestep, _ = drawn(world, 3, 1)
-    plain_loss(base, base.unet, base.text_encoder, pictures.latents[0], "a sks face", (noise, timestep)).backward()
+    latents, draw = pictures.latents[0], (noise, timestep)
+    plain_loss(base, base.unet, base.text_encoder, latents, "a sks face", draw, mask).backward()
     optimizer.step()
 
     both = [(layer.lora_A["default"].weight, layer.lora_B["default"].weight) for layer in layers]
@@ -116,9 +143,10 @@ def test_lora_steps_as_peft(world: World) -> None:
     assert_same(tuning.lora[0], plain.detach(), layout.start(OBJECTIVE.seed))
 
 
-def test_textual_inversion_steps_as_a_plain_loop(world: World) -> None:
+@pytest.mark.parametrize("masked", [False, True])
+def test_textual_inversion_steps_as_a_plain_loop(world: World, masked: bool) -> None:
     """As diffusers' script does it: the whole table learns, and all rows but the word's are put back."""
-    pictures = world.pictures(3)
+    pictures, mask = photographed(world, 3, masked)
     fitting = TextualInversion(fit=STEP, objective=OBJECTIVE).begin(world.base, pictures, OBJECTIVE)
     list(fitting.run)
     tokenizer = world.base.tokenizer
@@ -130,7 +158,7 @@ def test_textual_inversion_steps_as_a_plain_loop(world: World) -> None:
         table.data[rare] = table.data[noun]
         table.requires_grad_(True)
         optimizer = torch.optim.AdamW([table], lr=STEP.lr, weight_decay=0.0)
-        plain_loss(world.base, world.base.unet, text_encoder, latents, "a sks face", (noise, timestep)).backward()
+        plain_loss(world.base, world.base.unet, text_encoder, latents, "a sks face", (noise, timestep), mask).backward()
         optimizer.step()
         assert torch.allclose(tensors["rare_token"], table[rare].detach(), atol=1e-5)
         assert (tensors["rare_token"] - world.base.text_encoder.get_input_embeddings().weight[noun]).abs().max() > 5e-4

@@ -119,9 +119,14 @@ def test_ours_is_compared_person_by_person() -> None:
     both = {TUNED_ALONE: Score(torch.zeros_like(hits), None, None), OURS: Score(hits, None, None)}
     result = as_json(both)
     gap = result[f"{OURS} minus {TUNED_ALONE}"]
-    assert gap["difference"] == 0.5 and 0.1 < gap["interval"][0] < 0.5 < gap["interval"][1]  # type: ignore[index]
+    # Eight equal probes of each of ten people are worth ten trials, whose standard error is 0.5 / 3 with nine degrees.
+    assert gap["difference"] == 0.5  # type: ignore[index]
+    assert gap["interval"] == pytest.approx((0.5 - 2.26 / 6, 0.5 + 2.26 / 6), abs=0.08)  # type: ignore[index]
     shown, (low, high) = list(table("portraits", both).columns[2].cells)[-1], gap["interval"]  # type: ignore[index]
     assert shown == f"+50.0 ({100 * low:+.1f} to {100 * high:+.1f})"
+    few = {name: Score(one.hits[:, 3:7], None, None) for name, one in both.items()}
+    assert as_json(few)[f"{OURS} minus {TUNED_ALONE}"] == {"difference": 0.5, "interval": None}
+    assert list(table("portraits", few).columns[2].cells)[-1] == "+50.0 (too few people)"
 
 
 def test_kept_pictures_are_made_again_only_of_something_else(tmp_path: Path) -> None:

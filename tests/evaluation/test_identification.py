@@ -7,7 +7,6 @@ from hyperdreambooth.evaluation.identification import (
     Rate,
     identification_rate,
     identified,
-    paired_difference,
     scene_recognised,
     spread,
     spread_ratio,
@@ -40,22 +39,6 @@ def test_the_nearest_is_nearest_in_direction() -> None:
     gallery = torch.tensor([[10.0, 0.0], [0.0, 0.1]])
     probes = torch.tensor([[1.0, 0.9], [0.5, 1.0]])
     assert identified(gallery, probes, torch.tensor([0, 0])).tolist() == [True, False]
-
-
-def test_the_bootstrap_draws_people_not_probes(generator: torch.Generator) -> None:
-    """Eight equal probes of each of 100 people are worth 100 trials: the normal interval of the people's mean."""
-    per_person = torch.rand(100, generator=generator) < 0.6
-    ours, people = per_person.repeat_interleave(8), torch.arange(100).repeat_interleave(8)
-    difference, low, high = paired_difference(ours, torch.zeros(800, dtype=torch.bool), people)
-    share = float(per_person.float().mean())
-    half = 1.96 * (share * (1 - share) / 100) ** 0.5
-    assert difference == pytest.approx(share)
-    assert (low, high) == pytest.approx((share - half, share + half), abs=0.02)
-
-
-def test_paired_outcomes_that_agree_differ_by_nothing() -> None:
-    same = torch.tensor([True, False, True])
-    assert paired_difference(same, same, torch.tensor([0, 1, 2])) == (0.0, 0.0, 0.0)
 
 
 def test_spread_is_the_trace_of_the_covariance(generator: torch.Generator) -> None:

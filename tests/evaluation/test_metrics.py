@@ -20,6 +20,7 @@ from hyperdreambooth.evaluation.metrics import (
     prompt_text,
     ranked_first,
     ssim,
+    student,
 )
 
 
@@ -81,7 +82,25 @@ def test_the_bootstrap_finds_the_interval_of_a_mean() -> None:
     holes = torch.cat([values, torch.full((3,), torch.nan)])
     assert bootstrap(holes) == mean
     assert math.isnan(bootstrap(torch.tensor([torch.nan])).value)
-    assert bootstrap(torch.tensor([0.25, 0.25])) == Mean(0.25, 0.25, 0.25)
+    assert bootstrap(torch.full((5,), 0.25)) == Mean(0.25, 0.25, 0.25)
+
+
+@pytest.mark.parametrize(("people", "studies"), [(7, 1000), (100, 500)])
+def test_intervals_hold_the_truth_as_often_as_they_say(people: int, studies: int, generator: torch.Generator) -> None:
+    means = [bootstrap(torch.randn(people, generator=generator)) for _ in range(studies)]
+    assert 0.92 < sum(mean.low < 0 < mean.high for mean in means) / studies < 0.97
+
+
+def test_few_people_have_a_mean_and_no_interval() -> None:
+    for people in (1, 4):
+        mean = bootstrap(torch.full((people,), 0.25))
+        assert mean.value == 0.25 and math.isnan(mean.low) and math.isnan(mean.high) and mean.unsure
+    assert not bootstrap(torch.arange(5.0)).unsure and not bootstrap(torch.tensor([torch.nan])).unsure
+
+
+@pytest.mark.parametrize(("freedom", "table"), [(4, 2.776), (6, 2.447), (11, 2.201), (99, 1.984)])
+def test_students_quantile_is_that_of_the_tables(freedom: int, table: float) -> None:
+    assert student(freedom) == pytest.approx(table, abs=1e-3)
 
 
 def test_a_prompt_names_nobody_for_clip() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -16,7 +17,7 @@ from hyperdreambooth.baselines.methods import CURVE, METHODS, OURS, TABLES, LiDB
 from hyperdreambooth.baselines.textual_inversion import TextualInversion
 from hyperdreambooth.baselines.work import Method
 from hyperdreambooth.cli import evaluating
-from hyperdreambooth.errors import UserError
+from hyperdreambooth.errors import UserError, WorkError
 from hyperdreambooth.evaluation import protocol
 from hyperdreambooth.evaluation.prompts import NOBODY, PLAIN, PROMPTS, SETS, EvaluationSet
 from hyperdreambooth.evaluation.protocol import Evaluation, Share, asked
@@ -25,6 +26,7 @@ from hyperdreambooth.evaluation.scores import load_pictures
 from hyperdreambooth.evaluation.subjects import check_photographs
 from hyperdreambooth.files import save_tensors
 from hyperdreambooth.fitting.steps import FitConfig
+from hyperdreambooth.identity import Identity
 from hyperdreambooth.people import People
 from hyperdreambooth.personalization import PersonalizeConfig
 from hyperdreambooth.pipeline import HyperDreamBooth
@@ -50,7 +52,7 @@ def work(evaluation: Evaluation, method: Method = QUICK, people: int = 3, name: 
 
 
 def test_everything_is_drawn_and_told(booth: HyperDreamBooth, people: People, tmp_path: Path) -> None:
-    evaluation = Evaluation(booth, people, SMALL, tmp_path)
+    evaluation, began = Evaluation(booth, people, SMALL, tmp_path), time.monotonic()
     assert work(evaluation)[-1] == 3 * (1 + PICTURES)
     made, pictures = evaluation.run.people(), evaluation.run.pictures()
     assert [one.person for one in made] == list(people.names)
@@ -64,6 +66,7 @@ def test_everything_is_drawn_and_told(booth: HyperDreamBooth, people: People, tm
     )
     assert apart.abs().max() < 3 / 255
     assert all(one.seconds > 0 and one.bytes > 100 for one in made)
+    assert all(one.seconds for one in pictures) and sum(one.seconds or 0 for one in pictures) < time.monotonic() - began
     assert sorted({one.prompt for one in pictures}) == sorted({PLAIN, NOBODY, PROMPTS[1]})
     assert len(pictures) == 3 * PICTURES and all((tmp_path / one.file).is_file() for one in pictures)
     assert all(evaluation.run.reference(name).is_file() for name in people.names)
@@ -165,6 +168,39 @@ def test_whoever_cannot_be_made_is_noted_and_left_out(
     assert work(evaluation, wild) and len(evaluation.run.failures()) == 3  # not tried again
     work(evaluation, name="sound")
     assert len(evaluation.run.people()) == 3
+
+
+def test_whoever_cannot_be_drawn_is_noted_and_the_others_go_on(
+    booth: HyperDreamBooth, people: People, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    evaluation = Evaluation(booth, people, SMALL, tmp_path)
+    reports = evaluation.of("mine", QUICK, 3)
+    while not evaluation.run.people():
+        next(reports)
+    file = tmp_path / "people" / "mine" / "portrait-15001.safetensors"
+    person = booth.open_person(file)
+    assert isinstance(person, Identity)
+    wild = torch.full_like(person.weights, 1e30)  # finite, and nothing that they draw is
+    replace(person, weights=wild).save(file, "fp32")
+    assert list(reports)[-1].done == 3 * (1 + PICTURES)
+    (failure,) = evaluation.run.failures()
+    assert failure.person == "portrait-15001" and "not finite" in failure.reason
+    assert "mine cannot draw portrait-15001" in caplog.text
+    drawn = [one.person for one in evaluation.run.pictures()]
+    assert set(drawn) == {"portrait-15000", "portrait-15002"} and len(drawn) == 2 * PICTURES
+    evaluation.writer.close()
+    assert work(Evaluation(booth, people, SMALL, tmp_path))[-1] == 3 * (1 + PICTURES)
+    assert len(evaluation.run.failures()) == 1 and len(evaluation.run.pictures()) == 2 * PICTURES
+
+
+def test_nobody_is_given_up_for_a_fault_of_the_disk(booth: HyperDreamBooth, people: People, tmp_path: Path) -> None:
+    evaluation = Evaluation(booth, people, SMALL, tmp_path)
+    (tmp_path / "people").write_text("where a folder should be")
+    with pytest.raises(WorkError, match="could not write"):
+        work(evaluation)
+    assert not evaluation.run.failures()
+    (tmp_path / "people").unlink()
+    assert work(evaluation)[-1] == 3 * (1 + PICTURES) and len(evaluation.run.people()) == 3
 
 
 def test_methods_say_what_they_cannot_do(booth: HyperDreamBooth) -> None:

@@ -70,11 +70,14 @@ def test_the_tables_hold_the_scores(tmp_path: Path) -> None:
             assert said.startswith(f"{mean:.0%}<" if measure in SHARES else f"{mean:.3f}<")
     assert BASE_METHOD not in {line.split("|")[1].strip() for line in text.splitlines() if line.startswith("|")}
     assert "Of 2 whom all of these have drawn" in text and "VGGFace2's Inception-ResNet, DINO" in text
-    assert "DINO-like" not in text and "here: cpu." in text
+    assert "DINO-like" not in text and "here: cpu." in text and "the background 0.25" in text
+    tables, _, aims = text.partition("## What was aimed at")
+    assert "out of its domain on stylised pictures" in tables.rpartition("### ")[2] and "not measured" in aims
     assert "| dreambooth |" in text and "| dreambooth@10 |" not in text
     gaps = row(text, "k-1", "## Ours against each")
     gap = float((scores[OURS].cells["face"][:2] - scores["k-1"].cells["face"]).mean())
     assert f"{gap:+.3f}" in gaps[1] and gaps[0] == "2"
+    assert "trained beforehand" in text.partition("## What it takes")[2]
     assert row(text, "k-1", "## What it takes")[2] == "2.00 (2.0 x)"
     assert row(text, TRUE, "does not measure")[4] == f"{scores[TRUE].attributes:.2f}"
     drift = float(scores[BASE_METHOD].own["drift"].mean())

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from hyperdreambooth.cli.studying import study_app
 from hyperdreambooth.errors import BadPicture, HyperDreamBoothError, UserError
 from hyperdreambooth.evaluation.identification import Rate
 from hyperdreambooth.evaluation.judges import JudgeConfig, Recogniser
+from hyperdreambooth.evaluation.prompts import SETS
 from hyperdreambooth.evaluation.records import FORMAT, PictureRecord, RunFolder, Writer
 from hyperdreambooth.evaluation.study import Question, Study, make_study
 from hyperdreambooth.evaluation.study_scores import (
@@ -27,6 +30,7 @@ from hyperdreambooth.evaluation.study_scores import (
     score,
 )
 
+README = Path(__file__).parents[2] / "README.md"
 OURS, OTHER = "method-of-ours", "another-method"
 PEOPLE = ("zelda-1", "yorick-2", "xanthippe-3")
 PROMPTS = ("a [V] face", "a watercolor of a [V] face", "pixel art of a [V] face", "a [V] face in the snow")
@@ -34,8 +38,8 @@ STYLED, STYLISED = PROMPTS[1:3], PROMPTS[1:]
 SEEDS = 2  # pictures of each person in each prompt
 
 
-def tiny_run(path: Path) -> RunFolder:
-    """A run of random pictures: two methods, three people, four prompts; the files name their method inside too."""
+def tiny_run(path: Path, methods: Sequence[str] = (OURS, OTHER), people: Sequence[str] = PEOPLE) -> RunFolder:
+    """A run of random pictures: two methods, some people, four prompts; the files name their method inside too."""
     run, random = RunFolder(path), torch.Generator().manual_seed(7)
 
     def draw(file: Path, said: str) -> None:
@@ -46,11 +50,11 @@ def tiny_run(path: Path) -> RunFolder:
         Image.frombytes("RGB", (64, 64), bytes(pixels.tolist())).save(file, pnginfo=about)
 
     path.mkdir(exist_ok=True)
-    (path / "plan.json").write_text(json.dumps({"format": FORMAT, "methods": [OURS, OTHER]}))
+    (path / "plan.json").write_text(json.dumps({"format": FORMAT, "methods": list(methods)}))
     writer = Writer(run)
-    for person in PEOPLE:
+    for person in people:
         draw(run.reference(person), person)
-        for method in (OURS, OTHER):
+        for method in methods:
             for number, prompt in enumerate(PROMPTS):
                 for seed in range(SEEDS):
                     file = f"pictures/{method}/{person}/{number}-{seed}.png"
@@ -129,6 +133,15 @@ def test_the_same_seed_makes_the_same_study_and_the_key_keeps_it(
     (tmp_path / "key.json").write_text(study.to_json())
     assert Study.open(tmp_path / "key.json") == study
     assert replace(study, ours=OTHER, other=OURS).id != study.id
+
+
+def test_everybody_whom_both_drew_is_asked_about_where_nobody_says_how_many(
+    run_folder: RunFolder, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for most, asked in ((25, 3), (2, 2)):
+        monkeypatch.setattr("hyperdreambooth.evaluation.study.MOST", most)
+        made = make_study(run_folder, OURS, OTHER, "identity", None, 8, generator)
+        assert len({one.person for one in made.questions}) == asked
 
 
 @pytest.mark.parametrize(
@@ -351,3 +364,18 @@ def test_from_a_run_to_scores(run_folder: RunFolder, tmp_path: Path, capsys: pyt
     with pytest.raises(HyperDreamBoothError, match="of another study"):
         command("make", run_folder.path, "-o", study, *methods, "--people", 2, "--pairs", 6)
     assert Study.open(study / "key.json") == key
+
+
+def test_the_command_of_the_readme_makes_a_study_of_a_quick_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (line,) = (one for one in README.read_text().splitlines() if one.startswith("    hdb study make"))
+    words = shlex.split(line, comments=True)
+    monkeypatch.chdir(tmp_path)
+    given = dict(pairwise(words))
+    people = [f"portrait-{number}" for number in range(SETS["quick"].people)]
+    Path(given["make"]).parent.mkdir()
+    tiny_run(Path(given["make"]), (given["--ours"], given["--other"]), people)
+    command(*words[2:], "--json")
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["people"] == len(people) and Path(facts["page"]).is_file() and Path(facts["key"]).is_file()

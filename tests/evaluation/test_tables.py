@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hyperdreambooth.baselines.methods import METHODS, OURS, begins_bare, family_of, method_of, with_curves
 from hyperdreambooth.evaluation import tables
+from hyperdreambooth.evaluation.aims import aims
 from hyperdreambooth.evaluation.compared import paired
 from hyperdreambooth.evaluation.costs import at_equal_likeness, costs, nominal, reached
 from hyperdreambooth.evaluation.curves import curves, named
@@ -135,7 +136,7 @@ def test_differences_are_of_the_people_and_prompts_that_both_have() -> None:
     mine = ours.cells["face"]
     expected = ((mine[3, 0] - 0.10) + ((mine[1, 0] - 0.20) + (mine[1, 1] - 0.40)) / 2) / 2
     assert gap.value == pytest.approx(float(expected))
-    assert gap.low == pytest.approx(min(float(mine[3, 0] - 0.10), float(mine[1].mean() - 0.30)))
+    assert gap.unsure  # two people
     assert paired(ours, other, "face").value == 0
     nobody = with_face(other, [7], torch.ones(1, 2))
     assert math.isnan(paired(ours, nobody, "face").value)
@@ -144,7 +145,7 @@ def test_differences_are_of_the_people_and_prompts_that_both_have() -> None:
 
 def test_the_bare_base_is_no_method_to_compare_with() -> None:
     run = run_of(scores(OURS, 0.5), scores("k-1", 0.4), scores(BASE_METHOD, 0.1), scores(TRUE, 0.9))
-    for table in (tables.differences, tables.aims, costs, nominal, at_equal_likeness):
+    for table in (tables.differences, aims, costs, nominal, at_equal_likeness):
         assert BASE_METHOD not in "\n".join(table(run))
     bounds = [line for line in tables.paper_tables(run) if "bare base" in line or TRUE in line]
     assert [line[:30] for line in bounds] == ["| *nobody: the bare base* |  |", "| *true pictures* |  | 0.900<b"]
@@ -161,6 +162,7 @@ def test_the_tables_hold_the_papers_rows_and_whatever_else_there_is() -> None:
     for figures in PAPER.values():
         assert "| " + " | ".join(f"*{figure:.3f}*" for figure in figures) + " |" in text
     assert "fixed-rank" in text.partition("### Ranks")[2]
+    assert {name for name in METHODS if name.startswith("relaxed")} <= set(tables.RANKS)
     more = "\n".join(tables.paper_tables({name: scores(name, 0.5) for name in (*names, "e4t")}))
     assert "| e4t | 40 |" in more.partition("### What the paper has not")[2]
     alone = "\n".join(tables.paper_tables({"hyperdreambooth": scores("hyperdreambooth", 0.5), TRUE: scores(TRUE, 0.9)}))
@@ -187,28 +189,6 @@ def test_a_method_with_very_few_people_does_not_decide_on_whom_all_are_compared(
     assert "Of 4 whom all of these have drawn, and their common prompts." in lines
     (row,) = (line for line in lines if line.startswith("| textual-inversion"))
     assert row.startswith("| textual-inversion (of 3 of them) | 40 | 0.200<br>")
-
-
-def test_aims_are_said_with_what_was_measured() -> None:
-    run = run_of(
-        scores(OURS, 0.5),
-        scores("dreambooth", 0.6, seconds=50),
-        scores("dreambooth-agg-2", 0.5),
-        scores("textual-inversion", 0.1, seconds=100, together=4),
-        scores("one-noise", 0.45, seconds=1),
-    )
-    worse = with_face(run["dreambooth"], [0, 1, 2, 3], run["dreambooth"].cells["face"])
-    run["dreambooth"] = replace(worse, cells=dict(worse.cells) | {"clip_t": run[OURS].cells["clip_t"] - 0.1})
-    said = {
-        line.split("|")[1].strip(): line for line in tables.aims(run, {"clip_t": "CT", **dict.fromkeys(CELLS, "m")})
-    }
-    assert said["no worse than dreambooth"].endswith("| in m |") and "-10.0" in said["no worse than dreambooth"]
-    said = {line.split("|")[1].strip(): line for line in tables.aims(run)}
-    assert said["no worse than dreambooth"].endswith("| in CLIP-T |")
-    assert said["no worse than dreambooth-agg-2"].endswith("| yes |")
-    assert said["better than textual-inversion"].endswith("| yes |")
-    assert said["25 x sooner than dreambooth, one noise a step"].endswith("| 50.0 x | yes |")
-    assert not any("125 x" in line for line in said)  # whose seconds were shared by four
 
 
 def test_nominal_seconds_are_of_one_noise_a_step() -> None:

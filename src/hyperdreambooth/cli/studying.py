@@ -23,7 +23,9 @@ def make(
     ours: Annotated[str, typer.Option(help="A method of the run.", show_default=False)],
     other: Annotated[str, typer.Option(help="The one to compare it with.", show_default=False)],
     kind: Annotated[Literal["identity", "style"], typer.Option(help="Is a reference style shown too?")] = "identity",
-    people: Annotated[int, typer.Option(min=1, help="Of the run, at random.")] = 25,
+    people: Annotated[
+        int | None, typer.Option(min=1, help="Of the run, at random.", show_default="whom both drew, 25 at most")
+    ] = None,
     pairs: Annotated[int, typer.Option(min=1, help="Questions in all.")] = 50,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of who, what and which side.")] = 0,
     as_json: JsonOption = False,
@@ -47,8 +49,9 @@ def make(
         with job.phase(SAVE):
             size = write_study(output, study, folder)
         job.note(f"{key} says which method drew what: show {page.name} alone to those who answer, and keep the key")
+        asked = len({one.person for one in study.questions})
         job.finish(
-            study=study.id, page=str(page), key=str(key), bytes=size, kind=kind, people=people, pairs=pairs, seed=seed
+            study=study.id, page=str(page), key=str(key), bytes=size, kind=kind, people=asked, pairs=pairs, seed=seed
         )
 
 

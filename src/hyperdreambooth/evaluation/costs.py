@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 
 from hyperdreambooth.baselines.methods import NOMINAL, OURS
@@ -14,6 +15,11 @@ from hyperdreambooth.evaluation.scores import BASE_METHOD, MEASURES, Scores
 
 AIMS: Mapping[str, float] = {"dreambooth": 25, "lora-dreambooth": 25, "textual-inversion": 125}  # of one noise each
 """How many times ours they are to take, nominally: the paper's claim."""
+EQUAL_AIMS: Mapping[str, float] = {"dreambooth": 25}
+"""How many times ours they are to take until they are as like."""
+NOT_COMPARABLE = "not comparable"  # seconds of other numbers of people at once, or of other machines
+LIDB, RANK_ONE, UNET = 28_800, 385_344, 859_520_964
+"""Numbers of a person by LiDB and by rank-1 LoRA, of the paper's layers of Stable Diffusion 1.5, and of its U-Net."""
 
 
 def costs(scores: Mapping[str, Scores]) -> Iterator[str]:
@@ -51,34 +57,69 @@ def at_equal_likeness(scores: Mapping[str, Scores], measure: str = "face") -> It
     has at any time the best that it has had by then. Between two runs, likeness grows evenly with the logarithm of the
     time, from the bare base on with the time itself; nothing is said of methods that were fitted once.
     """
-    ours, body = scores[OURS], []
+    ours, found = scores[OURS], reaches(scores, measure)
+    if found:
+        body = [[name, str(one.people), f"{one.target:.3f}", one.said, one.times] for name, one in found.items()]
+        own = f"ours: {ours.seconds:,.2f} s{shared(ours)}"
+        yield from rows(["", "people", f"{MEASURES[measure]} of ours", f"reached in ({own})", "times ours"], body)
+
+
+@dataclass(frozen=True)
+class Reach:
+    """When a method is as like as ours at the end.
+
+    Attributes:
+        people: on whom both are measured.
+        target: what ours measures.
+        said: the seconds, in words.
+        factor: these in times of ours; None where they cannot be compared.
+        over, under: whether the method takes longer than that, or may have been there before.
+    """
+
+    people: int
+    target: float
+    said: str
+    factor: float | None = None
+    over: bool = False
+    under: bool = False
+
+    @property
+    def times(self) -> str:
+        """The factor in words."""
+        bound = "more than " if self.over else "at most " if self.under else ""
+        return "-" if self.factor is None else f"{bound}{self.factor:,.1f} x"
+
+
+def reaches(scores: Mapping[str, Scores], measure: str = "face") -> dict[str, Reach]:
+    """By method, when its curve meets what ours measures; see `at_equal_likeness`."""
+    ours, found = scores[OURS], dict[str, Reach]()
     for name, curve in curves(scores).items():
         if name == OURS or sum(bool(one.iterations) for one in curve) < 2 or not ours.seconds:
             continue
         values = on_common([ours, *curve], measure)  # (1 + S, P)
         target, *means = values.nanmean(dim=1).tolist()
         if not math.isnan(target):
-            people = str(int((~values[0].isnan()).sum()))
-            body.append([name, people, f"{target:.3f}", *_reaches(curve, list(accumulate(means, max)), target, ours)])
-    if body:
-        own = f"ours: {ours.seconds:,.2f} s{shared(ours)}"
-        yield from rows(["", "people", f"{MEASURES[measure]} of ours", f"reached in ({own})", "times ours"], body)
+            people = int((~values[0].isnan()).sum())
+            found[name] = _reach(curve, list(accumulate(means, max)), Reach(people, target, ""), ours)
+    return found
 
 
-def _reaches(curve: Sequence[Scores], means: Sequence[float], target: float, ours: Scores) -> tuple[str, str]:
-    """When a curve meets a target, in words, and in times of ours where the seconds can be compared."""
+def _reach(curve: Sequence[Scores], means: Sequence[float], asked: Reach, ours: Scores) -> Reach:
+    """When a curve meets the target that is asked for."""
     fitted = [one for one in curve if one.iterations]  # the bare base has no time of its own
     if not all(comparable(one, fitted[0]) for one in fitted):
-        return "not comparable: not all points are of as many people at once, on the same machine", "-"
+        said = f"{NOT_COMPARABLE}: not all points are of as many people at once, on the same machine"
+        return replace(asked, said=said)
     points = [(float(one.seconds or 0), mean) for one, mean in zip(curve, means, strict=True)]
-    seconds, at_once = reached(points, target), shared(fitted[0])
+    seconds, at_once = reached(points, asked.target), shared(fitted[0])
+    over, under = seconds is None, means[0] >= asked.target
     if seconds is None:
-        return f"not in {points[-1][0]:,.1f} s{at_once} (at best {means[-1]:.3f})", ""
-    most = "at most " if means[0] >= target else ""
-    return (
-        f"{most}{seconds:,.1f} s{at_once}",
-        f"{most}{_ratio(seconds, ours.seconds)}" if comparable(fitted[0], ours) else "-",
-    )
+        seconds = points[-1][0]
+        said = f"not in {seconds:,.1f} s{at_once} (at best {means[-1]:.3f})"
+    else:
+        said = f"{'at most ' if under else ''}{seconds:,.1f} s{at_once}"
+    factor = seconds / ours.seconds if ours.seconds and comparable(fitted[0], ours) else None
+    return replace(asked, said=said, factor=factor, over=over, under=under)
 
 
 def reached(points: Sequence[tuple[float, float]], target: float) -> float | None:

@@ -16,7 +16,7 @@ class Drawn:
         names: of the people.
         counts: by prompt, pictures of each person.
         made: by method, those whom it made.
-        failed: by method, names of those whom it could not make.
+        failed: by method, names of those whom it could not make or draw.
 
     Raises:
         UserError: the folder is no run, its plan is damaged or another work's, or a record is not of that plan.

@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -60,24 +59,6 @@ def identification_rate(gallery: Tensor, probes: Tensor, labels: Tensor) -> Rate
     """How often the right one of P people is the nearest; chance is 1 / P. Arguments as `identified`."""
     hits = identified(gallery, probes, labels)
     return Rate(int(hits.sum()), len(hits))
-
-
-def paired_difference(
-    ours: Tensor, others: Tensor, people: Tensor, draws: int = 2000, seed: int = 0
-) -> tuple[float, float, float]:
-    """Ours minus the others', of two outcomes (M,) of the same probes, and its 95 % interval: (difference, low, high).
-
-    The bootstrap draws people (M,) with all their probes: probes of one person are not independent.
-    """
-    gaps = ours.double() - others.double()
-    persons, index = people.unique(return_inverse=True)
-    count = torch.zeros(len(persons), dtype=torch.float64).index_add_(0, index, torch.ones_like(gaps))
-    total = torch.zeros_like(count).index_add_(0, index, gaps)
-    generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randint(len(persons), (draws, len(persons)), generator=generator)
-    means = total[drawn].sum(dim=1) / count[drawn].sum(dim=1)  # (draws,)
-    low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return float(gaps.mean()), low, high
 
 
 def spread(embeddings: Tensor) -> float:

@@ -7,14 +7,15 @@ those of one person are the same for every method.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hyperdreambooth.base.hardware import name_of_machine
 from hyperdreambooth.baselines.work import Method
 from hyperdreambooth.drawing import DrawConfig, Person, draw
-from hyperdreambooth.errors import DiskFull, UserError, WorkError
+from hyperdreambooth.errors import NotFinite, UserError
 from hyperdreambooth.evaluation.prompts import NOBODY, PLAIN, PROMPTS, EvaluationSet
 from hyperdreambooth.evaluation.records import (
     FORMAT,
@@ -125,13 +126,16 @@ class Evaluation:
     def of(
         self, name: str, method: Method, people: int, progress: Callable[[Progress], None] = lambda _: None
     ) -> Iterator[Progress]:
-        """Make and draw the first so many people by one method; whoever cannot be made is noted, and left out.
+        """Make and draw the first so many people by one method.
+
+        Whoever cannot be made or drawn, for numbers that are not finite, is noted and left out.
 
         Args:
             progress: also hears how far the drawing of one prompt is, between two reports.
 
         Raises:
             UserError: the folder has the method of that name with other settings.
+            WorkError: a file cannot be written; what is missing then is done when asked again.
         """
         settings = method.settings_on(self.booth)
         keep_plan(self.run.path / METHODS / name, {"format": METHOD_FORMAT, "method": settings}, {})
@@ -166,7 +170,7 @@ class Evaluation:
             yield one.count * (len(rows) - len(left))
             people |= {row: self.booth.open_person(self._person_file(name, row)) for row in left if row not in people}
             if left:
-                self._draw(name, method, one, left, [people[row] for row in left], progress)
+                failed |= self._draw(name, method, one, {row: people[row] for row in left}, progress)
                 yield one.count * len(left)
 
     def _failed(self, name: str) -> set[str]:
@@ -184,16 +188,12 @@ class Evaluation:
             yield from work
             for row, person in zip(rows, work.people, strict=True):
                 sizes.append(method.save(person, self._person_file(name, row)))
-        except DiskFull:
-            raise
-        except WorkError as error:
+        except NotFinite as error:
             if len(rows) > 1:
                 for row in rows:
                     yield from self._make(name, method, [row])
                 return
-            who = self.people.names[rows[0]]
-            log.warning("%s cannot make %s, and goes on without: %s", name, who, error)
-            self.writer.write(FailureRecord(name, who, str(error)))
+            self._leave_out(name, "make", rows[0], error)
             yield 1
             return
         machine = name_of_machine(self.booth.base)
@@ -208,19 +208,34 @@ class Evaluation:
         name: str,
         method: Method,
         one: Asked,
-        rows: Sequence[int],
-        people: Sequence[Person],
+        people: Mapping[int, Person],
         progress: Callable[[Progress], None],
-    ) -> None:
+    ) -> set[str]:
+        """Draw people, by their rows, for one prompt; the names of those who cannot be, found by drawing each alone."""
         booth, prompts, drawing = self.booth, [one.prompt] * len(people), one.drawing(method.drawing)
-        seeds = [one.seed_of(row) for row in rows]
-        pictures = draw(booth.base, booth.adapters, people, prompts, drawing, progress, seeds)  # (N * count, 3, H, W)
-        records = []
-        for row, own in zip(rows, pictures.split(one.count), strict=True):
-            for k, (file, picture) in enumerate(zip(self._files(name, row, one), own, strict=True)):
-                save_png(self.run.path / file, to_image(picture))
-                records.append(PictureRecord(name, self.people.names[row], one.prompt, one.seed_of(row, k), file))
-        self.writer.write(*records)
+        seeds, persons = [one.seed_of(row) for row in people], list(people.values())
+        began = time.perf_counter()
+        try:
+            pictures = draw(booth.base, booth.adapters, persons, prompts, drawing, progress, seeds)  # (N * count, ...)
+        except NotFinite as error:
+            if len(people) > 1:
+                each = [self._draw(name, method, one, {row: person}, progress) for row, person in people.items()]
+                return set().union(*each)
+            return {self._leave_out(name, "draw", row, error) for row in people}
+        places = [(row, k, file) for row in people for k, file in enumerate(self._files(name, row, one))]
+        for (_, _, file), picture in zip(places, pictures, strict=True):
+            save_png(self.run.path / file, to_image(picture))
+        took, names = round((time.perf_counter() - began) / len(places), 4), self.people.names
+        drawn = ((names[row], one.prompt, one.seed_of(row, k), file, took) for row, k, file in places)
+        self.writer.write(*(PictureRecord(name, *about) for about in drawn))
+        return set()
+
+    def _leave_out(self, name: str, what: str, row: int, error: NotFinite) -> str:
+        """Note somebody who cannot be made or drawn; their name."""
+        who = self.people.names[row]
+        log.warning("%s cannot %s %s, and goes on without: %s", name, what, who, error)
+        self.writer.write(FailureRecord(name, who, str(error)))
+        return who
 
     def _files(self, name: str, row: int, one: Asked) -> list[str]:
         """The files of one person's pictures for one prompt."""

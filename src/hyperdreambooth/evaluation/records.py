@@ -4,7 +4,7 @@
     RUN/methods/METHOD/plan.json    the settings of each method
     RUN/references/PERSON.png       the one picture that everybody is made from
     RUN/pictures/METHOD/PERSON/PROMPT-SEED.png
-    RUN/records/SHARD.jsonl         a line per person who was made or could not be, and per picture that was drawn
+    RUN/records/SHARD.jsonl         a line per person who was made, per one who could not be, and per picture drawn
 
 A line is written when what it tells of lies on the disk, so a run that is killed at any moment knows what it has.
 """
@@ -55,11 +55,13 @@ class PictureRecord:
     prompt: str  # as it was asked, "[V]" for the person
     seed: int
     file: str  # in the run's folder
+    seconds: float | None = None  # of drawing and writing it, shared evenly by all that were drawn at once
 
 
 @dataclass(frozen=True)
 class FailureRecord:
-    """One person whom one method could not make, and will not make if asked again."""
+    """One person whom one method could not make, or not draw, for numbers that are not finite; nor will it, if asked
+    again."""
 
     kind: ClassVar[str] = "failure"
     method: str
@@ -105,7 +107,7 @@ class RunFolder:
         return list({one.file: one for one in self.records() if isinstance(one, PictureRecord)}.values())
 
     def failures(self) -> list[FailureRecord]:
-        """Everybody who could not be made."""
+        """Everybody who could not be made or drawn."""
         return [one for one in self.records() if isinstance(one, FailureRecord)]
 
 
@@ -150,6 +152,6 @@ def _parsed(shard: Path, number: int, line: str) -> Record:
     try:
         values = json.loads(line)
         kind = _KINDS[values.pop("kind")]
-        return kind(**{field.name: values[field.name] for field in fields(kind)})
+        return kind(**{field.name: values[field.name] for field in fields(kind) if field.name in values})
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise UserError(f"{shard}, line {number}, is no record of a run: remove the line, or the run") from error

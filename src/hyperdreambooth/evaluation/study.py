@@ -23,6 +23,7 @@ from hyperdreambooth.evaluation.records import RunFolder
 from hyperdreambooth.portraits.captions import parse
 
 FORMAT = "hyperdreambooth-study-1"
+MOST = 25  # people of a study where nobody says how many: the paper's of Table 4
 Kind = Literal["identity", "style"]  # Table 4, Table 5
 _Pair = tuple[str, str, str, str]  # person, prompt, our file, the other's
 _T = TypeVar("_T")
@@ -91,7 +92,7 @@ class Study:
 
 
 def make_study(
-    run: RunFolder, ours: str, other: str, kind: Kind, people: int, pairs: int, generator: torch.Generator
+    run: RunFolder, ours: str, other: str, kind: Kind, people: int | None, pairs: int, generator: torch.Generator
 ) -> Study:
     """Draw a study at random from what two methods drew of the same people in the same prompts.
 
@@ -103,7 +104,7 @@ def make_study(
         ours, other: names of methods.
         kind: "identity" asks of all stylised prompts; "style" of those with a style that `stylize` knows, and shows
             that style on another person's reference picture.
-        people: how many of them are asked about.
+        people: how many of them are asked about; None is all whom both methods drew, `MOST` at most.
         pairs: how many questions there are.
         generator: on the CPU; the same state draws the same study.
 
@@ -111,6 +112,7 @@ def make_study(
         UserError: the run has not so much to ask.
     """
     found = _pairs(run, ours, other, kind, generator)
+    people = max(1, min(MOST, len(found))) if people is None else people
     asked = _chosen(run, found, kind, people, pairs, generator)
     salt = f"{_below(2**62, generator):016x}"
     start, questions = _below(2, generator), []

@@ -14,8 +14,11 @@ RADII = (0.36, 0.46)
 FADE = 0.40
 """Width of the soft edge, in radii."""
 
+BACKGROUND = 0.25
+"""Weight of what lies beyond, where head and hair weigh 1."""
 
-def soft_face_mask(size: int, floor: float = 0.25) -> Tensor:
+
+def soft_face_mask(size: int, floor: float = BACKGROUND) -> Tensor:
     """1 on the head and its hair, falling smoothly to `floor` on the background.
 
     Framing as FFHQ's puts every head at the same place, so that one ellipse serves every picture.

@@ -26,7 +26,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from hyperdreambooth.errors import UserError, WorkError
+from hyperdreambooth.errors import NotFinite, UserError
 from hyperdreambooth.files import load_metadata, load_tensors, save_tensors
 from hyperdreambooth.fitting.processes import ALONE, Processes
 
@@ -285,7 +285,7 @@ class Run:
         total, *means = self.processes.mean([total, *metrics.values()])
         metrics = dict(zip(metrics, means, strict=True))
         if not math.isfinite(total):
-            raise WorkError(
+            raise NotFinite(
                 f"the loss of step {self.step} is {total}, expected a finite number: --precision fp32 on a GPU in half "
                 f"precision, else a learning rate below {self.config.lr}"
             )
@@ -318,7 +318,7 @@ def steps(
 
     Raises:
         UserError: the checkpoint is of another model or no checkpoint, or not the same for all processes (at once).
-        WorkError: the loss is not finite, or the disk is full (while iterating).
+        NotFinite: the loss (while iterating). DiskFull, WorkError: the checkpoint cannot be written (the same).
     """
     return Run(parameters, loss, config, checkpoint, generators or {}, samples, processes)
 

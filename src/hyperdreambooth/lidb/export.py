@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hyperdreambooth.errors import WorkError
+from hyperdreambooth.errors import NotFinite
 from hyperdreambooth.files import save_tensors, write_folder, write_text
 from hyperdreambooth.lidb.lora import Factors, LoRALayout
 from hyperdreambooth.lidb.names import has_two_encoders, kohya_name
@@ -73,7 +73,7 @@ def save_kohya(
     there are convolutions of more than one place, as kohya's own do.
 
     Raises:
-        WorkError: the file cannot be written whole, or a number is not finite in its dtype.
+        WorkError: the file cannot be written whole, or (NotFinite) a number not in its dtype.
     """
     tensors, rank, wide = {}, 0, False
     two = has_two_encoders(space.sites)
@@ -95,7 +95,7 @@ def save_diffusers(
     """Write one file for StableDiffusionPipeline.load_lora_weights, under Stable Diffusion's own names.
 
     Raises:
-        WorkError: the file cannot be written whole, or a number is not finite in its dtype.
+        WorkError: the file cannot be written whole, or (NotFinite) a number not in its dtype.
     """
     tensors = {}
     for site, (down, up) in _named(space, weights, lora, about):
@@ -112,7 +112,7 @@ def save_peft(
     PEFT knows layers by their module path alone, so the paths are those of the library versions installed here.
 
     Raises:
-        WorkError: a file cannot be written whole, or a number is not finite in its dtype; the folder is as it was then.
+        WorkError: a file cannot be written whole, or (NotFinite) a number not in its dtype; the folder stays as it was.
     """
     factors = [factors for _, factors in _named(space, weights, lora, about)]
 
@@ -152,7 +152,7 @@ def _named(space: LiDBSpace, weights: Tensor, lora: Tensor | None, about: About)
         down, up = shaped(site, down, up)
         down, up = down.to(about.dtype), up.to(about.dtype)
         if not (down.isfinite().all() and up.isfinite().all()):
-            raise WorkError(f"the factors of {site.name} are not all finite in {about.dtype}: export in float32")
+            raise NotFinite(f"the factors of {site.name} are not all finite in {about.dtype}: export in float32")
         yield site, (down, up)
 
 
