@@ -31,7 +31,7 @@ SHORT = TrainConfig(
 SHARED = replace(
     SHORT,
     weights=FitConfig(4, lr=1e-4, grad_clip=1.0, warmup=2, checkpoint_every_seconds=0.0),
-    both=FitConfig(4, lr=1e-4, grad_clip=1.0, checkpoint_every_seconds=0.0),
+    both=FitConfig(4, lr=1e-4, grad_clip=1.0, accumulate=2, checkpoint_every_seconds=0.0),
     both_batch=8,
     weights_batch=16,
 )
