@@ -151,13 +151,16 @@ class Bench:
             yield row
 
     def _plain(self) -> Iterator[Row]:
+        """Never compiled: it is the loop that a user writes."""
         self.adapters.eject()
         for plain in (PlainLora(1), PlainLora(4), PlainLora(4, encodes=True)):
             losses = plain.losses(self.base, self.face, self.generator)
-            next(losses)  # before which it encodes, whether or not it does so at every step
             name = f"plain loop, rank {plain.rank}" + ", encodes" * plain.encodes
-            yield self._steps(name, losses, self.amount.steps)
+            with torch.compiler.set_stance("force_eager"):
+                next(losses)  # before which it encodes, whether or not it does so at every step
+                row = self._steps(name, losses, self.amount.steps)
             losses.close()
+            yield row
 
     def _picture(self) -> Iterator[Row]:
         """A guided picture of one person, the person in both answers, from the prompt to the decoded picture."""
@@ -225,7 +228,12 @@ class Bench:
         return Row(phase, unit, median(seconds), flops, peak_bytes(self.base.device))
 
     def _warm_up(self, work: Callable[[], object]) -> int:
-        """FLOPs of some work, done once; once more where the first time compiles, which nobody could count."""
+        """FLOPs of some work, done once; once more where the first time compiles, which nobody could count.
+
+        What was compiled for other rows is forgotten: torch gives up after eight kinds of shapes, without a word.
+        """
+        if self.compiled:
+            torch.compiler.reset()
         forget_peak(self.base.device)
         with torch.compiler.set_stance("force_eager"):
             flops = count_flops(work)

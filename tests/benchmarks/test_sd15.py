@@ -3,6 +3,7 @@
 import json
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from torch import nn
 from benchmarks import sd15
 from benchmarks.memory import random_base
 from benchmarks.plain_lora import PlainLora
-from benchmarks.sd15 import OURS, Row, ratios, totals
+from benchmarks.sd15 import OURS, SET_UP, Bench, Row, ratios, totals
+from hyperdreambooth.base.compiled import compile_unet
 from hyperdreambooth.base.model import Base
 from hyperdreambooth.hypernetwork.cost import count_flops
 from hyperdreambooth.hypernetwork.model import PRESETS, random_hypernetwork
@@ -76,6 +78,29 @@ def test_sizes_are_those_of_people_who_are_made(tmp_path: Path, monkeypatch: pyt
     for relax, where in (("lidb", "in the bases"), ("lora", "in full space")):
         person = booth.personalize(picture, steps=1, noises=1, relax=relax)
         assert counted[f"a person, relaxed {where} (numbers)"] == person.numbers
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")  # torch says both while it compiles
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")
+def test_compiled_every_row_is_but_the_plain_loop(fresh_base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through a backend that counts its passes; a second kind of shapes in a row would be an error."""
+    passes = list[None]()
+
+    def counting(graph: torch.fx.GraphModule, _inputs: list[torch.Tensor]) -> Any:
+        return lambda *given: passes.append(None) or graph(*given)
+
+    monkeypatch.setattr(sd15, "compile_unet", partial(compile_unet, backend=counting))
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
+    monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
+    bench = Bench(fresh_base, "tiny", replace(sd15.REDUCED, steps=1, noises=(1, 2)), compiled=True)
+    seen = {}
+    for row in bench.rows(["finetune", "plain"]):
+        seen[row.phase] = len(passes)
+        passes.clear()
+    torch.compiler.reset()
+    assert seen.pop(SET_UP) == 0
+    assert [count for name, count in seen.items() if name.startswith("fine-tune")] == [2, 2]  # the first is counted
+    assert [count for name, count in seen.items() if name.startswith("plain")] == [0, 0, 0]
 
 
 def test_flops_of_a_linear_layer_by_hand() -> None:
