@@ -14,7 +14,8 @@ from torch import nn
 from benchmarks import sd15
 from benchmarks.memory import random_base
 from benchmarks.plain_lora import PlainLora
-from benchmarks.sd15 import OURS, SET_UP, Bench, Row, ratios, totals
+from benchmarks.rows import OURS, SET_UP, Row, ratios, totals
+from benchmarks.sd15 import Bench
 from hyperdreambooth.base.compiled import compile_unet
 from hyperdreambooth.base.model import Base
 from hyperdreambooth.hypernetwork.cost import count_flops
@@ -43,9 +44,14 @@ def test_every_phase_is_a_row(
     rows = {row["phase"]: row for row in result["rows"]}
     assert len(rows) == 2 + 2 + 1 + 2 + 1 + 2 + 2 * 3 + 3
     assert set(result["mixed over one"]) == {"U-Net, batch of 1", "U-Net, batch of 2"}
-    assert set(result["totals"]) == {"personalise (s)", "photo to first picture (s)"}
+    assert set(result["totals"]) == {
+        "personalise (s)",
+        "face to first picture (s)",
+        "best batch of pre-optimisation, 4 noises (people)",
+        "15,000 people, 100 steps of 4 noises (hours)",
+    }
     assert all(row["seconds"] > 0 and row["peak_bytes"] > 1e8 for row in rows.values())
-    assert all(row["flops"] > 0 for name, row in rows.items() if name != sd15.SET_UP)
+    assert all(row["flops"] > 0 for name, row in rows.items() if name != SET_UP)
     alone, pair = (rows[f"pre-optimise, batch of {people} x 4 noises"]["flops"] for people in (1, 2))
     assert pair == 2 * alone
     once, every_step = rows["plain loop, rank 4"], rows["plain loop, rank 4, encodes"]
@@ -137,5 +143,17 @@ def test_ratios_and_totals_by_hand() -> None:
     }
     assert totals(rows) == {"personalise (s)": 0.5 + 0.25 + 40 * 2.0}
     drawn = [*rows, Row("guided picture, 50 steps", "picture", 10.0, 1, 1)]
-    assert totals(drawn)["photo to first picture (s)"] == 0.5 + 0.25 + 80.0 + 10.0
+    assert totals(drawn)["face to first picture (s)"] == 0.5 + 0.25 + 80.0 + 10.0
     assert totals(rows[:3]) == {}
+    rates = {(1, "1 noise"): 1500.0, (8, "1 noise"): 6000.0, (16, "1 noise"): 5000.0, (4, "4 noises"): 750.0}
+    many = [
+        Row(f"pre-optimise, batch of {people} x {noises}", "step", 1.0, 1, 1, {"people an hour, 100 steps": rate})
+        for (people, noises), rate in rates.items()
+    ]
+    assert totals(many) == {
+        "best batch of pre-optimisation, 1 noise (people)": 8,
+        "15,000 people, 100 steps of 1 noise (hours)": 2.5,
+        "best batch of pre-optimisation, 4 noises (people)": 4,
+        "15,000 people, 100 steps of 4 noises (hours)": 20.0,
+    }
+    assert totals([*many, *drawn]).keys() == totals(many).keys() | totals(drawn).keys()
