@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 from statistics import median
@@ -28,6 +28,7 @@ from torch import Tensor
 from benchmarks.counts import Counted, counts, device_name, peaks, seconds_of
 from benchmarks.memory import _layout, forget_peak, peak_bytes, random_base
 from benchmarks.plain_lora import PlainLora
+from benchmarks.rows import EACH, FEW_STEPS, ONE, SET_UP, Row, ratios, totals
 from hyperdreambooth.base.compiled import compile_unet
 from hyperdreambooth.base.hardware import PRECISIONS, choose, name_of
 from hyperdreambooth.base.model import Base
@@ -46,10 +47,7 @@ from hyperdreambooth.pipeline import space_of
 
 PROMPT = "a [V] face"
 PHASES = ("hypernetwork", "encode", "finetune", "picture", "preoptimise", "mixed", "plain")
-OURS, SET_UP = "fine-tune, 1 noise", "fine-tuning begun"
-ONE, EACH = ", one person", ", a person each"
 WARM_UP = 2  # steps before those that are timed, at most
-FEW_STEPS = 100  # of pre-optimisation, the fewest that are spoken of
 
 
 @dataclass(frozen=True)
@@ -69,23 +67,6 @@ class Amount:
 
 FULL = Amount(40, (1, 4), 50, (1, 4, 8, 16, 32), 4, (1, 4), (1, 4, 16), 10, 8192)
 REDUCED = Amount(3, (1,), 1, (1, 2), 1, (4,), (1, 4), 1, 2048)
-
-
-@dataclass
-class Row:
-    """One line of the table; `seconds` and `flops` are of one `unit`, seconds being the median."""
-
-    phase: str
-    unit: str
-    seconds: float
-    flops: int
-    peak_bytes: int
-    facts: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def rate(self) -> float:
-        """FLOP/s."""
-        return self.flops / self.seconds
 
 
 class Bench:
@@ -151,13 +132,16 @@ class Bench:
             yield row
 
     def _plain(self) -> Iterator[Row]:
+        """Never compiled: it is the loop that a user writes."""
         self.adapters.eject()
         for plain in (PlainLora(1), PlainLora(4), PlainLora(4, encodes=True)):
             losses = plain.losses(self.base, self.face, self.generator)
-            next(losses)  # before which it encodes, whether or not it does so at every step
             name = f"plain loop, rank {plain.rank}" + ", encodes" * plain.encodes
-            yield self._steps(name, losses, self.amount.steps)
+            with torch.compiler.set_stance("force_eager"):
+                next(losses)  # before which it encodes, whether or not it does so at every step
+                row = self._steps(name, losses, self.amount.steps)
             losses.close()
+            yield row
 
     def _picture(self) -> Iterator[Row]:
         """A guided picture of one person, the person in both answers, from the prompt to the decoded picture."""
@@ -225,7 +209,12 @@ class Bench:
         return Row(phase, unit, median(seconds), flops, peak_bytes(self.base.device))
 
     def _warm_up(self, work: Callable[[], object]) -> int:
-        """FLOPs of some work, done once; once more where the first time compiles, which nobody could count."""
+        """FLOPs of some work, done once; once more where the first time compiles, which nobody could count.
+
+        What was compiled for other rows is forgotten: torch gives up after eight kinds of shapes, without a word.
+        """
+        if self.compiled:
+            torch.compiler.reset()
         forget_peak(self.base.device)
         with torch.compiler.set_stance("force_eager"):
             flops = count_flops(work)
@@ -278,33 +267,6 @@ def amount_of(options: argparse.Namespace, device: torch.device) -> Amount:
     asked = {name: getattr(options, name) for name in ("steps", "noises", "sampler_steps", "people")}
     given = {name: tuple(value) if isinstance(value, list) else value for name, value in asked.items() if value}
     return replace(amount, **given)
-
-
-def ratios(rows: Iterable[Row]) -> dict[str, dict[str, float]]:
-    """What is compared within a run.
-
-    "plain over ours": how many times as long a step of each plain loop takes as one of ours with as many samples
-    through the U-Net; "mixed over one": a pass over N people against one over N rows of one person.
-    """
-    seconds = {row.phase: row.seconds for row in rows}
-    plain = {phase: time for phase, time in seconds.items() if phase.startswith("plain")}
-    mixed = {phase.removesuffix(EACH): time for phase, time in seconds.items() if phase.endswith(EACH)}
-    return {
-        "plain over ours": {phase: time / seconds[OURS] for phase, time in plain.items() if OURS in seconds},
-        "mixed over one": {phase: time / seconds[phase + ONE] for phase, time in mixed.items()},
-    }
-
-
-def totals(rows: Iterable[Row]) -> dict[str, float]:
-    """Seconds from a photograph to a person, 40 steps of one noise, and to the first picture; of what was timed."""
-    found = list(rows)
-    seconds = {row.phase.partition(",")[0]: row.seconds for row in found if row.phase != OURS}
-    tuned = next((40 * row.seconds for row in found if row.phase == OURS), None)
-    if tuned is None or not {"hypernetwork", "VAE encode"} <= set(seconds):
-        return {}
-    person = seconds["hypernetwork"] + seconds["VAE encode"] + seconds.get(SET_UP, 0.0) + tuned
-    drawn = {"photo to first picture (s)": person + seconds["guided picture"]} if "guided picture" in seconds else {}
-    return {"personalise (s)": person} | drawn
 
 
 def table(result: dict[str, Any]) -> Table:

@@ -9,11 +9,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -116,102 +114,6 @@ def test_what_the_work_raises_is_raised_here(ray: Any) -> None:
         list(scatter(open_wrong, range(2), TWO))
     with pytest.raises(DiskFull, match="free some space and run again"):
         list(scatter(open_full, range(2), TWO))  # one worker after the other
-
-
-class Disks:
-    """In the place of Ray: workers that do their tasks at once, each on the next machine; some disks are full."""
-
-    class exceptions:  # as Ray calls it
-        RayTaskError = type("RayTaskError", (Exception,), {})
-        RayError = type("RayError", (Exception,), {})
-
-    def __init__(self, full: list[bool]) -> None:
-        self.full, self.begun, self.ended = full, 0, 0
-
-    def cluster_resources(self) -> dict[str, float]:
-        return {"CPU": 2.0}
-
-    def nodes(self) -> list[str]:
-        return ["one", "two"]
-
-    def remote(self, **_: object) -> Callable[[object], SimpleNamespace]:
-        return lambda _: SimpleNamespace(remote=self._worker)
-
-    def _worker(self) -> SimpleNamespace:
-        full = self.full[self.begun]
-        self.begun += 1
-        return SimpleNamespace(
-            arrive=SimpleNamespace(remote=lambda: iter(())),
-            do=SimpleNamespace(remote=lambda _, task: iter([(full, task)])),
-        )
-
-    def wait(self, streams: list[object], num_returns: int) -> tuple[list[object], list[object]]:
-        """Those that arrive come first, in order; then the worker that was begun last has news first."""
-        arriving = [stream for stream in streams if isinstance(stream, type(iter(())))]
-        chosen = (arriving or streams[::-1])[:num_returns]
-        return chosen, [stream for stream in streams if stream not in chosen]
-
-    def get(self, news: tuple[bool, int]) -> int:
-        full, task = news
-        if full:
-            error = self.exceptions.RayTaskError()
-            error.cause = DiskFull("no room: free some space and run again")
-            raise error
-        return task
-
-    def kill(self, _worker: object) -> None:
-        self.ended += 1
-
-
-class Lost(Disks):
-    """The second machine is lost as soon as a task runs there, and whoever comes after finds no place."""
-
-    never: object = object()
-
-    def _worker(self) -> SimpleNamespace:
-        self.begun += 1
-        number = self.begun
-        never, nothing = SimpleNamespace(remote=lambda: self.never), SimpleNamespace(remote=lambda: iter(()))
-        do = SimpleNamespace(remote=lambda _, task: iter([(number, task)]))
-        return SimpleNamespace(arrive=never if number > 2 else nothing, do=do)
-
-    def wait(self, streams: list[object], num_returns: int) -> tuple[list[object], list[object]]:
-        there = [stream for stream in streams if stream is not self.never]
-        assert there, "everybody waits for a worker that never comes"
-        return super().wait(there, num_returns)
-
-    def get(self, news: tuple[bool, int]) -> int:
-        number, task = news
-        if number == 2:
-            raise self.exceptions.RayError()
-        return task
-
-
-def test_no_task_waits_for_a_worker_that_never_comes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine that is lost takes its worker's place with it; the other one does all tasks."""
-
-    @contextmanager
-    def fake() -> Iterator[Disks]:
-        yield Lost([])
-
-    monkeypatch.setattr(cluster, "joined", lambda _: fake())
-    assert sorted(scatter(open_counting, range(4), TWO)) == [0, 1, 2, 3]
-
-
-def test_the_last_disk_that_is_full_is_not_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second worker has done its task and is gone when the first one finds its disk full."""
-
-    @contextmanager
-    def fake(full: list[bool]) -> Iterator[Disks]:
-        yield Disks(full)
-
-    for full, expected in (([True, False, False], {0, 1}), ([True, False, True, True], None)):
-        monkeypatch.setattr(cluster, "joined", lambda _, full=full: fake(full))
-        if expected:
-            assert set(scatter(open_counting, range(2), TWO)) == expected
-        else:
-            with pytest.raises(DiskFull, match="free some space"):
-                list(scatter(open_counting, range(2), TWO))
 
 
 def test_a_mask_that_all_share_is_sent_once() -> None:

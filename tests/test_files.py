@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hyperdreambooth.errors import BadFile, NotWritable, WorkError
-from hyperdreambooth.files import check_writable, load_tensors, save_tensors, write_atomically
+from hyperdreambooth.errors import BadFile, NotWritable, UserError, WorkError
+from hyperdreambooth.files import check_writable, load_tensors, locked, save_tensors, write_atomically
 
 FULL_DISK = """
 import resource, sys, torch
@@ -96,6 +96,22 @@ def test_tensors_come_back_with_dtype_views_and_metadata(tmp_path: Path) -> None
     assert metadata == {"who": "nobody"} and loaded.keys() == tensors.keys()
     for name, tensor in tensors.items():
         assert loaded[name].dtype == tensor.dtype and torch.equal(loaded[name], tensor.detach())
+
+
+def test_a_folder_made_for_a_lock_goes_with_it_unless_something_else_came(tmp_path: Path) -> None:
+    lock = tmp_path / "folder" / "a.lock"
+    for kept in (False, True):
+        with locked(lock, UserError("taken")):
+            assert lock.exists()
+            with pytest.raises(UserError, match="taken"), locked(lock, UserError("taken")):
+                pass
+            if kept:
+                (lock.parent / "result").touch()
+        assert not lock.exists() and lock.parent.exists() is kept
+    (lock.parent / "result").unlink()
+    with locked(lock, UserError("taken")):
+        pass
+    assert lock.parent.exists()  # it was there before
 
 
 def test_damaged_files_are_told_apart(tmp_path: Path) -> None:

@@ -129,19 +129,26 @@ def test_in_bfloat16_the_hypernetwork_learns_in_it_too(hdb: Hdb, tmp_path: Path)
     assert "leave it out" in hdb(*training, "--train-encoder", status=2)[1]
 
 
-def test_two_commands_do_not_do_all_of_a_run(hdb: Hdb, tmp_path: Path) -> None:
-    command = (
-        "evaluate",
-        "portraits:15000-15001",
-        "-o",
-        tmp_path / "run",
-        "--base",
-        hdb.base,
-        "--methods",
-        "no-hyper@1",
-    )
-    with locked(tmp_path / "run" / "evaluate.lock", UserError("taken")):
-        assert "another command works on all of" in hdb(*command, status=2)[1]
+@pytest.mark.parametrize("workers", [(), ("--workers", 2)])
+@pytest.mark.parametrize(
+    ("command", "lock", "words"),
+    [
+        ("evaluate", "evaluate.lock", "another command works on all of {}, expected one: wait for it"),
+        ("preoptimize", "preoptimize.lock", "another process fits people into {}, expected one at a time: wait for it"),
+    ],
+)
+def test_a_folder_that_another_command_works_on_is_refused_before_anything_slow(
+    command: str, lock: str, words: str, workers: tuple[object, ...],
+    hdb: Hdb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    for module in ("training", "evaluating"):
+        for slow in ("load_booth", "crew_of"):
+            monkeypatch.setattr(f"hyperdreambooth.cli.{module}.{slow}", lambda *_, **__: pytest.fail("it goes on"))
+    output = tmp_path / "out"
+    with locked(output / lock, UserError("taken")):
+        _, err = hdb(command, "portraits:0-1", "-o", output, "--base", hdb.base, *workers, status=2)
+    (line,) = err.splitlines()
+    assert line.startswith(f"error: {words.format(output)}")
 
 
 def test_evaluate_takes_the_synthetic_people_who_are_named(hdb: Hdb, tmp_path: Path, quick_sampling: None) -> None:

@@ -21,14 +21,14 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Generic, TypeVar
 
-from hyperdreambooth.errors import DiskFull, UserError, WorkError, one_line
+from hyperdreambooth.errors import DiskFull, UserError, WorkError, last_line, one_line
 from hyperdreambooth.progress import log
 
 Task = TypeVar("Task")
 News = TypeVar("News")
 
 LOCAL = "local"
-_MOST_LOSSES = 3  # of workers at one task: then it is the task that kills them
+_MOST_LOSSES = 3  # of workers at one task: then it is the task that kills them; or in a row, before they have a place
 QUIET = {  # read when Ray is imported or started
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing is sent to anybody
     "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # what it prints on standard output; dead workers are told of here
@@ -80,7 +80,8 @@ def scatter(
 
     Raises:
         UserError: Ray is not installed, or there is no such cluster (before any work).
-        WorkError: several workers died at the same task. DiskFull: on every worker, one after the other.
+        WorkError: several workers died at the same task, or could not start, one after the other.
+        DiskFull: on every worker, one after the other.
         Whatever the work raises; other workers are stopped then, where they are.
     """
     with joined(cluster) as ray:
@@ -164,7 +165,7 @@ class _Crew(Generic[Task, News]):
         self._workers = min(cluster.workers, len(tasks))
         self._waiting = deque(range(len(tasks)))
         self._jobs: list[_Job] = []
-        self._losses: Counter[int | None] = Counter()
+        self._losses: Counter[int | None] = Counter()  # of workers by task; before they have one, in a row
         self._full: Counter[int | None] = Counter()  # disks, by task
 
     def __iter__(self) -> Iterator[News]:
@@ -177,6 +178,8 @@ class _Crew(Generic[Task, News]):
                 try:
                     news = self._ray.get(next(job.stream))
                 except StopIteration:
+                    if job.number is None:  # it has arrived
+                        del self._losses[None]
                     self._jobs.remove(job)
                     self._give(job.worker)
                 except errors.RayTaskError as error:  # raised by the work
@@ -229,6 +232,11 @@ class _Crew(Generic[Task, News]):
         self._put_back(job)
         self._losses[job.number] += 1
         if self._losses[job.number] == _MOST_LOSSES:
+            if job.number is None:
+                raise WorkError(
+                    f"{_MOST_LOSSES} workers in a row could not start ({last_line(error)}): the same package must be "
+                    "installed on every machine; see to Ray's logs, then run again; what is finished stays"
+                ) from error
             raise WorkError(
                 f"{_MOST_LOSSES} workers died at the same task ({one_line(error)}): see to the memory of the machines "
                 "and to Ray's logs, then run again; what is finished stays"

@@ -112,3 +112,8 @@ class OutOfMemory(WorkError):
 def one_line(error: Exception) -> str:
     """An error's text on one line, cut to 160 characters."""
     return " ".join(str(error).split())[:160] or type(error).__name__
+
+
+def last_line(error: Exception) -> str:
+    """The last line of an error's text, where a traceback says what it was, cut to 160 characters."""
+    return str(error).strip().rpartition("\n")[2].strip()[:160] or type(error).__name__

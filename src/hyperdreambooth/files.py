@@ -94,11 +94,14 @@ def append(path: str | Path, data: bytes) -> None:
 def locked(path: str | Path, otherwise: HyperDreamBoothError, seconds: float = 0.0) -> Iterator[None]:
     """Be the only process that is in here with this lock file, which is there as long; the system lets go of the dead.
 
+    A folder that was made for it goes with it, if nothing else came into it.
+
     Raises `otherwise` where another process still is after so many seconds.
     """
     from filelock import FileLock, Timeout
 
     path = Path(path)
+    made = not path.parent.exists()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path)
@@ -112,6 +115,9 @@ def locked(path: str | Path, otherwise: HyperDreamBoothError, seconds: float = 0
     finally:
         path.unlink(missing_ok=True)  # while it is held: whoever waits for it finds it gone, and makes another
         lock.release()
+        if made:
+            with suppress(OSError):  # it is in use
+                path.parent.rmdir()
 
 
 def write_folder(folder: str | Path, write: Callable[[Path], object]) -> None:

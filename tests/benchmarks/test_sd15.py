@@ -3,6 +3,7 @@
 import json
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from torch import nn
 from benchmarks import sd15
 from benchmarks.memory import random_base
 from benchmarks.plain_lora import PlainLora
-from benchmarks.sd15 import OURS, Row, ratios, totals
+from benchmarks.rows import OURS, SET_UP, Row, ratios, totals
+from benchmarks.sd15 import Bench
+from hyperdreambooth.base.compiled import compile_unet
 from hyperdreambooth.base.model import Base
 from hyperdreambooth.hypernetwork.cost import count_flops
 from hyperdreambooth.hypernetwork.model import PRESETS, random_hypernetwork
@@ -41,9 +44,14 @@ def test_every_phase_is_a_row(
     rows = {row["phase"]: row for row in result["rows"]}
     assert len(rows) == 2 + 2 + 1 + 2 + 1 + 2 + 2 * 3 + 3
     assert set(result["mixed over one"]) == {"U-Net, batch of 1", "U-Net, batch of 2"}
-    assert set(result["totals"]) == {"personalise (s)", "photo to first picture (s)"}
+    assert set(result["totals"]) == {
+        "personalise (s)",
+        "face to first picture (s)",
+        "best batch of pre-optimisation, 4 noises (people)",
+        "15,000 people, 100 steps of 4 noises (hours)",
+    }
     assert all(row["seconds"] > 0 and row["peak_bytes"] > 1e8 for row in rows.values())
-    assert all(row["flops"] > 0 for name, row in rows.items() if name != sd15.SET_UP)
+    assert all(row["flops"] > 0 for name, row in rows.items() if name != SET_UP)
     alone, pair = (rows[f"pre-optimise, batch of {people} x 4 noises"]["flops"] for people in (1, 2))
     assert pair == 2 * alone
     once, every_step = rows["plain loop, rank 4"], rows["plain loop, rank 4, encodes"]
@@ -76,6 +84,29 @@ def test_sizes_are_those_of_people_who_are_made(tmp_path: Path, monkeypatch: pyt
     for relax, where in (("lidb", "in the bases"), ("lora", "in full space")):
         person = booth.personalize(picture, steps=1, noises=1, relax=relax)
         assert counted[f"a person, relaxed {where} (numbers)"] == person.numbers
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")  # torch says both while it compiles
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")
+def test_compiled_every_row_is_but_the_plain_loop(fresh_base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through a backend that counts its passes; a second kind of shapes in a row would be an error."""
+    passes = list[None]()
+
+    def counting(graph: torch.fx.GraphModule, _inputs: list[torch.Tensor]) -> Any:
+        return lambda *given: passes.append(None) or graph(*given)
+
+    monkeypatch.setattr(sd15, "compile_unet", partial(compile_unet, backend=counting))
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
+    monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
+    bench = Bench(fresh_base, "tiny", replace(sd15.REDUCED, steps=1, noises=(1, 2)), compiled=True)
+    seen = {}
+    for row in bench.rows(["finetune", "plain"]):
+        seen[row.phase] = len(passes)
+        passes.clear()
+    torch.compiler.reset()
+    assert seen.pop(SET_UP) == 0
+    assert [count for name, count in seen.items() if name.startswith("fine-tune")] == [2, 2]  # the first is counted
+    assert [count for name, count in seen.items() if name.startswith("plain")] == [0, 0, 0]
 
 
 def test_flops_of_a_linear_layer_by_hand() -> None:
@@ -112,5 +143,17 @@ def test_ratios_and_totals_by_hand() -> None:
     }
     assert totals(rows) == {"personalise (s)": 0.5 + 0.25 + 40 * 2.0}
     drawn = [*rows, Row("guided picture, 50 steps", "picture", 10.0, 1, 1)]
-    assert totals(drawn)["photo to first picture (s)"] == 0.5 + 0.25 + 80.0 + 10.0
+    assert totals(drawn)["face to first picture (s)"] == 0.5 + 0.25 + 80.0 + 10.0
     assert totals(rows[:3]) == {}
+    rates = {(1, "1 noise"): 1500.0, (8, "1 noise"): 6000.0, (16, "1 noise"): 5000.0, (4, "4 noises"): 750.0}
+    many = [
+        Row(f"pre-optimise, batch of {people} x {noises}", "step", 1.0, 1, 1, {"people an hour, 100 steps": rate})
+        for (people, noises), rate in rates.items()
+    ]
+    assert totals(many) == {
+        "best batch of pre-optimisation, 1 noise (people)": 8,
+        "15,000 people, 100 steps of 1 noise (hours)": 2.5,
+        "best batch of pre-optimisation, 4 noises (people)": 4,
+        "15,000 people, 100 steps of 4 noises (hours)": 20.0,
+    }
+    assert totals([*many, *drawn]).keys() == totals(many).keys() | totals(drawn).keys()

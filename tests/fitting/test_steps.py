@@ -8,8 +8,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -59,6 +61,34 @@ CONFIGS = [
     FitConfig(steps=12, lr=0.05, ema=0.9, schedule="cosine", warmup=3, grad_clip=0.5, weight_decay=0.1),
     FitConfig(steps=12, lr=0.05, average_last=0.5, schedule="linear", accumulate=2),
 ]
+
+
+@pytest.mark.parametrize(
+    ("every", "writing", "expected"),
+    [
+        (60.0, 1.0, [60, 120, 180, 240, 300, 360, 400]),
+        (60.0, 6.0, [60, 180, 300, 400]),  # 120 seconds apart: a 20th of them is spent on writing
+        (0.0, 6.0, list(range(1, 401))),
+    ],
+)
+def test_checkpoints_that_take_long_are_written_more_seldom(
+    every: float, writing: float, expected: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a clock of a second a step."""
+    now, written = 0.0, list[int]()
+
+    def write(_: Checkpoint, _tensors: Mapping[str, Tensor], numbers: Mapping[str, float]) -> None:
+        nonlocal now
+        now += writing
+        written.append(int(numbers["step"]))
+
+    monkeypatch.setattr(Checkpoint, "write", write)
+    clock = SimpleNamespace(monotonic=lambda: now, perf_counter=time.perf_counter)
+    monkeypatch.setattr("hyperdreambooth.fitting.steps.time", clock)
+    run = make_run(FitConfig(steps=400, checkpoint_every_seconds=every), tmp_path / "run.safetensors")
+    for _ in run:
+        now += 1.0
+    assert written == expected
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=["ema", "average_last"])

@@ -31,7 +31,7 @@ SHORT = TrainConfig(
 SHARED = replace(
     SHORT,
     weights=FitConfig(4, lr=1e-4, grad_clip=1.0, warmup=2, checkpoint_every_seconds=0.0),
-    both=FitConfig(4, lr=1e-4, grad_clip=1.0, checkpoint_every_seconds=0.0),
+    both=FitConfig(4, lr=1e-4, grad_clip=1.0, accumulate=2, checkpoint_every_seconds=0.0),
     both_batch=8,
     weights_batch=16,
 )
@@ -273,6 +273,24 @@ def test_pictures_under_other_prompts(world) -> None:
         losses = denoising_loss(world.base, other[:, 0].repeat(4, 1, 1, 1), states, timesteps, measure.noise)
     assert found["portraits/styled fitted"] == pytest.approx(float(losses.mean()), rel=1e-4)
     assert found["portraits/styled fitted"] != pytest.approx(found["portraits/fitted"], rel=1e-2)
+
+
+def test_people_held_out_are_measured_a_batch_at_a_time(world) -> None:
+    """Nothing passes the U-Net in a larger one than training's, and the figures are those of one pass."""
+    network, people = world.network(), world.people(5)
+    network.set_statistics(people.numbers)
+    torch.nn.init.normal_(network.head.weight, std=0.3, generator=torch.Generator().manual_seed(2))
+    latents, prompts = torch.cat([people.latents, people.latents.flip(0) - 1.0], dim=1), ("a [V] face, a", "a [V], b")
+    styled = People(people.pictures, latents, people.numbers, torch.rand(5, 4, 1, *latents.shape[3:]), prompts)
+    figures, rows = list[dict[str, float]](), list[int]()
+    hook = world.base.unet.register_forward_pre_hook(lambda _, given: rows.append(len(given[0])))
+    for batch in (5, 2):
+        rows.clear()
+        config = TrainConfig(both_batch=batch)
+        figures.append(_HeldOut("portraits", styled, network, world.base, world.adapters, config)(network))
+        assert max(rows) == batch
+    hook.remove()
+    assert len(figures[0]) == 9 and figures[1] == pytest.approx(figures[0], rel=1e-4)
 
 
 def test_a_network_that_was_trained_before_begins_where_it_was(world, tmp_path: Path) -> None:

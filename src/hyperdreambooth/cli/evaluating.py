@@ -91,16 +91,16 @@ def evaluate(
     if workers is not None and share != _ALL:
         raise UserError(f"got --share {share} with --workers {workers}, expected one of them: workers take all shares")
     part, machine = _share(share), Machine(device, precision, low_memory, compiled)
-    with Job(as_json) as job, crew_of(workers, cluster, device) as crew:
+    alone = nullcontext() if share != _ALL else _alone_in(output)  # shares are done side by side
+    with Job(as_json) as job, alone, crew_of(workers, cluster, device) as crew:
         order = _Order(
             output, people, sets, methods, curve, count, only, detector, together, base, hypernetwork, machine
         )
         opened = order.open(job)
         evaluation = opened.evaluation(part, 0.0 if crew is None else _PATIENCE)
         if crew is None:
-            with nullcontext() if share != _ALL else _alone_in(output):  # shares are done side by side
-                for _, progress in opened.work(evaluation, job.report):
-                    job.report(progress)
+            for _, progress in opened.work(evaluation, job.report):
+                job.report(progress)
         else:
             evaluation.writer.close()  # its share is a worker's
             for progress in _scattered(order, opened.total(evaluation), crew):
@@ -206,10 +206,7 @@ def _scattered(order: _Order, total: int, crew: Cluster) -> Iterator[Progress]:
 
     shares = [Share(index, crew.workers) for index in range(crew.workers)]
     done = dict[int, int]()
-    with (
-        _alone_in(order.output),
-        closing(scatter(partial(_open_shares, order.elsewhere()), shares, crew)) as told,
-    ):
+    with closing(scatter(partial(_open_shares, order.elsewhere()), shares, crew)) as told:
         for index, so_far in told:
             done[index] = so_far
             yield Progress("evaluate", sum(done.values()), total)

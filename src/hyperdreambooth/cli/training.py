@@ -136,30 +136,30 @@ def preoptimize(
     """People to fitted LiDB numbers, many at once, for a hypernetwork to learn from."""
     check_outputs(output / "plan.json")
     machine = Machine(device, precision, low_memory, compiled)
-    with Job(as_json) as job, crew_of(workers, cluster, device) as crew:
+    with Job(as_json) as job:
         names, finder = None if only is None else read_names(only), finder_of(detector)
-        booth = load_booth(job, base, machine=machine)
-        from hyperdreambooth.fitting import preoptimize as fitting
-        from hyperdreambooth.fitting.shards import finished_in
-        from hyperdreambooth.people import encode_people, find_people
-        from hyperdreambooth.photographs import ENCODE, READ, Keeping
-
-        config = _fit_config(fitting.PreoptimizeConfig(blocks=blocks), steps, shard, noises)
-        job.fewer = f"--shard {max(1, config.shard // 2)}" if config.shard > 1 else "--noises 1"
-        space = config.space(booth.adapters)
-        with job.phase(READ):
-            keeping = Keeping(output / _KEPT)
-            chosen = find_people(people, booth.base.picture_size, views, keeping, job.report, names, finder)
-        with job.phase(ENCODE):
-            pictures = encode_people(booth.base, chosen, job.report)
-        samples, total = 0, len(chosen.names)
-        schedule = None if crew is None else _schedule(crew, base, machine, config)
-        with job.phase("fit"):
-            for report in fitting.preoptimize(
-                booth.base, booth.adapters, chosen.names, pictures, output, config, schedule
-            ):
-                samples += config.objective.noises * min(config.shard, total - report.shard * config.shard)
-                job.report(Progress("fit", int(report.done), total, report.step.metrics["denoising"]))
+        with job.phase(LOAD):
+            from hyperdreambooth.fitting import preoptimize as fitting
+            from hyperdreambooth.fitting.shards import finished_in
+            from hyperdreambooth.people import encode_people, find_people
+            from hyperdreambooth.photographs import ENCODE, READ, Keeping
+        with fitting.alone_in(output), crew_of(workers, cluster, device) as crew:
+            booth = load_booth(job, base, machine=machine)
+            config = _fit_config(fitting.PreoptimizeConfig(blocks=blocks), steps, shard, noises)
+            job.fewer = f"--shard {max(1, config.shard // 2)}" if config.shard > 1 else "--noises 1"
+            space = config.space(booth.adapters)
+            with job.phase(READ):
+                keeping = Keeping(output / _KEPT)
+                chosen = find_people(people, booth.base.picture_size, views, keeping, job.report, names, finder)
+            with job.phase(ENCODE):
+                pictures = encode_people(booth.base, chosen, job.report)
+            samples, total = 0, len(chosen.names)
+            schedule = None if crew is None else _schedule(crew, base, machine, config)
+            ours = booth.base, booth.adapters, chosen.names, pictures, output, config, schedule
+            with job.phase("fit"):
+                for report in fitting.preoptimize(*ours, held=True):
+                    samples += config.objective.noises * min(config.shard, total - report.shard * config.shard)
+                    job.report(Progress("fit", int(report.done), total, report.step.metrics["denoising"]))
         job.finish(
             folder=str(output),
             people=total,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -31,7 +31,6 @@ from hyperdreambooth.fitting.shards import (
     finished_in,
     save_people,
     shard_file,
-    taken,
     tidy,
 )
 from hyperdreambooth.fitting.steps import Checkpoint, FitConfig, Run, StepReport
@@ -131,6 +130,14 @@ Schedule = Callable[[Sequence[Shard]], Generator[tuple[int, StepReport | ShardEn
 """Has every shard fitted by `fit_shard`, somewhere, and passes on what that says, in any order; closed, it stops."""
 
 
+def alone_in(folder: Path) -> AbstractContextManager[None]:
+    """Be the only process that deals out the people of a folder. Raises UserError."""
+    taken = UserError(
+        f"another process fits people into {folder}, expected one at a time: wait for it, or choose another folder"
+    )
+    return locked(folder / "preoptimize.lock", taken)
+
+
 def preoptimize(
     base: Base,
     adapters: Adapters,
@@ -139,6 +146,7 @@ def preoptimize(
     folder: Path | str,
     config: PreoptimizeConfig,
     schedule: Schedule | None = None,
+    held: bool = False,
 ) -> Iterator[PreoptimizeReport]:
     """Fit everybody into `folder`, one report per step; stop at any moment, call again to go on.
 
@@ -148,6 +156,7 @@ def preoptimize(
         folder: made if absent; `load_people` reads what is finished.
         schedule: None fits the shards here, one after the other. Where does not decide the numbers, to the last bit on
             machines that compute alike.
+        held: whether the caller is `alone_in` the folder already, as who reads people for long should be before.
 
     Raises:
         UserError: the folder is of other people or pictures, another base, space or settings, or another process fits
@@ -157,7 +166,7 @@ def preoptimize(
     folder = Path(folder)
     if len(names) != len(pictures.latents) or len(set(names)) != len(names):
         raise ValueError(f"got {len(set(names))} different names for {len(pictures.latents)} people, expected one each")
-    with locked(folder / "preoptimize.lock", taken(folder)):
+    with nullcontext() if held else alone_in(folder):
         data = {"latents": pictures.latents} | ({} if pictures.masks is None else {"masks": pictures.masks})
         begun = any(folder.glob("shard-*.safetensors"))
         keep_plan(folder, _plan(base, adapters, names, config), data, begun=begun)

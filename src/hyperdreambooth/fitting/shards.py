@@ -223,10 +223,3 @@ def tidy(folder: Path) -> None:
     for pattern in (".*.part.*", "shard-*.lock"):
         for path in folder.glob(pattern):
             path.unlink(missing_ok=True)
-
-
-def taken(folder: Path) -> UserError:
-    """The error of a folder that somebody else deals out."""
-    return UserError(
-        f"another process fits people into {folder}, expected one at a time: wait for it, or choose another folder"
-    )

@@ -60,7 +60,7 @@ class FitConfig:
     ema: float | None = None  # decay of an exponential moving average of the parameters, e.g. 0.999
     average_last: float | None = None  # share (0, 1] of the run, at its end, whose iterates are averaged
     precision: Literal["bf16"] | None = None  # autocast of the loss; parameters and moments keep their own type
-    checkpoint_every_seconds: float = 60.0
+    checkpoint_every_seconds: float = 60.0  # 0 is after every step; else writing takes at most a 20th of the time
 
     def on(self, dtype: torch.dtype) -> FitConfig:
         """The same with its passes in bfloat16 where a base works in it; parameters and moments keep their own type."""
@@ -182,7 +182,7 @@ class Run:
         self._optimizer = torch.optim.AdamW(
             list(self.parameters.values()), config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True
         )
-        self._saved_step, self._saved_at = -1, time.monotonic()
+        self._saved_step, self._saved_at, self._writing = -1, time.monotonic(), 0.0  # the last in seconds
         if checkpoint is not None:
             if checkpoint.exists():
                 self._restore(checkpoint)
@@ -216,13 +216,20 @@ class Run:
             except GeneratorExit:  # the caller stops here: leave nothing undone
                 self.save()
                 raise
-            if self.progress >= 1.0 or time.monotonic() - self._saved_at >= self.config.checkpoint_every_seconds:
+            if self.progress >= 1.0 or time.monotonic() - self._saved_at >= self._apart:
                 self.save()
+
+    @property
+    def _apart(self) -> float:
+        """Seconds from the end of one checkpoint to the next: a large one, or a slow disk, must not hold up the run."""
+        every = self.config.checkpoint_every_seconds
+        return max(every, 20.0 * self._writing) if every else 0.0
 
     def save(self) -> None:
         """Write the checkpoint, if the run has one and has moved since; of several processes, the main one's does."""
         if self.checkpoint is None or self._saved_step == self.step or not self.processes.main:
             return
+        began = time.monotonic()
         tensors = {f"parameter/{name}": p for name, p in self.parameters.items()}
         tensors |= {f"average/{name}": p for name, p in self._average.tensors.items()}
         tensors |= {f"generator/{name}": g.get_state() for name, g in self.generators.items()}
@@ -230,6 +237,7 @@ class Run:
             tensors |= {f"{key}/{name}": self._optimizer.state[p][key] for key in self._optimizer.state[p]}
         self.checkpoint.write(tensors, {"step": self.step, "seconds": self.seconds, "averaged": self._average.count})
         self._saved_step, self._saved_at = self.step, time.monotonic()
+        self._writing = self._saved_at - began
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         tensors, numbers = checkpoint.read()
@@ -308,9 +316,9 @@ def steps(
         parameters: leaf tensors that require gradients, by name (`dict(model.named_parameters())`); changed in place.
         loss: called with 0, 1, 2, ... (steps * accumulate calls in all); returns a scalar, or a scalar and metrics by
             name. Whatever it draws must come from its argument or from one of `generators`.
-        checkpoint: where the run keeps itself: written every `checkpoint_every_seconds`, at the end, and when the
-            caller stops iterating. If the file exists, the run continues from it; the result is the uninterrupted
-            run's, bit for bit (with a budget in steps).
+        checkpoint: where the run keeps itself: written every `checkpoint_every_seconds` (or more seldom, if that takes
+            long), at the end, and when the caller stops iterating. If the file exists, the run continues from it; the
+            result is the uninterrupted run's, bit for bit (with a budget in steps).
         generators: the random generators that `loss` draws from; their states travel in the checkpoint.
         samples: samples through the U-Net of one call of the loss, in all processes, for the reports.
         processes: those that take the steps together. Each calls `loss`, which takes its share of the batch from

@@ -339,12 +339,21 @@ class _HeldOut:
 
     @torch.no_grad()
     def _mean_loss(self, worn: Tensor | None, views: Tensor) -> float:
-        """Mean loss on these views (N,), one noise after the other."""
-        rows = torch.arange(len(views))
+        """Mean loss on these views (N,), one noise after the other, of as many people at once as a batch has."""
         parts = zip(self.levels.split(len(views)), self.noise.split(len(views)), strict=True)
         losses = [
-            worn_loss(self.base, self.adapters, worn, self.people, (rows, views), levels, noise, self.config.prompt)
+            worn_loss(
+                self.base,
+                self.adapters,
+                None if worn is None else worn[rows],
+                self.people,
+                (rows, views[rows]),
+                levels[rows],
+                noise[rows],
+                self.config.prompt,
+            )
             for levels, noise in parts
+            for rows in torch.arange(len(views)).split(self.config.both_batch)
         ]
         return float(torch.cat(losses).mean())
 
