@@ -17,7 +17,7 @@ import numpy as np
 from torch import Tensor
 
 from hyperdreambooth.errors import BadPicture
-from hyperdreambooth.faces.boxes import FaceBox, by_choice, is_framed, is_square
+from hyperdreambooth.faces.boxes import FaceBox, by_choice, is_cropped, is_framed, is_square
 from hyperdreambooth.faces.cascades import Seen, detect, grey_copy
 from hyperdreambooth.faces.eyes import eye_marks, eyes_of
 
@@ -42,7 +42,6 @@ _CLEAR = 60  # votes by which nobody needs to look for eyes
 _AGAINST_BEST = 0.3  # of the votes of the best face, another one needs
 _EYE_BAND = (0.25, 0.55)  # of a face's box, from its top
 
-_CROPPED = 128  # a square picture of so few pixels a side is a crop already: it is not sought through
 _MARGIN, _WIDE_MARGIN = 0.3, 0.7  # around faces that fill the picture, as shares of its longer side
 _SMALL = 180  # longer side, in pixels, of the copy that is turned
 _TURNS = (0.0, -15.0, 15.0)  # degrees
@@ -121,7 +120,7 @@ def _by_cascades(picture: Tensor) -> list[FaceBox]:
         if not is_square(width, height) and (faces := _faces(candidates, picture)):
             return faces
     faces = _faces(candidates, picture)
-    if is_square(width, height) and width <= _CROPPED:
+    if is_cropped(width, height):  # it is not sought through
         return faces
     small = _SMALL / max(height, width)
     for size, margin, turns in ((scale, _MARGIN, (0.0,)), (small, _WIDE_MARGIN, _TURNS)):
