@@ -95,6 +95,17 @@ def test_celeba_hq_by_the_identities_of_celeba(tmp_path: Path) -> None:
         pictures_of_people(tmp_path)
 
 
+def test_celeba_hq_resized_under_numbers_with_zeros(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Pictures that the mapping or the identities do not know are counted, CelebA's own among them; masks are not."""
+    files(tmp_path, *(f"resized/{number:05d}.jpg" for number in (0, 10, 11, 12)), "masks/00010_hair.png")
+    files(tmp_path, "img_align_celeba/000010.jpg")
+    mapping = tmp_path / "CelebA-HQ-to-CelebA-mapping.txt"
+    mapping.write_text("idx\torig_idx\torig_file\n0\t2\t000003.jpg\n10\t0\t000001.jpg\n11\t4\t000005.jpg\n")
+    (tmp_path / "identity_CelebA.txt").write_text("000001.jpg 9\n000003.jpg 8\n000010.jpg 7\n")
+    assert names(pictures_of_people(tmp_path)) == {"8": ["00000.jpg"], "9": ["00010.jpg"]}
+    assert [line.startswith(f"3 pictures are not in {mapping}") for line in caplog.messages] == [True]
+
+
 def dataset(splits: dict[str, list[tuple[int, str]]], person: str | None, classes: bool) -> datasets.DatasetDict:
     """Grey pictures of some levels, and whose they are."""
     made = {}

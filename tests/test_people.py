@@ -7,10 +7,15 @@ from PIL import Image
 
 from hyperdreambooth.base.model import Base
 from hyperdreambooth.errors import UserError, WrongSpace
+from hyperdreambooth.faces import crop_face, read_picture
 from hyperdreambooth.fitting.preoptimize import PreoptimizeConfig, load_people, preoptimize
 from hyperdreambooth.fitting.steps import FitConfig
 from hyperdreambooth.people import People, encode_crowd, encode_people, read_people, split_people
+from hyperdreambooth.portraits.person import Person
+from hyperdreambooth.portraits.renderer import render
 from hyperdreambooth.portraits.styles import stylize
+from hyperdreambooth.portraits.view import View
+from hyperdreambooth.sheet import to_image
 from tests.conftest import adapted_base
 
 
@@ -80,7 +85,28 @@ def test_numbers_of_another_space_are_refused(tmp_path: Path) -> None:
         split_people(base, encode_crowd(base, people), tmp_path)
 
 
-def test_two_people_of_one_name_are_refused_and_a_picture_without_a_face_is_said(
+def test_a_picture_without_a_face_is_left_out_unless_it_is_a_crop_already(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A wall beside a portrait, all of somebody else's pictures walls, and a small square."""
+    (tmp_path / "ann").mkdir()
+    to_image(render([Person(7)], [View()], 160)[0]).save(tmp_path / "ann" / "b.png")
+    for name, size in (("ann/a.png", (160, 160)), ("bob.png", (300, 200)), ("crop.png", (128, 128))):
+        Image.new("RGB", size, "grey").save(tmp_path / name)
+    people = read_people(str(tmp_path), 16, 1, lambda _: None)
+    assert people.names == ("ann", "crop")
+    shown = crop_face(read_picture(tmp_path / "ann" / "b.png"), 16).picture
+    assert torch.equal(people.pictures[0, 0], (shown * 255).round().byte().float() / 255)
+    for name in ("ann/a.png", "bob.png"):
+        assert [line for line in caplog.messages if f"left out: no face was found in {tmp_path / name}" in line]
+    assert "2 of 4 pictures were left out" in caplog.messages
+    for name in ("ann/b.png", "crop.png"):
+        (tmp_path / name).unlink()
+    with pytest.raises(UserError, match="without a photograph of a face"):
+        read_people(str(tmp_path), 16, 1, lambda _: None)
+
+
+def test_two_people_of_one_name_are_refused_and_a_crop_without_a_face_is_said(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for name in ("ann.png", "bob.png"):

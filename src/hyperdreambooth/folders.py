@@ -36,6 +36,7 @@ _MAPPING, _IDENTITIES = "CelebA-HQ-to-CelebA-mapping.txt", "identity_*.txt"
 _HIDDEN = (".", "__MACOSX")  # names that begin so are no people and no pictures
 _ENTERED = ("images1024x1024", "thumbnails128x128", "images")  # FFHQ's two, SFHQ's
 _THOUSAND = re.compile(r"\d\d000")  # a folder of FFHQ's; 00000.png to 00999.png lie in 00000
+_CELEBA_HQ_DIGITS = 5  # at most, of its pictures' numbers, 7.jpg or 00007.jpg; CelebA's own, 000007.jpg, have six
 _PERSON = ("identity", "person", "celeb_id", "person_id", "label", "name")  # columns that may say who it is
 
 
@@ -121,17 +122,23 @@ def _by_identity(folder: Path, file: Path) -> Sources:
     person = {picture: who for picture, who in _lines(file, "PICTURE PERSON")}  # noqa: C416  # lists of two words
     original = None
     if (mapping := folder / _MAPPING).exists():  # "0 119613 119614.jpg": CelebA-HQ's number, CelebA's, CelebA's file
-        original = {line[0]: line[-1] for line in _lines(mapping, "NUMBER NUMBER PICTURE") if line[0].isdecimal()}
+        original = {int(line[0]): line[-1] for line in _lines(mapping, "NUMBER NUMBER PICTURE") if line[0].isdecimal()}
     found: Sources = {}
     strangers = 0
     for picture in sorted(filter(_is_picture, folder.rglob("*"))):
-        name = picture.name if original is None else original.get(picture.stem)
+        if original is None:
+            name: str | None = picture.name
+        elif picture.stem.isdecimal():
+            name = original.get(int(picture.stem)) if len(picture.stem) <= _CELEBA_HQ_DIGITS else None
+        else:
+            continue  # a mask
         if name in person:
             found.setdefault(person[name], []).append(picture)
-        elif original is None:
+        else:
             strangers += 1
     if strangers:
-        log.warning("%d pictures are not in %s: left out", strangers, file)
+        where = file if original is None else f"{mapping} and {file.name}"
+        log.warning("%d pictures are not in %s: left out", strangers, where)
     return dict(sorted(found.items()))
 
 

@@ -29,7 +29,7 @@ from hyperdreambooth.progress import Progress, log
 
 CHECK, READ, ENCODE = "check photographs", "read people", "encode"
 
-_FRAMING = 2  # to be raised when faces are found or cut otherwise: those that are kept are cut anew then
+_FRAMING = 3  # to be raised when faces are found or cut otherwise: those that are kept are cut anew then
 
 OnProgress = Callable[[Progress], None]
 
@@ -60,13 +60,13 @@ class Photographed:
         sources: everybody's photographs.
         where: they come from, for errors.
         size: side of the faces in pixels.
-        views: photographs of a person, at most: the first that can be read.
+        views: photographs of a person, at most: the first in which a face is found.
         keeping: where faces and latents are kept.
         progress: is told of photographs looked at, and of people cut.
         detector: what finds faces; None is OpenCV's cascades.
 
     Attributes:
-        names: N; people of whom no photograph can be read are left out.
+        names: N; people of whom no photograph is of use are left out.
         views: V, the most that anybody has.
 
     Raises:
@@ -155,7 +155,7 @@ def check_read(where: str, tried: int, got: int, there: int, views: int) -> None
         views: that are taken of a person at most.
     """
     if not got:
-        raise UserError(f"got {where} without a photograph, expected person/photo.jpg or photo.jpg inside it")
+        raise UserError(f"got {where} without a photograph of a face, expected person/photo.jpg or photo.jpg inside")
     if tried > got:
         log.warning("%d of %d pictures were left out", tried - got, tried)
     if there > tried:

@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from hyperdreambooth.base.loading import load_base
 from hyperdreambooth.base.model import Base
+from hyperdreambooth.base.sampling import started
 from hyperdreambooth.base.single_file import open_single_file
-from tests.base.checkpoints import CARD, SIZE, random_pipeline, save_single_file
+from tests.base.checkpoints import CARD, SIZE, random_pipeline, save_single_file, write_layout
 from tests.base.conftest import Model
 
 FORMATS = ("folder", "fp16-folder", "variant-folder", "file", "fp16-file", "average-file")
@@ -67,3 +68,20 @@ def test_other_numbers_are_another_base_and_other_pictures(model: Model, tmp_pat
     noise = torch.randn(2, *base.latent_shape, generator=torch.Generator().manual_seed(0))
     assert base.fingerprint != own.fingerprint
     assert (draw(base, noise) - draw(own, noise)).abs().max() > 0.1
+
+
+@pytest.mark.parametrize(("marks", "first"), [(("v_pred", "ztsnr"), 999), (("v_pred",), 961)])
+def test_a_file_marked_as_of_zero_terminal_snr_is_drawn_from_noise_alone(
+    marks: tuple[str, ...], first: int, tmp_path: Path
+) -> None:
+    """The marks are tensors without a number; with both, 25 steps begin at the last of 1,000 timesteps."""
+    layout = write_layout("sdxl", tmp_path / "layout")
+    path = save_single_file(random_pipeline(layout), tmp_path / "v.safetensors")
+    save_file(load_file(path) | {mark: torch.zeros(0) for mark in marks}, path)
+    path.with_suffix(".hyperdreambooth.json").write_text(json.dumps(CARD | {"layout": "layout"}))
+    base = load_base(path, device="cpu")
+    assert base.prediction_type == "v_prediction"
+    timesteps = started(base.scheduler, 25).timesteps
+    assert len(timesteps) == 25 and timesteps[0] == first
+    signal, _ = base.noise_levels(torch.tensor([999]))
+    assert (signal.item() < 1e-3) == ("ztsnr" in marks)

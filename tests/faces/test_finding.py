@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from hyperdreambooth.errors import BadPicture
-from hyperdreambooth.faces import FaceBox, crop_face, find_face, find_faces, read_picture
+from hyperdreambooth.faces import FaceBox, crop_face, find_face, find_faces, finding, read_picture
 from hyperdreambooth.faces.boxes import FFHQ_CENTRE, FFHQ_SIDE
 from hyperdreambooth.faces.framing import NO_FACE
 from hyperdreambooth.portraits.person import Person
@@ -74,6 +74,40 @@ def test_a_portrait_stays_whole(seed: int) -> None:
     view = [View.reference(random) for _ in range(seed - 15_000 + 1)][-1]
     portrait = render([Person(seed)], [view], 64)[0]
     assert torch.equal(crop_face(portrait, 64).picture, portrait)
+
+
+def far_away(share: float) -> list[tuple[Tensor, tuple[float, float]]]:
+    """Photographs in pictures of 1600 x 1200, their faces of that share of the shorter side; and the faces' middles."""
+    size, left, top = round(share * 1200 / FFHQ_SIDE), 1100, 240
+    x, y = FFHQ_CENTRE
+    return [
+        (on_grey({(top, left): resized(photograph, size)}, 1200, 1600), (left + x * size, top + y * size))
+        for photograph in photographs()
+    ]
+
+
+@pytest.mark.parametrize("share", [0.05, 0.07])
+def test_a_small_face_in_a_large_picture_is_found(share: float) -> None:
+    """At least of two people of three: of the third's eyes the cascades see too little."""
+    boxes = [(find_faces(picture), middle) for picture, middle in far_away(share)]
+    assert sum(len(faces) for faces, _ in boxes) >= 2
+    for faces, middle in boxes:
+        for box in faces:
+            assert max(abs(box.centre[0] - middle[0]), abs(box.centre[1] - middle[1])) < 0.2 * share * 1200
+            assert 0.7 < box.side / (share * 1200) < 1.4
+
+
+def test_small_faces_without_eyes_are_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    (picture, _), *_ = far_away(0.05)
+    monkeypatch.setattr(finding, "eyes_of", lambda marks: None)
+    assert find_faces(picture) == []
+
+
+def test_small_faces_are_not_sought_where_a_face_was_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = list[tuple[int, ...]]()
+    monkeypatch.setattr(finding, "_far_away", lambda picture: asked.append(tuple(picture.shape)) or [])
+    assert find_faces(on_grey({(300, 500): resized(photographs()[0], 600)}, 1200, 1600)) and not asked
+    assert find_faces(torch.full((3, 600, 800), 0.6)) == [] and asked == [(3, 600, 800)]
 
 
 def test_of_several_faces_the_largest_is_taken() -> None:

@@ -51,3 +51,9 @@ def world(session_world: World) -> Iterator[World]:
     """The same base for all tests: nothing here may change it."""
     with left_as_it_was(session_world.base):
         yield session_world
+
+
+@pytest.fixture
+def fresh_world() -> World:
+    """One to change."""
+    return make_world()

@@ -16,6 +16,8 @@ from hyperdreambooth.hypernetwork.jitter import Jitter
 from hyperdreambooth.hypernetwork.loss import People
 from hyperdreambooth.hypernetwork.model import PRESETS, HyperNetwork, build_hypernetwork
 from hyperdreambooth.hypernetwork.training import CURVE_FILE, RESULT_FILE, TrainConfig, _HeldOut, _Loss, train
+from tests.conftest import adapted_base
+from tests.hypernetwork.conftest import World
 
 STILL = Jitter(zoom=0, shift=0, colour=0, blur=0)
 SHORT = TrainConfig(
@@ -66,6 +68,18 @@ def test_both_losses_lower_the_denoising_loss_of_people_never_seen(world, tmp_pa
     _, reports = run(world, tmp_path, config)
     held_out = reports[-1].held_out
     assert held_out["portraits/denoising"] < held_out["portraits/nobody"]
+
+
+def test_with_a_base_in_float16_small_gradients_are_kept(tmp_path: Path) -> None:
+    gradients = []
+    for dtype in (torch.float32, torch.float16):
+        world, once = World(*adapted_base()), FitConfig(1, lr=0.0)
+        world.base.to(dtype=dtype)
+        config = replace(SHORT, weights=None, both=once, alpha=1e-5, beta=0.0)
+        network, _ = run(world, tmp_path / str(dtype), config)
+        gradients.append(network.head.weight.grad)
+    whole, half = gradients
+    assert (half - whole).norm() < 0.05 * whole.norm()
 
 
 def test_the_denoising_term_is_that_of_fitting(world) -> None:

@@ -5,8 +5,11 @@ import itertools
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hyperdreambooth.lidb import LiDBSpace, LoRALayout, Site
+from hyperdreambooth.personalization import mean_prediction
 
 SITES = (Site("unet.wide", "unet", "wide", 12, 9), Site("unet.tall", "unet", "tall", 10, 14))
 
@@ -112,6 +115,27 @@ def test_cut_keeps_small_persons_and_batches(space: LiDBSpace) -> None:
     assert torch.allclose(space.split(cut)[0].norm(dim=-1), torch.ones(3, 2, 1), atol=1e-6)
     for got, whole in zip(deltas(space, cut[1]), deltas(space, three[1]), strict=True):
         assert torch.allclose(got, best_of_rank(whole, 1), atol=1e-5)
+
+
+class NoFloat64(TorchDispatchMode):
+    """As Apple's GPU: no float64 but on the CPU."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        for tensor in made if isinstance(made, list | tuple) else [made]:
+            if isinstance(tensor, Tensor) and tensor.dtype == torch.float64 and tensor.device.type != "cpu":
+                raise TypeError(f"{func} makes float64 on {tensor.device}")
+        return made
+
+
+def test_people_on_another_device_are_averaged_without_float64_there(space: LiDBSpace) -> None:
+    with FakeTensorMode(), NoFloat64():  # tensors without numbers, which may go from any device to any other
+        three = persons(space, 3, ranks=1).to("meta")
+        with pytest.raises(TypeError, match="makes float64 on meta"):
+            three.double()
+        average = mean_prediction(three, space)
+    assert average.shape == three.shape[1:]
+    assert (average.device, average.dtype) == (three.device, torch.float32)
 
 
 def test_digest_and_info_tell_spaces_apart(space: LiDBSpace) -> None:

@@ -148,7 +148,9 @@ def _scheduler_config(
     """The layout's scheduler, with what this file or its card says of what the U-Net predicts."""
     config = read_json(layout / "scheduler" / "scheduler_config.json")
     if "v_pred" in names:  # the mark of SDXL fine-tunes that predict v
-        config |= {"prediction_type": "v_prediction", "rescale_betas_zero_snr": "ztsnr" in names}
+        config["prediction_type"] = "v_prediction"
+        if "ztsnr" in names:  # whose first step is to begin at noise alone, at the last timestep
+            config |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     if predicted := about.get("prediction_type"):
         if predicted not in PREDICTION_TYPES:
             raise BadBase(

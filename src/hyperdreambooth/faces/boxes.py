@@ -23,6 +23,9 @@ FRAMED_CENTRE, FRAMED_SIDE = 0.08, (0.50, 0.82)
 LEVEL = 8.0
 """Degrees up to which eyes count as level: those of FFHQ's photographs, which are, are found at up to 4."""
 
+CROPPED = 128
+"""A square picture of so few pixels a side is a crop already."""
+
 SMALLEST = 8
 """Side, in pixels, of the smallest box that may be given by hand."""
 
@@ -88,6 +91,11 @@ def is_framed(box: FaceBox, width: int, height: int) -> bool:
     x, y = box.centre[0] / width, box.centre[1] / height
     near = max(abs(x - FFHQ_CENTRE[0]), abs(y - FFHQ_CENTRE[1])) <= FRAMED_CENTRE
     return is_square(width, height) and near and FRAMED_SIDE[0] <= box.side / width <= FRAMED_SIDE[1]
+
+
+def is_cropped(width: int, height: int) -> bool:
+    """Is a picture so small and square that somebody cut it out: is a face in it believed, though nobody finds it?"""
+    return is_square(width, height) and width <= CROPPED
 
 
 def is_square(width: int, height: int) -> bool:

@@ -2,7 +2,7 @@
 
 One look alone sees faces in collars and necklaces, and misses one in three that are not quite upright or not quite
 inside the picture. So looks vote, and where they find nothing, the picture is padded, turned, and looked at again; what
-then is doubtful is looked at in small steps and several sizes.
+then is doubtful is looked at in small steps and several sizes. Only then small faces are sought, in a large picture.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from torch import Tensor
 
 from hyperdreambooth.errors import BadPicture
-from hyperdreambooth.faces.boxes import FaceBox, by_choice, is_framed, is_square
+from hyperdreambooth.faces.boxes import FaceBox, by_choice, is_cropped, is_framed, is_square
 from hyperdreambooth.faces.cascades import Seen, detect, grey_copy
 from hyperdreambooth.faces.eyes import eye_marks, eyes_of
 
@@ -42,7 +42,6 @@ _CLEAR = 60  # votes by which nobody needs to look for eyes
 _AGAINST_BEST = 0.3  # of the votes of the best face, another one needs
 _EYE_BAND = (0.25, 0.55)  # of a face's box, from its top
 
-_CROPPED = 128  # a square picture of so few pixels a side is a crop already: it is not sought through
 _MARGIN, _WIDE_MARGIN = 0.3, 0.7  # around faces that fill the picture, as shares of its longer side
 _SMALL = 180  # longer side, in pixels, of the copy that is turned
 _TURNS = (0.0, -15.0, 15.0)  # degrees
@@ -55,6 +54,10 @@ _CLOSER_STEP = 1.05
 _SMALLEST_SHARE = 6  # faces are sought from this part of the shorter side up
 _DOUBTFUL = 30  # votes below which a find is looked at again
 _CLOSER_VOTES, _CLOSER_LOOKS = 60, 10  # that make a face: true ones have 62 to 258 votes in 11 looks or more
+
+# The last look, at large pictures in which nothing was found.
+_FAR_SIDE = 800  # shorter side of the copy, in pixels
+_FAR_SHARE = 25  # faces are sought from this part of the shorter side up
 
 
 @dataclass
@@ -121,7 +124,7 @@ def _by_cascades(picture: Tensor) -> list[FaceBox]:
         if not is_square(width, height) and (faces := _faces(candidates, picture)):
             return faces
     faces = _faces(candidates, picture)
-    if is_square(width, height) and width <= _CROPPED:
+    if is_cropped(width, height):  # it is not sought through
         return faces
     small = _SMALL / max(height, width)
     for size, margin, turns in ((scale, _MARGIN, (0.0,)), (small, _WIDE_MARGIN, _TURNS)):
@@ -131,7 +134,9 @@ def _by_cascades(picture: Tensor) -> list[FaceBox]:
             _count(candidates, _scaled(seen, size, weight))
         faces = _faces(candidates, picture)
     doubtful = max((one.votes for one in candidates if one.box in faces), default=0) < _DOUBTFUL
-    return _seen_closer(picture, faces) if doubtful else faces
+    if doubtful:
+        faces = _seen_closer(picture, faces)
+    return faces or _far_away(picture)
 
 
 def _seen_closer(picture: Tensor, faces: list[FaceBox]) -> list[FaceBox]:
@@ -144,6 +149,20 @@ def _seen_closer(picture: Tensor, faces: list[FaceBox]) -> list[FaceBox]:
         return faces
     confirmed = (one.votes >= best.votes / 2 and one.box.overlap(box) >= _SAME for one in candidates for box in faces)
     return faces if any(confirmed) else [best.box]
+
+
+def _far_away(picture: Tensor) -> list[FaceBox]:
+    """The small faces of a large picture, whose eyes are seen: what else looks see at this size is mostly none."""
+    if max(picture.shape[1:]) <= 2 * DETECTION_SIDE:
+        return []
+    scale = min(1.0, _FAR_SIDE / min(picture.shape[1:]))
+    grey = _copy(picture, scale)
+    candidates: list[_Candidate] = []
+    for light in (grey, cv2.equalizeHist(grey)):
+        for name in _FRONTAL:
+            seen = _look(name, light, _FAR_SHARE)
+            _count(candidates, _scaled(seen, scale, _WEIGHTS[name]))
+    return _best([one for one in candidates if eyes_of(eye_marks(picture, one.box))], picture)
 
 
 def _copy(picture: Tensor, scale: float) -> np.ndarray:
@@ -172,7 +191,11 @@ def _count(candidates: list[_Candidate], boxes: list[tuple[FaceBox, float]]) -> 
 
 def _faces(candidates: list[_Candidate], picture: Tensor) -> list[FaceBox]:
     """The candidates that are faces, by what is seen of their eyes and how many votes they have."""
-    faces = [one for one in candidates if one.votes >= _CLEAR or one.votes >= _needs(one, picture)]
+    return _best([one for one in candidates if one.votes >= _CLEAR or one.votes >= _needs(one, picture)], picture)
+
+
+def _best(faces: list[_Candidate], picture: Tensor) -> list[FaceBox]:
+    """Of some faces those with enough votes beside the one that has most, in order."""
     best = max((one.votes for one in faces), default=0)
     boxes = [one.box for one in faces if one.votes >= _AGAINST_BEST * best]
     return by_choice(boxes, picture.shape[2], picture.shape[1])
@@ -246,5 +269,6 @@ def _lights(grey: np.ndarray) -> tuple[np.ndarray, ...]:
     return grey, cv2.equalizeHist(grey), cv2.createCLAHE(3.0, (8, 8)).apply(grey)
 
 
-def _look(cascade: str, grey: np.ndarray) -> list[Seen]:
-    return detect(cascade, grey, max(24, min(grey.shape) // 10), fewest=_FEWEST)
+def _look(cascade: str, grey: np.ndarray, share: int = 10) -> list[Seen]:
+    """What a cascade sees, from that part of the shorter side up."""
+    return detect(cascade, grey, max(24, min(grey.shape) // share), fewest=_FEWEST)

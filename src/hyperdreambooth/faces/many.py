@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from hyperdreambooth.errors import BadPicture, WorkError
+from hyperdreambooth.faces.boxes import is_cropped
 from hyperdreambooth.faces.finding import Detector
 from hyperdreambooth.faces.framing import crop_face
 from hyperdreambooth.faces.reading import read_encoded, read_picture
@@ -39,7 +40,7 @@ class CutFaces:
 
     Attributes:
         pictures: (V, 3, size, size) uint8.
-        tried: how many of the person's pictures were read, those that show nothing included.
+        tried: how many of the person's pictures were read, those left out included.
         notes: on these, for a person to read.
     """
 
@@ -57,10 +58,13 @@ def cut_people(
 ) -> Iterator[tuple[str, CutFaces]]:
     """Find and cut everybody's faces, one person after the other, in order.
 
+    A picture in which no face is found is left out, as one that cannot be read is; of small squares, which are crops
+    already, the centre is taken.
+
     Args:
         people: each one's pictures.
         size: side of the faces in pixels.
-        most: V at most, the first ones that can be read; None takes all.
+        most: V at most, the first ones of use; None takes all.
         processes: that share the people; None is as many as there are cores, or none beside this one for a few people.
         detector: what finds faces, and can be sent to processes; None is OpenCV's cascades.
 
@@ -135,6 +139,10 @@ def _cut(
                 raise where
             picture = read_picture(where) if isinstance(where, Path) else read_encoded(where, name)
             crop = crop_face(picture, size, detector)
+            if crop.box is None and not is_cropped(picture.shape[2], picture.shape[1]):
+                raise BadPicture(
+                    f"no face was found in {name}, expected one: take another picture, or another --detector"
+                )
         except BadPicture as error:  # one of a thousand is no reason to stop
             notes.append(f"left out: {error}")
             continue

@@ -132,7 +132,7 @@ def fit(
     """Fit tensors so that `base`, wearing them, draws these people for the prompt: an iterable of StepReports.
 
     Args:
-        base: frozen; runs in its own precision.
+        base: frozen; runs in its own precision, in float16 under a scaled loss.
         parameters: what is fitted, by name: leaf tensors on the base's device, usually with a leading N; changed in
             place. Those of different people must be different numbers, or the same to all of them by intent.
         wear: makes the context in which the base wears the parameters as they are now, as
@@ -180,7 +180,8 @@ def fit(
         return total, {"denoising": denoising.detach().mean()}  # read behind the backward pass: a GPU is not waited for
 
     samples = people * objective.noises * (1 if prior is None else 2)
-    return steps(parameters, loss, config, checkpoint=checkpoint, samples=samples)
+    half = base.dtype == torch.float16
+    return steps(parameters, loss, config, checkpoint=checkpoint, samples=samples, scaled=half)
 
 
 @dataclass(frozen=True)

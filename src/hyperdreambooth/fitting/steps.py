@@ -29,6 +29,7 @@ from torch import Tensor
 from hyperdreambooth.errors import NotFinite, UserError
 from hyperdreambooth.files import load_metadata, load_tensors, save_tensors
 from hyperdreambooth.fitting.processes import ALONE, Processes
+from hyperdreambooth.fitting.scaling import LossScale
 
 Loss = Callable[[int], Tensor | tuple[Tensor, Mapping[str, float | Tensor]]]
 
@@ -170,6 +171,7 @@ class Run:
         generators: Mapping[str, torch.Generator],
         samples: int,
         processes: Processes,
+        scaled: bool,
     ) -> None:
         fixed = [name for name, p in parameters.items() if not (p.requires_grad and p.is_leaf)]
         if fixed or not parameters:
@@ -179,6 +181,7 @@ class Run:
         self.samples_per_call, self.processes = samples, processes
         self.step, self.seconds = 0, 0.0
         self._average = _Average(self.parameters, config)
+        self._scale = LossScale(scaled)
         self._optimizer = torch.optim.AdamW(
             list(self.parameters.values()), config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True
         )
@@ -235,7 +238,8 @@ class Run:
         tensors |= {f"generator/{name}": g.get_state() for name, g in self.generators.items()}
         for name, p in self.parameters.items():
             tensors |= {f"{key}/{name}": self._optimizer.state[p][key] for key in self._optimizer.state[p]}
-        self.checkpoint.write(tensors, {"step": self.step, "seconds": self.seconds, "averaged": self._average.count})
+        numbers = {"step": self.step, "seconds": self.seconds, "averaged": self._average.count} | self._scale.numbers
+        self.checkpoint.write(tensors, numbers)
         self._saved_step, self._saved_at = self.step, time.monotonic()
         self._writing = self._saved_at - began
 
@@ -257,6 +261,7 @@ class Run:
             generator.set_state(groups["generator"][name])
         self.step, self.seconds = int(numbers["step"]), numbers["seconds"]
         self._average.count = int(numbers["averaged"])
+        self._scale.restore(numbers)
         self._saved_step = self.step
 
     def _advance(self) -> StepReport:
@@ -267,9 +272,11 @@ class Run:
             group["lr"] = lr
         self._optimizer.zero_grad(set_to_none=True)
         loss, metrics = self._gradients()
-        if self.config.grad_clip is not None:
-            torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.grad_clip)
-        self._optimizer.step()
+        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+        if self._scale.unscale_(gradients, self.step):
+            if self.config.grad_clip is not None:
+                torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.grad_clip)
+            self._optimizer.step()
         self.step += 1
         self.seconds = self.processes.agree(self.seconds + time.perf_counter() - began)
         self._average.update(self.parameters, self.progress)
@@ -277,7 +284,7 @@ class Run:
         return StepReport(self.step, loss, metrics, self.seconds, lr, samples, self.progress)
 
     def _gradients(self) -> tuple[float, dict[str, float]]:
-        """Accumulate the gradients of one step; the loss and its metrics, averaged over calls and processes."""
+        """Accumulate the scaled gradients of one step; the loss and metrics, averaged over calls and processes."""
         share = 1.0 / self.config.accumulate
         device = next(iter(self.parameters.values())).device
         total, metrics = 0.0, dict[str, float]()
@@ -285,7 +292,7 @@ class Run:
             with torch.autocast(device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
                 result = self.loss(self.step * self.config.accumulate + call)
             loss, extra = result if isinstance(result, tuple) else (result, {})
-            (loss * share).backward()
+            (loss * (share * self._scale.factor)).backward()
             total += share * loss.item()
             for name, value in extra.items():
                 metrics[name] = metrics.get(name, 0.0) + share * float(value)
@@ -309,6 +316,7 @@ def steps(
     generators: Mapping[str, torch.Generator] | None = None,
     samples: int = 0,
     processes: Processes = ALONE,
+    scaled: bool = False,
 ) -> Run:
     """Minimise `loss` over `parameters`: an iterable of one StepReport per step.
 
@@ -323,12 +331,15 @@ def steps(
         samples: samples through the U-Net of one call of the loss, in all processes, for the reports.
         processes: those that take the steps together. Each calls `loss`, which takes its share of the batch from
             generators in the same state; its mean over the processes must be the loss of the whole.
+        scaled: whether the loss is scaled for the backward pass, as one through a network in float16 needs. A step
+            whose gradients overflow changes no parameters, and counts.
 
     Raises:
         UserError: the checkpoint is of another model or no checkpoint, or not the same for all processes (at once).
-        NotFinite: the loss (while iterating). DiskFull, WorkError: the checkpoint cannot be written (the same).
+        NotFinite: the loss, or the gradients at every scale (while iterating). DiskFull, WorkError: the checkpoint
+            cannot be written (the same).
     """
-    return Run(parameters, loss, config, checkpoint, generators or {}, samples, processes)
+    return Run(parameters, loss, config, checkpoint, generators or {}, samples, processes, scaled)
 
 
 def _copy(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:

@@ -134,6 +134,7 @@ def train(
             generators={"training": generator},
             samples=loss.samples,
             processes=processes,
+            scaled=base.dtype == torch.float16,
         )
         curve = Curve(folder / CURVE_FILE) if processes.main else None
         yield from _followed(run, phase, network, measures, curve, config.evaluate_every)

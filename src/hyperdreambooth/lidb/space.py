@@ -189,11 +189,12 @@ class LiDBSpace:
     def cut(self, weights: Tensor, ranks: int) -> Tensor:
         """(..., S, at most ranks, a + b): the person of that many ranks whose dW is nearest, by the SVD of the cores.
 
-        Columns of A_train come out with norm 1, as in the start. A person of no more ranks is returned as is.
+        Columns of A_train come out with norm 1, as in the start. A person of no more ranks is returned as is. It is
+        worked out on the CPU, as Apple's GPU has no float64.
         """
         if weights.shape[-2] <= ranks:
             return weights
-        return self._of_cores(self.cores(weights.double()), ranks).to(weights.dtype)
+        return self._of_cores(self.cores(weights.cpu().double()), ranks).to(weights)
 
     def project(self, factors: Sequence[Factors], ranks: int) -> Tensor:
         """(S, R, a + b) float32: the person of at most R ranks whose dW is nearest to full-space changes of the layers.
