@@ -1,5 +1,6 @@
 """Which settings does a method want? One search for all, on tuning people, scored as in reports.
 
+    python -m benchmarks.tune_methods                          # `SEARCH`: six settings of each method, for hours
     python -m benchmarks.tune_methods dreambooth@400,lr=3e-5/1e-4,prior=0/0.1 e4t,lr=1e-4,likeness=none --people 6
     python -m benchmarks.tune_methods lidb-dreambooth@200,lr=3e-3/1e-2 --bases 6x3,12x6,24x12,48x24
 
@@ -36,6 +37,18 @@ from hyperdreambooth.portraits.splits import TUNING
 from hyperdreambooth.progress import log
 
 SET = replace(SETS["quick"], plain=2, nobody=1)
+SEARCH = (  # as many of each: three rates, and two schedules where the method has one, else two likenesses
+    "hyperdreambooth,lr=7e-3/1e-2/1.4e-2,likeness=1.5/3",
+    "no-hyper,lr=7e-3/1e-2/1.4e-2,likeness=1.5/3",
+    "fixed-rank,lr=1e-2/2e-2/4e-2,likeness=1.5/3",
+    "dreambooth,lr=1e-5/2e-5/5e-5,schedule=constant/cosine",
+    "dreambooth-agg-1,lr=2e-5/5e-5/1e-4,schedule=constant/cosine",
+    "dreambooth-agg-2,lr=5e-5/1e-4/2e-4,schedule=constant/cosine",
+    "lora-dreambooth,lr=5e-4/1e-3/2e-3,likeness=1.5/3",
+    "lidb-dreambooth,lr=1e-3/3e-3/1e-2,likeness=1.5/3",
+    "textual-inversion,lr=5e-4/2e-3/5e-3,schedule=constant/cosine",
+    "e4t,lr=5e-5/1e-4/2e-4,schedule=constant/cosine",
+)
 CHOSEN_BY = ("face", "clip_t", "scene")  # the person once, the prompt as two judges see it
 console = Console(stderr=True, width=140)
 
@@ -106,7 +119,9 @@ def booth_of(bases: str | None) -> HyperDreamBooth:
 
 
 def main(
-    settings: Annotated[list[str], typer.Argument(help="METHOD[@STEPS],KEY=VALUE[/VALUE]...,...")],
+    settings: Annotated[
+        list[str] | None, typer.Argument(help="METHOD[@STEPS],KEY=VALUE[/VALUE]...,...", show_default="those of SEARCH")
+    ] = None,
     people: Annotated[int, typer.Option(help="Tuning portraits.")] = 6,
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("runs/tune-methods"),
     bases: Annotated[
@@ -118,7 +133,7 @@ def main(
     torch.set_flush_denormal(True)
     log.setLevel(logging.ERROR)
     try:
-        tried = variants(settings)
+        tried = variants(settings or list(SEARCH))
         booths = {name: booth_of(name) for name in (bases.split(",") if bases else [None])}
     except UserError as error:
         raise typer.BadParameter(str(error)) from error

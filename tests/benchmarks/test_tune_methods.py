@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from benchmarks.tune_methods import booth_of, variants
+from benchmarks.tune_methods import SEARCH, booth_of, variants
 from hyperdreambooth.baselines.dreambooth import DreamBooth
 from hyperdreambooth.baselines.methods import METHODS, LiDB
 from hyperdreambooth.baselines.textual_inversion import TextualInversion
@@ -33,6 +35,17 @@ def test_the_class_and_the_text_encoder_are_settings_too() -> None:
     (method,) = variants(["dreambooth,class=a portrait of a face,text-encoder=yes"]).values()
     assert isinstance(method, DreamBooth) and method.prior is not None
     assert method.prior.prompt == "a portrait of a face" and method.text_encoder
+
+
+def test_the_search_is_the_same_for_every_method_and_holds_what_is_in_use() -> None:
+    """Of the methods that are searched: the same number of settings, of which one is the method as it is."""
+    for setting in SEARCH:
+        name, tried = setting.partition(",")[0], variants([setting])
+        assert len(tried) == 6
+        if name in ("hyperdreambooth", "no-hyper"):  # whose rate follows from where the fresh ranks live
+            assert any(replace(method.config, lr=None) == METHODS[name].config for method in tried.values())
+        else:
+            assert METHODS[name] in tried.values(), name
 
 
 @pytest.mark.parametrize(
