@@ -96,14 +96,13 @@ def test_compiled_every_row_is_but_the_plain_loop(fresh_base: Base, monkeypatch:
         return lambda *given: passes.append(None) or graph(*given)
 
     monkeypatch.setattr(sd15, "compile_unet", partial(compile_unet, backend=counting))
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
-    monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
-    bench = Bench(fresh_base, "tiny", replace(sd15.REDUCED, steps=1, noises=(1, 2)), compiled=True)
     seen = {}
-    for row in bench.rows(["finetune", "plain"]):
-        seen[row.phase] = len(passes)
-        passes.clear()
-    torch.compiler.reset()
+    with torch._dynamo.config.patch(recompile_limit=1, fail_on_recompile_limit_hit=True):
+        bench = Bench(fresh_base, "tiny", replace(sd15.REDUCED, steps=1, noises=(1, 2)), compiled=True)
+        for row in bench.rows(["finetune", "plain"]):
+            seen[row.phase] = len(passes)
+            passes.clear()
+        torch.compiler.reset()
     assert seen.pop(SET_UP) == 0
     assert [count for name, count in seen.items() if name.startswith("fine-tune")] == [2, 2]  # the first is counted
     assert [count for name, count in seen.items() if name.startswith("plain")] == [0, 0, 0]
