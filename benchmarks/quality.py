@@ -113,17 +113,17 @@ def quality(
         out: folder; pictures that are there are not drawn again.
     """
     results: dict[str, dict[str, float]] = {}
-    rare: list[str] = []
+    asked, seen = list[Scene](), list[Scene]()
     for world, subjects in worlds.items():
         scenes = asked_scenes(world, count)
         pictures = drawn(base, scenes, out / base.fingerprint, world)
         sheet_of(pictures, out / f"{world}.png")
         results[world] = measured(judges, scenes, pictures, true_pictures(subjects, scenes))
         if judges.scenes is not None:
-            rare = [*rare, *filter(None, [seldom(scenes, judges.scenes.read(pictures))])]
+            asked, seen = asked + scenes, [*seen, *judges.scenes.read(pictures)]
         results[world] |= {"pictures": count, "true people": min(count, len(subjects.references))}
         Console().print(f"{world}:", ", ".join(f"{name} {value:.4g}" for name, value in results[world].items()))
-        text = json.dumps({"base": base.fingerprint, "seldom": ", ".join(rare), **results}, indent=1) + "\n"
+        text = json.dumps({"base": base.fingerprint, "seldom": seldom(asked, seen), **results}, indent=1) + "\n"
         write_text(out / "quality.json", text)
     return results
 

@@ -14,6 +14,7 @@ from hyperdreambooth.evaluation.attributes import attribute_error
 from hyperdreambooth.evaluation.identification import Rate, identified, scene_recognised
 from hyperdreambooth.evaluation.metrics import Mean, bootstrap
 from hyperdreambooth.evaluation.subjects import Subjects
+from hyperdreambooth.evaluation.tables import FEW
 from hyperdreambooth.portraits.captions import STYLE_SCENES, STYLES
 
 TRUE, ROUND_TRIP, LONG_FIT = "true pictures", "VAE round trip", "200 steps alone"
@@ -104,7 +105,7 @@ def table(world: str, scores: Mapping[str, Score], among: int | None = None) -> 
         result.add_row(style, *(f"{value.by_style[style]:.0%}" for value in scores.values()))
     if OURS in scores and TUNED_ALONE in scores:
         gap = _margin(scores)
-        interval = "too few people" if gap.unsure else f"{100 * gap.low:+.1f} to {100 * gap.high:+.1f}"
+        interval = FEW if gap.unsure else f"{100 * gap.low:+.1f} to {100 * gap.high:+.1f}"
         margin = f"{100 * gap.value:+.1f} ({interval})"
         result.add_row(f"less {TUNED_ALONE}", *(margin if name == OURS else "" for name in scores))
     for name, text in extras.items():

@@ -72,10 +72,8 @@ def words_loss(base: Base, reader: nn.Module, captions: Sequence[str], states: T
 
     The cross-entropy of a softmax over the vocabulary, to equal shares of the words that stand in a caption.
     """
-    length = states.shape[1]
-    ids = base.tokenizer(list(captions), padding="max_length", truncation=True, max_length=length, return_tensors="pt")
     logs = reader(states[:, -1]).log_softmax(dim=1)  # (N, V)
-    said = torch.zeros_like(logs).scatter_(1, ids.input_ids.to(logs.device), 1.0)
+    said = torch.zeros_like(logs).scatter_(1, base.tokens(captions), 1.0)
     said[:, base.tokenizer.all_special_ids] = 0.0  # which stand in every prompt
     return -(logs * said / said.sum(dim=1, keepdim=True).clamp(min=1.0)).sum(dim=1).mean()
 

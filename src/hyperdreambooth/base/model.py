@@ -202,22 +202,25 @@ class Base:
         SDXL's are the last but one states of both text encoders side by side, then the pooled embedding: see `pack`.
         """
         self._bring(*(network for network in self.adapted.values() if network is not self.unet))
-        texts = [self.spell(prompt) for prompt in prompts]
         if self.second is None:
-            states: Tensor = self.text_encoder(self._ids(self.tokenizer, texts))[0]  # (N, L, D)
+            states: Tensor = self.text_encoder(self.tokens(prompts))[0]  # (N, L, D)
             return states
-        first = self.text_encoder(self._ids(self.tokenizer, texts), output_hidden_states=True)
-        other = self.second.text_encoder(self._ids(self.second.tokenizer, texts), output_hidden_states=True)
+        first = self.text_encoder(self.tokens(prompts), output_hidden_states=True)
+        other = self.second.text_encoder(self._ids(self.second.tokenizer, prompts), output_hidden_states=True)
         states = torch.cat([first.hidden_states[-2], other.hidden_states[-2]], dim=-1)  # (N, L - 1, D)
         packed = pack(states, other.text_embeds)  # (N, L, D)
         if not self.second.empty_is_zero:
             return packed
         return packed * torch.tensor([[[float(prompt != "")]] for prompt in prompts]).to(packed)
 
-    def _ids(self, tokenizer: CLIPTokenizer, texts: Sequence[str]) -> Tensor:
+    def tokens(self, prompts: Sequence[str]) -> Tensor:
+        """What the (first) text encoder reads of prompts, cut or padded to its length: token numbers (N, L)."""
+        return self._ids(self.tokenizer, prompts)
+
+    def _ids(self, tokenizer: CLIPTokenizer, prompts: Sequence[str]) -> Tensor:
         """Token numbers (N, L) on the device."""
-        length = tokenizer.model_max_length
-        ids = tokenizer(list(texts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+        length, texts = tokenizer.model_max_length, [self.spell(prompt) for prompt in prompts]
+        ids = tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
         return torch.as_tensor(ids.input_ids, device=self.device)
 
     def unknown_words(self, prompt: str) -> list[str]:

@@ -132,10 +132,9 @@ def _of_bytes(scores: Mapping[str, Scores]) -> Iterator[_Row]:
     for what, most, whole in (("7.5 % of rank-1 LoRA", 0.075, RANK_ONE), ("1/10,000 of the U-Net", 1e-4, UNET)):
         said = f"{LIDB:,} of {whole:,} numbers, 1/{whole / LIDB:,.1f}"
         yield [f"{counted} {what}", said, "yes" if LIDB / whole <= most else "no"]
-    there = [(name, scores[name].bytes) for name in _RELAXED if name in scores]
-    sizes = [f"{name} {_NOT_MEASURED if size is None else f'{size:,.0f}'}" for name, size in there]
-    lacking = [f"{name} {_NOT_MEASURED}" for name in _RELAXED if name not in scores]
-    yield ["bytes after relaxation, in LiDB and in full space", "; ".join([*sizes, *lacking]), ""]
+    sizes = [(name, scores[name].bytes if name in scores else None) for name in _RELAXED]
+    said = "; ".join(f"{name} {_NOT_MEASURED if size is None else f'{size:,.0f}'}" for name, size in sizes)
+    yield ["bytes after relaxation, in LiDB and in full space", said, ""]
 
 
 def _of_quick(quick: tuple[float, str] | None) -> _Row:
