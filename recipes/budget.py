@@ -33,7 +33,7 @@ class Budget:
     vae_batch: int = _row(8, "pictures in a batch of the VAE")
     denoiser_minutes: float = _row(147.0, "of U-Net and text encoder")
     denoiser_lr: float = _row(1e-3, "learning rate of U-Net and text encoder, falling to 0")
-    denoiser_batch: int = _row(48, "pictures in a batch of U-Net and text encoder")
+    denoiser_batch: int = _row(48, "pictures in a batch of U-Net and text encoder, by threes")
     judge_minutes: float = _row(10.0, "of each of the five judges")
     judge_lr: float = _row(2e-3, "learning rate of the judges, falling to 0")
     judge_batch: int = _row(64, "pictures in a batch of scene classifier and attribute reader")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from hyperdreambooth.base.diffusion import denoising_loss
 from hyperdreambooth.base.model import Base
+from hyperdreambooth.errors import UserError
 from hyperdreambooth.files import save_tensors
 from hyperdreambooth.fitting.processes import ALONE, Processes
 from hyperdreambooth.photographs import as_floats
@@ -20,6 +21,8 @@ from hyperdreambooth.portraits.person import Person
 from recipes.pictures import Pictures
 
 CAPTION_DROPPED = 0.1  # for classifier-free guidance
+SHAPES_AGAIN = 3.0  # times as often as others are pictures shown whose caption asks for another shape, such as a hat
+COLOURED = ("with blue hair", "with red hair")  # edits that change many pixels, and are learnt soon
 WORDS_WEIGHT = 0.1  # of the loss of the words beside the denoising loss
 
 
@@ -30,6 +33,11 @@ class Latents:
     latents: Tensor
     scenes: tuple[Scene, ...]
     people: tuple[int, ...]
+
+    def shares(self) -> Tensor:
+        """How often each one is shown, (N,), in no unit."""
+        shapes = [s.domain is not None or s.edit not in (None, *COLOURED) for s in self.scenes]
+        return torch.where(torch.tensor(shapes), SHAPES_AGAIN, 1.0)
 
 
 def joined(parts: Sequence[Latents]) -> Latents:
@@ -112,19 +120,24 @@ def training_loss(
 
     Args:
         base: on its device; the latents may stay on the CPU.
-        worlds: what there is to draw.
+        worlds: what there is to draw; one that stands there twice has two shares.
         batch: samples of all worlds together; a multiple of their number.
         generator: on the CPU, of everything that is drawn.
         reader: see `word_reader`; learns with the base.
         processes: those that share every batch.
 
     Raises:
-        UserError: they cannot share it evenly.
+        UserError: the processes or the worlds cannot share it evenly.
     """
     processes.check_share(batch, "samples")
+    if batch % len(worlds):
+        raise UserError(f"got {batch} samples in a batch, expected a multiple of {len(worlds)}, the shares of worlds")
+    shown = [world.shares() for world in worlds]
 
     def loss(_step: int) -> tuple[Tensor, dict[str, float]]:
-        drawn = [_draw(world, batch // len(worlds), generator) for world in worlds]
+        drawn = [
+            _draw(world, shares, batch // len(worlds), generator) for world, shares in zip(worlds, shown, strict=True)
+        ]
         latents = torch.cat([latents for latents, _ in drawn])  # (N, C, h, w)
         captions = [caption for _, captions in drawn for caption in captions]  # N
         # The timesteps of a batch are spread evenly over all noise levels.
@@ -145,9 +158,9 @@ def training_loss(
     return loss
 
 
-def _draw(world: Latents, count: int, generator: torch.Generator) -> tuple[Tensor, list[str]]:
+def _draw(world: Latents, shares: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, list[str]]:
     """`count` random pictures of a world, as latents and captions."""
-    rows = torch.randint(len(world.people), (count,), generator=generator)
+    rows = torch.multinomial(shares, count, replacement=True, generator=generator)
     random = np.random.RandomState(int(torch.randint(2**31, (), generator=generator)))
     captions = [
         "" if random.rand() < CAPTION_DROPPED else _caption(world.scenes[row], world.people[row], random)

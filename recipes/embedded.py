@@ -117,7 +117,8 @@ def train_denoiser(shop: Workshop) -> Iterator[str]:
     parameters, reader = denoiser.parameters(base), denoiser.word_reader(base)
     beside = {f"words.{name}": tensor for name, tensor in reader.named_parameters()}  # learns too, and does not ship
     photographs = denoiser.joined([shop.latents("photographs"), shop.latents("lookalikes")])
-    worlds = (shop.latents("portraits"), photographs)
+    portraits = shop.latents("portraits")
+    worlds = (portraits, portraits, photographs)  # portraits have far more to say
 
     def begin(generator: torch.Generator, checkpoint: Checkpoint) -> Run:
         loss = denoiser.training_loss(base, worlds, shop.budget.denoiser_batch, generator, reader, shop.processes)

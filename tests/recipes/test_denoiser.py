@@ -15,7 +15,16 @@ from hyperdreambooth.fitting.processes import Processes
 from hyperdreambooth.fitting.steps import FitConfig, steps
 from hyperdreambooth.portraits.captions import Scene, parse
 from recipes import denoiser
-from recipes.denoiser import WORDS_WEIGHT, Latents, encode, parameters, training_loss, word_reader, words_loss
+from recipes.denoiser import (
+    SHAPES_AGAIN,
+    WORDS_WEIGHT,
+    Latents,
+    encode,
+    parameters,
+    training_loss,
+    word_reader,
+    words_loss,
+)
 from recipes.pictures import Pictures, random_portraits
 
 SCENES = (Scene("portrait", "neon"), Scene("portrait", edit="wearing a hat"), Scene("portrait", "comic"))
@@ -74,6 +83,24 @@ def test_captions_say_what_the_pictures_show(fresh_base: Base, generator: torch.
     assert not any(" with " in text for value, text in zip(shown, captions, strict=True) if value >= 10)
 
 
+def test_shapes_are_shown_more_often(fresh_base: Base, generator: torch.Generator) -> None:
+    """Of hats and far domains against all others, colours among them: counted in what is drawn."""
+    scenes = (*SCENES, Scene("portrait", domain="doll"), Scene("portrait", edit="with blue hair"))
+    seen = list[Tensor]()
+
+    def loss_of(_base: Base, latents: Tensor, *_: object, **__: object) -> Tensor:
+        seen.append(latents[:, 0, 0, 0])
+        return latents.sum(dim=(1, 2, 3))
+
+    with mock.patch.object(denoiser, "denoising_loss", loss_of):
+        loss = training_loss(fresh_base, (world(scenes, (3, 4, 5, 6, 7), 0),), 300, generator, word_reader(fresh_base))
+        for step in range(4):
+            loss(step)
+    counts = torch.cat(seen).long().bincount(minlength=5).tolist()
+    often, seldom = (counts[1] + counts[3]) / 2, (counts[0] + counts[2] + counts[4]) / 3
+    assert often / seldom == pytest.approx(SHAPES_AGAIN, rel=0.25)
+
+
 def test_timesteps_cover_all_noise_levels(fresh_base: Base, generator: torch.Generator) -> None:
     steps_seen = list[Tensor]()
 
@@ -106,6 +133,8 @@ def test_processes_share_the_loss(fresh_base: Base) -> None:
     assert sum(shares) / 2 == pytest.approx(alone, rel=1e-5) and abs(shares[0] - shares[1]) > 1e-3 * alone
     with pytest.raises(UserError, match="6 samples in a batch and 4 processes"):
         training_loss(fresh_base, (one,), 6, torch.Generator(), reader, Processes(0, 4))
+    with pytest.raises(UserError, match="7 samples in a batch, expected a multiple of 2"):
+        training_loss(fresh_base, (one, one), 7, torch.Generator(), reader)
 
 
 def test_words_are_read_from_the_last_state(fresh_base: Base) -> None:
