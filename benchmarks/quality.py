@@ -113,7 +113,7 @@ def quality(
         out: folder; pictures that are there are not drawn again.
     """
     results: dict[str, dict[str, float]] = {}
-    asked, seen = list[Scene](), list[Scene]()
+    asked, seen, shares = list[Scene](), list[Scene](), dict[str, float]()
     for world, subjects in worlds.items():
         scenes = asked_scenes(world, count)
         pictures = drawn(base, scenes, out / base.fingerprint, world)
@@ -123,8 +123,14 @@ def quality(
             asked, seen = asked + scenes, [*seen, *judges.scenes.read(pictures)]
         results[world] |= {"pictures": count, "true people": min(count, len(subjects.references))}
         Console().print(f"{world}:", ", ".join(f"{name} {value:.4g}" for name, value in results[world].items()))
-        text = json.dumps({"base": base.fingerprint, "seldom": seldom(asked, seen), **results}, indent=1) + "\n"
-        write_text(out / "quality.json", text)
+        shares = read_shares(asked, seen)
+        about = {
+            "base": base.fingerprint,
+            "seldom": ", ".join(phrase for phrase, share in shares.items() if share < SELDOM),  # for the base's card
+            "read where asked for": shares,
+        }
+        write_text(out / "quality.json", json.dumps(about | results, indent=1) + "\n")
+    Console().print("read where asked for:", ", ".join(f"{phrase} {share:.0%}" for phrase, share in shares.items()))
     return results
 
 
@@ -147,14 +153,14 @@ def measured(judges: Judges, scenes: list[Scene], pictures: Tensor, true: Tensor
     return figures
 
 
-def seldom(asked: Sequence[Scene], seen: Sequence[Scene]) -> str:
-    """The domains, contexts and edits that are read in fewer than `SELDOM` of their pictures, for a base's card."""
-    shares = dict[str, list[bool]]()
+def read_shares(asked: Sequence[Scene], seen: Sequence[Scene]) -> dict[str, float]:
+    """In which share of the pictures that it was asked for in each domain, context and edit is read."""
+    hits = dict[str, list[bool]]()
     for scene, read in zip(asked, seen, strict=True):
         for part in ("domain", "context", "edit"):
             if (phrase := getattr(scene, part)) is not None:
-                shares.setdefault(phrase, []).append(getattr(read, part) == phrase)
-    return ", ".join(phrase for phrase, hits in shares.items() if sum(hits) < SELDOM * len(hits))
+                hits.setdefault(phrase, []).append(getattr(read, part) == phrase)
+    return {phrase: sum(some) / len(some) for phrase, some in hits.items()}
 
 
 def main(

@@ -24,7 +24,11 @@ def test_both_worlds_are_measured_and_nothing_is_drawn_twice(tiny_base: Base, ju
     }
     figures = bench.quality(tiny_base, judges, worlds, 4, tmp_path)
     written = json.loads((tmp_path / "quality.json").read_text())
-    assert written == {"base": tiny_base.fingerprint, "seldom": written["seldom"], **figures}
+    assert written.pop("base") == tiny_base.fingerprint
+    shares = written.pop("read where asked for")
+    assert set(shares) == {"doll", "animation character"}  # the second and the fourth scene of portraits
+    assert written.pop("seldom") == ", ".join(phrase for phrase, share in shares.items() if share < 1 / 3)
+    assert written == figures
     for world in worlds:
         assert figures[world]["pictures"] == 4 and figures[world]["true people"] == 3
         assert figures[world]["spread"] > 0 and 0 <= figures[world]["recognised"] <= 1
@@ -45,12 +49,12 @@ def test_styles_and_places_are_counted_apart(judges: Judges) -> None:
     assert 0 < len(far) < 10
 
 
-def test_what_is_read_in_fewer_than_a_third_is_seldom_drawn() -> None:
+def test_each_domain_context_and_edit_is_counted_where_it_was_asked_for() -> None:
     hat, doll, beach = Scene(edit="wearing a hat"), Scene(domain="doll"), Scene(context="at the beach")
     asked = [hat] * 4 + [doll] * 3 + [beach]
     seen = [hat, Scene(edit="old"), Scene(), Scene(), doll, Scene(), Scene(), Scene()]
-    assert bench.seldom(asked, seen) == "wearing a hat, at the beach"
-    assert bench.seldom(asked, asked) == "" == bench.seldom([Scene()], [hat])
+    assert bench.read_shares(asked, seen) == {"wearing a hat": 0.25, "doll": 1 / 3, "at the beach": 0.0}
+    assert bench.read_shares([Scene()], [hat]) == {}
 
 
 def test_without_a_scene_classifier_only_the_spread_is_measured(judges: Judges) -> None:
