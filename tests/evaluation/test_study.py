@@ -30,7 +30,7 @@ from hyperdreambooth.evaluation.study_scores import (
     score,
 )
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "comparison.md"
 OURS, OTHER = "method-of-ours", "another-method"
 PEOPLE = ("zelda-1", "yorick-2", "xanthippe-3")
 PROMPTS = ("a [V] face", "a watercolor of a [V] face", "pixel art of a [V] face", "a [V] face in the snow")
@@ -366,10 +366,10 @@ def test_from_a_run_to_scores(run_folder: RunFolder, tmp_path: Path, capsys: pyt
     assert Study.open(study / "key.json") == key
 
 
-def test_the_command_of_the_readme_makes_a_study_of_a_quick_run(
+def test_the_command_of_the_page_makes_a_study_of_a_quick_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (line,) = (one for one in README.read_text().splitlines() if one.startswith("    hdb study make"))
+    (line,) = (one for one in PAGE.read_text().splitlines() if one.startswith("    hdb study make"))
     words = shlex.split(line, comments=True)
     monkeypatch.chdir(tmp_path)
     given = dict(pairwise(words))
