@@ -118,28 +118,30 @@ def quality(
         scenes = asked_scenes(world, count)
         pictures = drawn(base, scenes, out / base.fingerprint, world)
         sheet_of(pictures, out / f"{world}.png")
-        results[world] = measured(judges, scenes, pictures, true_pictures(subjects, scenes))
-        if judges.scenes is not None:
-            asked, seen = asked + scenes, [*seen, *judges.scenes.read(pictures)]
+        results[world], read = measured(judges, scenes, pictures, true_pictures(subjects, scenes))
+        if read:
+            asked, seen = asked + scenes, seen + read
         results[world] |= {"pictures": count, "true people": min(count, len(subjects.references))}
         Console().print(f"{world}:", ", ".join(f"{name} {value:.4g}" for name, value in results[world].items()))
         shares = read_shares(asked, seen)
-        about = {
-            "base": base.fingerprint,
-            "seldom": ", ".join(phrase for phrase, share in shares.items() if share < SELDOM),  # for the base's card
-            "read where asked for": shares,
-        }
+        about = {"base": base.fingerprint, "seldom": seldom(shares), "read where asked for": shares}
         write_text(out / "quality.json", json.dumps(about | results, indent=1) + "\n")
-    Console().print("read where asked for:", ", ".join(f"{phrase} {share:.0%}" for phrase, share in shares.items()))
+    if shares:
+        Console().print("read where asked for:", ", ".join(f"{name} {share:.0%}" for name, share in shares.items()))
     return results
 
 
-def measured(judges: Judges, scenes: list[Scene], pictures: Tensor, true: Tensor) -> dict[str, float]:
-    """Of generated pictures (N, 3, S, S) and true ones of the same scenes: spread, and how often scenes are read."""
+def measured(
+    judges: Judges, scenes: list[Scene], pictures: Tensor, true: Tensor
+) -> tuple[dict[str, float], list[Scene]]:
+    """Of generated pictures (N, 3, S, S) and true ones of the same scenes: spread, and how often scenes are read.
+
+    With it what is read in the generated ones; nothing without a scene classifier.
+    """
     embed = judges.recogniser.embed
     figures = {"spread": spread_ratio(embed(pictures), embed(true))}  # in units of that of true pictures
     if judges.scenes is None:
-        return figures
+        return figures, []
     seen, truly = judges.scenes.read(pictures), judges.scenes.read(true)
     far = [scene.domain is not None or scene.edit is not None for scene in scenes]
     for kind, among in (("recognised", None), ("styles and places", False), ("far domains and edits", True)):
@@ -150,7 +152,7 @@ def measured(judges: Judges, scenes: list[Scene], pictures: Tensor, true: Tensor
             low, high = rate.interval
             figures |= {kind: rate.share, f"{kind}, low": low, f"{kind}, high": high}
             figures[f"{kind}, true pictures"] = scene_recognised([truly[row] for row in rows], asked).share
-    return figures
+    return figures, list(seen)
 
 
 def read_shares(asked: Sequence[Scene], seen: Sequence[Scene]) -> dict[str, float]:
@@ -161,6 +163,11 @@ def read_shares(asked: Sequence[Scene], seen: Sequence[Scene]) -> dict[str, floa
             if (phrase := getattr(scene, part)) is not None:
                 hits.setdefault(phrase, []).append(getattr(read, part) == phrase)
     return {phrase: sum(some) / len(some) for phrase, some in hits.items()}
+
+
+def seldom(shares: Mapping[str, float]) -> str:
+    """Of `read_shares`, those that are read in fewer than `SELDOM` of their pictures, for a base's card."""
+    return ", ".join(phrase for phrase, share in shares.items() if share < SELDOM)
 
 
 def main(

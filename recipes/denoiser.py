@@ -18,11 +18,10 @@ from hyperdreambooth.fitting.processes import ALONE, Processes
 from hyperdreambooth.photographs import as_floats
 from hyperdreambooth.portraits.captions import Scene, training_caption
 from hyperdreambooth.portraits.person import Person
-from recipes.pictures import Pictures
+from recipes.pictures import COLOURED, Pictures
 
 CAPTION_DROPPED = 0.1  # for classifier-free guidance
 SHAPES_AGAIN = 3.0  # times as often as others are pictures shown whose caption asks for another shape, such as a hat
-COLOURED = ("with blue hair", "with red hair")  # edits that change many pixels, and are learnt soon
 WORDS_WEIGHT = 0.1  # of the loss of the words beside the denoising loss
 
 

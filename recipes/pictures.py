@@ -25,7 +25,8 @@ STYLE_SHARES = {"plain": 0.25, "neon": 0.16, "bronze statue": 0.15}
 EXTRA_SHARE = 0.55  # of portraits, those with a far domain, a context or an edit
 # Shares of these. Shapes weigh little in the denoising loss and want to be seen more often than places and colours.
 EXTRA_SHARES = {("domain",): 0.3, ("context",): 0.15, ("edit",): 0.3, ("context", "edit"): 0.25}
-EDIT_SHARES = {"with blue hair": 0.08, "with red hair": 0.08}
+COLOURED = ("with blue hair", "with red hair")  # edits that change many pixels, and are learnt soon
+EDIT_SHARES = dict.fromkeys(COLOURED, 0.08)
 
 
 @dataclass(frozen=True)

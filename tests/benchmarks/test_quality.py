@@ -27,7 +27,7 @@ def test_both_worlds_are_measured_and_nothing_is_drawn_twice(tiny_base: Base, ju
     assert written.pop("base") == tiny_base.fingerprint
     shares = written.pop("read where asked for")
     assert set(shares) == {"doll", "animation character"}  # the second and the fourth scene of portraits
-    assert written.pop("seldom") == ", ".join(phrase for phrase, share in shares.items() if share < 1 / 3)
+    assert written.pop("seldom") == bench.seldom(shares)
     assert written == figures
     for world in worlds:
         assert figures[world]["pictures"] == 4 and figures[world]["true people"] == 3
@@ -43,24 +43,27 @@ def test_styles_and_places_are_counted_apart(judges: Judges) -> None:
     pictures = torch.rand(20, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     scenes = bench.asked_scenes("portrait", 20)
     far = [scene for scene in scenes if scene.domain or scene.edit]
-    figures = bench.measured(judges, scenes, pictures, pictures)
+    figures, seen = bench.measured(judges, scenes, pictures, pictures)
+    assert judges.scenes is not None and seen == list(judges.scenes.read(pictures))
     near, beyond = figures["styles and places"], figures["far domains and edits"]
     assert 20 * figures["recognised"] == pytest.approx((20 - len(far)) * near + len(far) * beyond)
     assert 0 < len(far) < 10
 
 
-def test_each_domain_context_and_edit_is_counted_where_it_was_asked_for() -> None:
+def test_what_is_read_in_fewer_than_a_third_is_seldom_drawn() -> None:
     hat, doll, beach = Scene(edit="wearing a hat"), Scene(domain="doll"), Scene(context="at the beach")
     asked = [hat] * 4 + [doll] * 3 + [beach]
     seen = [hat, Scene(edit="old"), Scene(), Scene(), doll, Scene(), Scene(), Scene()]
-    assert bench.read_shares(asked, seen) == {"wearing a hat": 0.25, "doll": 1 / 3, "at the beach": 0.0}
-    assert bench.read_shares([Scene()], [hat]) == {}
+    shares = bench.read_shares(asked, seen)
+    assert shares == {"wearing a hat": 0.25, "doll": 1 / 3, "at the beach": 0.0}
+    assert bench.seldom(shares) == "wearing a hat, at the beach"
+    assert bench.seldom(bench.read_shares(asked, asked)) == "" == bench.seldom(bench.read_shares([Scene()], [hat]))
 
 
 def test_without_a_scene_classifier_only_the_spread_is_measured(judges: Judges) -> None:
     pictures = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    figures = bench.measured(Judges(judges.recogniser), bench.asked_scenes("photo", 4), pictures, pictures)
-    assert figures == {"spread": 1.0}
+    figures, seen = bench.measured(Judges(judges.recogniser), bench.asked_scenes("photo", 4), pictures, pictures)
+    assert figures == {"spread": 1.0} and not seen
 
 
 def test_prompts_ask_for_every_style_and_of_portraits_for_everything() -> None:
