@@ -63,7 +63,7 @@ def parameters(base: Base) -> dict[str, Tensor]:
 
 
 def word_reader(base: Base) -> nn.Linear:
-    """What says, from the last state of a prompt (D), which words of the vocabulary stand in it; it does not ship.
+    """What says, from the mean state of a prompt (D), which words of the vocabulary stand in it; it does not ship.
 
     By the denoising loss alone the states of prompts with and without a word that changes few pixels, such as a hat,
     stay nearly the same, and the U-Net never learns to tell them apart: text encoders are usually trained beforehand.
@@ -79,7 +79,7 @@ def words_loss(base: Base, reader: nn.Module, captions: Sequence[str], states: T
 
     The cross-entropy of a softmax over the vocabulary, to equal shares of the words that stand in a caption.
     """
-    logs = reader(states[:, -1]).log_softmax(dim=1)  # (N, V)
+    logs = reader(states.mean(dim=1)).log_softmax(dim=1)  # (N, V); the U-Net looks at all of them
     said = torch.zeros_like(logs).scatter_(1, base.tokens(captions), 1.0)
     said[:, base.tokenizer.all_special_ids] = 0.0  # which stand in every prompt
     return -(logs * said / said.sum(dim=1, keepdim=True).clamp(min=1.0)).sum(dim=1).mean()
