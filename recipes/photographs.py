@@ -1,7 +1,8 @@
 """A folder of face photographs -> framed faces in one file, and who is held out of training.
 
 Any folder of pictures will do. The lists in `splits/` name the files of SFHQ and SFHQ-T2I that tune and report,
-wherever they lie; in a folder that holds no files of these names, everything trains.
+wherever they lie; in a folder that holds no files of these names, everything trains. SFHQ shows some of its people
+twice: nobody is listed who was found again in a photograph that trains.
 """
 
 from __future__ import annotations
