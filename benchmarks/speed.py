@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from rich.console import Console
 
 from hyperdreambooth import DrawConfig, HyperDreamBooth
@@ -19,11 +20,13 @@ from hyperdreambooth.embedded import DEMO_PHOTO
 from hyperdreambooth.fitting.fit import Pictures
 from hyperdreambooth.fitting.preoptimize import PreoptimizeConfig, fit_people
 from hyperdreambooth.fitting.steps import FitConfig
+from hyperdreambooth.personalization import read_face
 from hyperdreambooth.portraits.person import Person
 from hyperdreambooth.portraits.renderer import render
 from hyperdreambooth.portraits.view import View
 
 PORTRAITS = 256
+PHOTOGRAPH = (3000, 4000)  # pixels, as a telephone takes them
 PEOPLE = 32
 STEPS = 4  # of pre-optimisation, each way
 _PEAK = """
@@ -47,11 +50,21 @@ def measure_speed(booth: HyperDreamBooth) -> dict[str, float]:
     prompts = ["a watercolor of a [V] face"] * 8
     result["eight guided 25-step pictures (s)"] = seconds_of(lambda: booth.draw(person, prompts, DrawConfig()))
     result["portraits drawn per second"] = PORTRAITS / seconds_of(draw_portraits)
+    result["photograph of 12 megapixels read, its face found (s)"] = seconds_of_a_photograph(booth.base.picture_size)
     result["peak memory of hdb personalize (GB)"] = peak_memory() / 1e9
     result |= people_at_once(booth)
     for name, value in result.items():
         Console().print(f"{name}: {value:.3g}")
     return result
+
+
+def seconds_of_a_photograph(size: int) -> float:
+    """Of a large JPEG until its face is cut out, at `size` pixels; the picture of a face is a fifth of it."""
+    image = Image.new("RGB", PHOTOGRAPH, "grey")
+    with tempfile.TemporaryDirectory() as folder, Image.open(DEMO_PHOTO) as portrait:
+        image.paste(portrait.convert("RGB").resize((1500, 1500)), (750, 1000))
+        image.save(file := Path(folder) / "photograph.jpg")
+        return seconds_of(lambda: read_face(file, size))
 
 
 def draw_portraits() -> None:

@@ -22,6 +22,7 @@ def test_every_figure_of_the_readme_is_measured(fresh_base: Base, monkeypatch: p
         "personalise (s)",
         "eight guided 25-step pictures (s)",
         "portraits drawn per second",
+        "photograph of 12 megapixels read, its face found (s)",
         "peak memory of hdb personalize (GB)",
         "identity-steps per second, 32 at once",
         "identity-steps per second, one at a time",
