@@ -84,10 +84,15 @@ def _shards(folder: Path, world: str, count: int) -> Iterator[tuple[Path, int, i
 
 def is_fitted(folder: Path, count: int, minutes: float) -> bool:
     """Whether `count` people are fitted there, or the time for it is spent."""
+    return (fitted := people_fitted(folder)) >= count or (fitted > 0 and _spent(folder) >= 60 * minutes)
+
+
+def people_fitted(folder: Path) -> int:
+    """How many people are fitted there."""
     try:
-        return len(load_people(folder).names) >= count or _spent(folder) >= 60 * minutes
+        return len(load_people(folder).names)
     except UserError:  # nobody yet
-        return False
+        return 0
 
 
 def fit_world(

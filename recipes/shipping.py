@@ -26,7 +26,7 @@ from hyperdreambooth.sheet import save_png, to_image
 from recipes import denoiser, hyper
 from recipes.cards import Card, data_lines, seconds_in
 from recipes.measures import own_scores
-from recipes.workshop import Workshop
+from recipes.workshop import WORLDS, Workshop
 
 DEMO_SEED = 15_005  # a tuning person: the training never saw them
 DEMO_SIZE = 256
@@ -172,7 +172,7 @@ def ship_hypernetwork(shop: Workshop, base: Base) -> None:
     Card(
         "The hypernetwork",
         "One picture of a face to the LiDB numbers of its person on the embedded base (eq. 2 of the paper).",
-        _data(shop),
+        [*_data(shop), _crowds(shop)],
         _seconds(shop, "encoder") | seconds,
         bool(_earlier(shop)),
         held_out | _scores(shop.cache / FIRST_LIGHT_FILE, base.fingerprint),
@@ -217,6 +217,16 @@ def ship_independent(shop: Workshop) -> Iterator[str]:
 def _data(shop: Workshop) -> list[str]:
     names = shop.split("training").names if shop.framed.exists() else ()
     return data_lines(shop.budget.people - 1, names)
+
+
+def _crowds(shop: Workshop) -> str:
+    """Whom the hypernetwork learnt from, of all that is there, in words."""
+    budget, fitted = shop.budget, [hyper.people_fitted(shop.fitted(world)) for world in WORLDS]
+    return (
+        f"Of these the first {max(budget.hypernetwork_portraits, budget.fitted_portraits):,} portraits, and of each "
+        f"photograph {budget.lookalikes} people made of it beside the one in it; {fitted[0]:,} portraits and "
+        f"{fitted[1]:,} photographs were pre-optimised, whose numbers the second term of eq. 2 draws to."
+    )
 
 
 def _seconds(shop: Workshop, *stages: str) -> dict[str, float]:

@@ -56,6 +56,9 @@ def test_the_whole_recipe_makes_what_the_package_ships(shop: Workshop) -> None:
         assert "--only adopt" not in card
         assert "seeds 0 to 49" in card and "licence and consent are those of their folder" in card
         assert "## Recipe" in card and " s\n" in card
+    fitted = [len(load_people(shop.fitted(world)).names) for world in ("portraits", "photographs")]
+    said_so = f"{fitted[0]} portraits and {fitted[1]} photographs were pre-optimised"
+    assert said_so in (shop.out / "hypernetwork/README.md").read_text()
     assert "portraits, neon" in (shop.out / "judges/README.md").read_text()
     # An ablation beside it, which is asked for by name.
     assert "  the hypernetwork with independent layers" in list(run(shop, ["independent"]))
