@@ -42,6 +42,21 @@ def test_merged_draws_the_same_picture(hdb: Hdb, booth: HyperDreamBooth, alice: 
     assert (drawn - plain).abs().max() > 20 / 255
 
 
+def test_to_folder_is_another_word_for_a_merged_model(hdb: Hdb, alice: Path, tmp_path: Path) -> None:
+    named = hdb("export", alice, "--to-folder", tmp_path / "a" / "alice")
+    spelt = hdb("export", alice, "--format", "model", "-o", tmp_path / "b" / "alice")
+    assert named["format"] == "model" and named["bytes"] == spelt["bytes"]
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        assert len(list(folder.rglob("*.safetensors"))) == 3
+    for weights in (tmp_path / "a").rglob("*.safetensors"):
+        assert weights.read_bytes() == (tmp_path / "b" / weights.relative_to(tmp_path / "a")).read_bytes()
+    for more in (("--format", "model"), ("--format", "kohya"), ("-o", tmp_path / "c")):
+        assert "expected it alone" in hdb("export", alice, "--to-folder", tmp_path / "c", *more, status=2)
+    for less in (("--format", "model"), ("-o", tmp_path / "c"), ()):
+        assert "expected both, or --to-folder" in hdb("export", alice, *less, status=2)
+    assert not (tmp_path / "c").exists()
+
+
 def test_a_merged_folder_is_a_base_of_its_own(booth: HyperDreamBooth, alice: Path, tmp_path: Path) -> None:
     with left_as_it_was(booth.base):
         save_model(tmp_path / "alice", booth, booth.open(alice), "alice", torch.float16)
