@@ -194,11 +194,15 @@ def test_everybody_is_in_one_list(tmp_path: Path) -> None:
 
 
 def test_whom_a_training_knows_is_not_measured_on(tmp_path: Path) -> None:
-    check_apart(["ann", "bea"], tmp_path)  # a folder of no training
+    result = tmp_path / "hypernetwork.safetensors"
+    result.touch()
+    for network in (tmp_path, result):
+        check_apart(["ann", "bea"], network)  # a folder of no training
     (tmp_path / LEARNT_FROM).write_text("carl\nbea\n")
-    check_apart(["ann"], tmp_path)
-    with pytest.raises(UserError, match=r"learnt from 1 of the people to be measured on, such as bea"):
-        check_apart(["ann", "bea"], tmp_path)
+    for network in (tmp_path, result):
+        check_apart(["ann"], network)
+        with pytest.raises(UserError, match=r"learnt from 1 of the people to be measured on, such as bea"):
+            check_apart(["ann", "bea"], network)
 
 
 def test_those_who_are_asked_for(tmp_path: Path) -> None:

@@ -264,12 +264,15 @@ def read_names(path: Path) -> list[str]:
     return names
 
 
-def check_apart(names: Sequence[str], training: Path) -> None:
-    """Raise UserError for people who are to be measured on, and of whom a training's folder says that it knows them."""
-    known = training / LEARNT_FROM
+def check_apart(names: Sequence[str], network: Path) -> None:
+    """Raise UserError for people who are to be measured on, and whom a network has learnt from.
+
+    network: a training's folder, or the file of its result there.
+    """
+    known = (network.parent if network.is_file() else network) / LEARNT_FROM
     if known.exists() and (both := set(names) & set(_names(known))):
         raise UserError(
-            f"{training} has learnt from {len(both)} of the people to be measured on, such as {min(both)}, expected "
+            f"{network} has learnt from {len(both)} of the people to be measured on, such as {min(both)}, expected "
             "others: give those that hdb split held out, by --only lists/reporting.txt"
         )
 

@@ -274,6 +274,14 @@ def test_the_path_of_a_file_is_not_asked_for() -> None:
             load_base(path)
 
 
+def test_a_base_of_pickled_files_alone_is_said_to_be_one(here: type[_Hub]) -> None:
+    for file in (here.folder / "unet").glob("*.safetensors"):
+        file.unlink()
+    with pytest.raises(BadBase, match=r"org/tiny came with no safetensors of its unet \(pickled files are never fetch"):
+        fetch("org/tiny")
+    assert "unet/config.json" in here.asked and not [name for name in here.asked if name.endswith(".bin")]
+
+
 @pytest.mark.parametrize("broken", ["cut", "late"])
 def test_a_connection_that_breaks_in_mid_download_is_one_line(here: type[_Hub], broken: str) -> None:
     here.broken = broken

@@ -42,6 +42,21 @@ def test_merged_draws_the_same_picture(hdb: Hdb, booth: HyperDreamBooth, alice: 
     assert (drawn - plain).abs().max() > 20 / 255
 
 
+def test_to_folder_is_another_word_for_a_merged_model(hdb: Hdb, alice: Path, tmp_path: Path) -> None:
+    named = hdb("export", alice, "--to-folder", tmp_path / "a" / "alice")
+    spelt = hdb("export", alice, "--format", "model", "-o", tmp_path / "b" / "alice")
+    assert named["format"] == "model" and named["bytes"] == spelt["bytes"]
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        assert len(list(folder.rglob("*.safetensors"))) == 3
+    for weights in (tmp_path / "a").rglob("*.safetensors"):
+        assert weights.read_bytes() == (tmp_path / "b" / weights.relative_to(tmp_path / "a")).read_bytes()
+    for more in (("--format", "model"), ("--format", "kohya"), ("-o", tmp_path / "c")):
+        assert "expected it alone" in hdb("export", alice, "--to-folder", tmp_path / "c", *more, status=2)
+    for less in (("--format", "model"), ("-o", tmp_path / "c"), ()):
+        assert "expected both, or --to-folder" in hdb("export", alice, *less, status=2)
+    assert not (tmp_path / "c").exists()
+
+
 def test_a_merged_folder_is_a_base_of_its_own(booth: HyperDreamBooth, alice: Path, tmp_path: Path) -> None:
     with left_as_it_was(booth.base):
         save_model(tmp_path / "alice", booth, booth.open(alice), "alice", torch.float16)
@@ -79,17 +94,24 @@ def test_a_loras_header_says_what_it_is(hdb: Hdb, booth: HyperDreamBooth, alice:
 
 
 @pytest.mark.parametrize(
-    ("width", "architecture", "version"),
-    [(768, "stable-diffusion-v1", "sd_v1"), (1024, "stable-diffusion-v2", "sd_v2")],
+    ("width", "predicts", "architecture", "version"),
+    [
+        (768, "epsilon", "stable-diffusion-v1", "sd_v1"),
+        (768, "v_prediction", "stable-diffusion-v1", "sd_v1_v"),
+        (1024, "epsilon", "stable-diffusion-v2-512", "sd_v2"),
+        (1024, "v_prediction", "stable-diffusion-v2-768-v", "sd_v2_v"),
+        (2048, "epsilon", "stable-diffusion-xl-v1-base", "sdxl_base_v1-0"),
+        (2048, "v_prediction", "stable-diffusion-xl-v1-base", "sdxl_base_v1-0"),
+    ],
 )
-def test_stable_diffusions_versions_are_told_by_width(
-    width: int, architecture: str, version: str, booth: HyperDreamBooth
+def test_stable_diffusions_versions_are_told_by_width_and_by_what_they_predict(
+    width: int, predicts: str, architecture: str, version: str, booth: HyperDreamBooth
 ) -> None:
     config = SimpleNamespace(cross_attention_dim=width)
-    base = SimpleNamespace(unet=SimpleNamespace(config=config), name="sd", picture_size=512, prediction_type="epsilon")
+    base = SimpleNamespace(unet=SimpleNamespace(config=config), name="sd", picture_size=512, prediction_type=predicts)
     said = lora_metadata(person_of(booth), base, "alice")  # type: ignore[arg-type]
     assert said["modelspec.architecture"] == f"{architecture}/lora" and said["ss_base_model_version"] == version
-    assert said["ss_v2"] == str(width == 1024) and said["modelspec.prediction_type"] == "epsilon"
+    assert said["ss_v2"] == str(width == 1024) and said["modelspec.prediction_type"] == predicts.partition("_")[0]
 
 
 @pytest.mark.parametrize(("layout", "library"), [("peft", "peft"), ("model", "diffusers")])

@@ -8,7 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import ControlNetModel, LCMScheduler, StableDiffusionControlNetPipeline, StableDiffusionPipeline
+from diffusers import (
+    ControlNetModel,
+    LCMScheduler,
+    StableDiffusionControlNetPipeline,
+    StableDiffusionPipeline,
+    TCDScheduler,
+)
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
@@ -89,15 +95,16 @@ def style_file(world: World, path: Path) -> dict[tuple[str, str], torch.Tensor]:
     return deltas
 
 
-@pytest.fixture(params=["two adapters", "LCM", "ControlNet"])
+@pytest.fixture(params=["two adapters", "LCM", "Hyper-SD", "ControlNet"])
 def drawing(
     request: pytest.FixtureRequest, whole: World
 ) -> Iterator[tuple[StableDiffusionPipeline, dict[str, object]]]:
     """A pipeline of each kind that people stack LoRAs in, and what its call takes."""
     pipeline = pipeline_of(whole)
     more: dict[str, object] = {}
-    if request.param == "LCM":
-        pipeline.scheduler = LCMScheduler(original_inference_steps=10)
+    if request.param in ("LCM", "Hyper-SD"):
+        kind = LCMScheduler if request.param == "LCM" else TCDScheduler
+        pipeline.scheduler = kind(original_inference_steps=10)
         more = {"guidance_scale": 1.0, "generator": torch.Generator().manual_seed(3)}
     if request.param == "ControlNet":
         torch.manual_seed(1)

@@ -102,11 +102,20 @@ def _load_network(folder: Path, part: str, dtype: torch.dtype | None) -> Any:
     variant = VARIANT if files[0].name.startswith(f"{stem}.{VARIANT}") else None
     try:
         with quiet():
-            network = cls.from_pretrained(
-                folder / part, use_safetensors=True, local_files_only=True, variant=variant, **{dtype_name: read}
+            network, info = cls.from_pretrained(
+                folder / part,
+                use_safetensors=True,
+                local_files_only=True,
+                variant=variant,
+                output_loading_info=True,
+                **{dtype_name: read},
             )
     except Exception as error:  # the libraries raise anything from KeyError to SafetensorError on a damaged file
         raise BadBase(f"{folder / part} cannot be opened ({one_line(error)}): make or copy the base again") from error
+    for keys, fault in (("missing_keys", "lacks"), ("unexpected_keys", "holds, beyond its configuration,")):
+        if names := sorted(info[keys]):  # else left at random, or left out, by libraries that only warn
+            others = f" and {len(names) - 1} others" if len(names) > 1 else ""
+            raise BadBase(f"{folder / part} {fault} {names[0]}{others}, {KNOWN}: make or copy the base again")
     return network
 
 

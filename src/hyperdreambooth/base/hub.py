@@ -22,7 +22,7 @@ def fetch(name: str) -> Path:
     """The folder of a base of the hub, "org/name" or "org/name@revision", fetched where it is not in the cache.
 
     A repository that holds nothing but half-precision files is taken in those. Raises as `download`, BadBase for a name
-    that leads to no base.
+    that leads to no base, or to one of pickled files alone.
     """
     plain = [
         pattern
@@ -34,9 +34,18 @@ def fetch(name: str) -> Path:
         )
     ]
     folder = download(name, _DESCRIPTIONS + plain, BadBase)
-    lacking = [part for part in NETWORKS if (folder / part / "config.json").is_file() and not files_of(folder, part)]
-    if lacking:
+    if lacking := _lacking(folder):
         stems = [f"{part}/{NETWORKS[part][1]}" for part in lacking]
         ends = (f"{VARIANT}*.safetensors", f"safetensors.index.{VARIANT}.json")
         download(name, [f"{stem}.{end}" for stem in stems for end in ends], BadBase)
+    if lacking := _lacking(folder):
+        raise BadBase(
+            f"{name} came with no safetensors of its {lacking[0]} (pickled files are never fetched), expected "
+            f"{lacking[0]}/{NETWORKS[lacking[0]][1]}.safetensors: give a base or a revision that has them"
+        )
     return folder
+
+
+def _lacking(folder: Path) -> list[str]:
+    """The networks that a folder describes and has no weights of."""
+    return [part for part in NETWORKS if (folder / part / "config.json").is_file() and not files_of(folder, part)]

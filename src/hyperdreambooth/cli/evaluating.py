@@ -75,7 +75,9 @@ def evaluate(
     workers: WorkersOption = None,
     cluster: ClusterOption = None,
     base: BaseOption = "embedded",
-    hypernetwork: Annotated[str, typer.Option(help='"embedded", a file, or "none".')] = "embedded",
+    hypernetwork: Annotated[
+        str, typer.Option(help='"embedded", a file or a training\'s folder, or "none".')
+    ] = "embedded",
     device: DeviceOption = None,
     precision: PrecisionOption = None,
     low_memory: LowMemoryOption = "off",

@@ -21,6 +21,7 @@ from hyperdreambooth.cli.options import (
     check_outputs,
     load_booth,
 )
+from hyperdreambooth.errors import UserError
 
 _FOLDERS = {  # what is written into one, to be found impossible before work starts
     "peft": tuple(
@@ -41,11 +42,15 @@ RepositoryArgument = Annotated[
 def export(
     identity: IdentityArgument,
     layout: Annotated[
-        Literal["kohya", "diffusers", "peft", "model"], typer.Option("--format", help="See below.", show_default=False)
-    ],
+        Literal["kohya", "diffusers", "peft", "model"] | None,
+        typer.Option("--format", help="See below.", show_default=False),
+    ] = None,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="A file; a folder for peft and model.", show_default=False)
-    ],
+        Path | None, typer.Option("--output", "-o", help="A file; a folder for peft and model.", show_default=False)
+    ] = None,
+    to_folder: Annotated[
+        Path | None, typer.Option("--to-folder", help="The same as --format model -o FOLDER.", metavar="FOLDER")
+    ] = None,
     base: BaseOption = "embedded",
     dtype: Annotated[Literal["fp16", "fp32"], typer.Option(help="Of the numbers.")] = "fp32",
     as_json: JsonOption = False,
@@ -57,6 +62,14 @@ def export(
     a folder of the whole base with the person merged into it, for
     StableDiffusionPipeline.from_pretrained. All are for this base alone.
     """
+    if to_folder is not None:
+        if layout is not None or output is not None:
+            raise UserError(
+                "got --to-folder with --format or --output, expected it alone: it stands for --format model --output"
+            )
+        layout, output = "model", to_folder
+    if layout is None or output is None:
+        raise UserError("got no --format or no --output, expected both, or --to-folder FOLDER: give what to write")
     written = [output / name for name in _FOLDERS[layout]] if layout in _FOLDERS else [output]
     check_outputs(*written, inputs=[identity])
     with Job(as_json) as job:

@@ -17,11 +17,14 @@ if TYPE_CHECKING:
 
 FINGERPRINT, PROMPT = "hyperdreambooth_base", "hyperdreambooth_prompt"  # our own keys, read again by `import_lora`
 _SOURCE = "https://arxiv.org/abs/2307.06949"
-# The width of the text states tells Stable Diffusion's versions apart: ModelSpec's name, kohya's name.
+# By the width of the text states and whether v is predicted: ModelSpec's name of a version, kohya's name.
 _VERSIONS = {
-    768: ("stable-diffusion-v1", "sd_v1"),
-    1024: ("stable-diffusion-v2", "sd_v2"),
-    2048: ("stable-diffusion-xl-v1-base", "sdxl_base_v1-0"),
+    (768, False): ("stable-diffusion-v1", "sd_v1"),
+    (768, True): ("stable-diffusion-v1", "sd_v1_v"),
+    (1024, False): ("stable-diffusion-v2-512", "sd_v2"),
+    (1024, True): ("stable-diffusion-v2-768-v", "sd_v2_v"),
+    (2048, False): ("stable-diffusion-xl-v1-base", "sdxl_base_v1-0"),
+    (2048, True): ("stable-diffusion-xl-v1-base", "sdxl_base_v1-0"),
 }
 _BASES = {"stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5"}  # folders named as the hub's models
 
@@ -46,7 +49,8 @@ def about(person: Identity, base: Base, title: str, dtype: torch.dtype) -> About
 def lora_metadata(person: Identity, base: Base, title: str) -> dict[str, str]:
     """The header's text of an exported LoRA, in the keys that A1111, ComfyUI and the hub show."""
     width, words = int(base.unet.config.cross_attention_dim), trigger(person)
-    architecture, version = _VERSIONS.get(width, (base.name, ""))
+    predicts_v = base.prediction_type == "v_prediction"
+    architecture, version = _VERSIONS.get((width, predicts_v), (base.name, ""))
     kohya = {
         "ss_output_name": title,
         "ss_sd_model_name": base.name,
@@ -68,7 +72,7 @@ def lora_metadata(person: Identity, base: Base, title: str) -> dict[str, str]:
         "license": LICENCE,
         "category": "Person",
         "resolution": f"{base.picture_size}x{base.picture_size}",
-        "prediction_type": {"v_prediction": "v"}.get(base.prediction_type, base.prediction_type),
+        "prediction_type": "v" if predicts_v else base.prediction_type,
     }
     own = {FINGERPRINT: person.base, PROMPT: person.prompt}
     return kohya | {f"modelspec.{key}": value for key, value in spec.items()} | own
