@@ -157,7 +157,7 @@ def shaped(site: Site, down: Tensor, up: Tensor) -> Factors:
 def _named(space: LiDBSpace, weights: Tensor, lora: Tensor | None, about: About) -> list[tuple[Site, Factors]]:
     """The sites that a person changes with the ranks that change them, in the file's dtype and shapes.
 
-    A model that nothing changes keeps one rank of its first site: programs miss a model that a file does not name.
+    A model of which no site makes it known keeps one rank of the first that does.
     """
     found = []
     for site, (down, up) in zip(space.sites, to_lora(space, weights, lora), strict=False):
@@ -165,14 +165,19 @@ def _named(space: LiDBSpace, weights: Tensor, lora: Tensor | None, about: About)
         if not (down.isfinite().all() and up.isfinite().all()):
             raise NotFinite(f"the factors of {site.name} are not all finite in {about.dtype}: export in float32")
         found.append((site, down, up, down.any(dim=1) & up.any(dim=0)))
-    named, changed = [], {site.model for site, _, _, used in found if used.any()}
+    named, known = [], {site.model for site, _, _, used in found if used.any() and _makes_known(site)}
     for site, down, up, used in found:
-        if site.model not in changed:
-            changed.add(site.model)
+        if site.model not in known and _makes_known(site):
+            known.add(site.model)
             used[0] = True
         if used.any():
             named.append((site, shaped(site, down[used], up[:, used])))
     return named
+
+
+def _makes_known(site: Site) -> bool:
+    """Whether programs see its model in a file by it: diffusers sees kohya's text encoders by an output projection."""
+    return site.model == "unet" or site.path.endswith(".out_proj")
 
 
 def _peft_config(ranks: Mapping[str, int], base: str | None) -> dict[str, object]:
