@@ -11,6 +11,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from peft import PeftModel
 from safetensors.torch import load_file
+from torch import nn
 
 from hyperdreambooth.lidb import LoRALayout, save_diffusers, save_kohya, save_peft, to_lora
 from tests.lidb.conftest import World, picture, pipeline_of
@@ -104,5 +105,35 @@ def test_kohya_names_are_stable_diffusions_own(world: World, tmp_path: Path) -> 
 def test_peft_folder_names_its_layers_one_by_one(world: World, tmp_path: Path) -> None:
     save_peft(tmp_path, world.space, world.persons(1)[0])
     config = json.loads((tmp_path / "text_encoder" / "adapter_config.json").read_text())
-    assert config["target_modules"] == [site.path for site in world.space.sites if site.model == "text_encoder"]
+    projections = [f"self_attn.{side}_proj" for side in ("q", "k", "v", "out")]
+    assert config["target_modules"] == [f"encoder.layers.{layer}.{name}" for layer in (0, 1) for name in projections]
     assert config["r"] == config["lora_alpha"] == 1
+
+
+class Older(nn.Module):
+    """A text encoder whose layers have the paths that they had in earlier transformers."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.text_model = encoder
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        states: torch.Tensor = self.text_model(tokens).last_hidden_state
+        return states
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # peft reads it
+@pytest.mark.parametrize("older", [False, True])
+def test_peft_finds_the_layers_of_todays_and_of_older_text_encoders(older: bool, world: World, tmp_path: Path) -> None:
+    weights, lora = person(world, with_lora=True)
+    tokens, encoder, adapters = world.inputs()[2], Older(world.text_encoder), world.inject()
+    with torch.no_grad():
+        plain = encoder(tokens)
+        with adapters.use(weights, lora):
+            expected = encoder(tokens)
+        adapters.eject()
+        save_peft(tmp_path, world.space, weights, lora)
+        network = encoder if older else world.text_encoder
+        PeftModel.from_pretrained(network, tmp_path / "text_encoder")
+        torch.testing.assert_close(encoder(tokens), expected, atol=1e-4, rtol=1e-4)
+    assert (expected - plain).abs().max() > 0.1

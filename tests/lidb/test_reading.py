@@ -209,6 +209,21 @@ def test_bad_folders(world: World, tmp_path: Path) -> None:
         read_lora(folder, world.space.sites)
 
 
+def test_a_layer_under_both_paths_of_peft_is_one_if_its_numbers_are(world: World, tmp_path: Path) -> None:
+    save_peft(tmp_path, world.space, world.persons(1)[0])
+    path = tmp_path / "text_encoder" / "adapter_model.safetensors"
+    tensors = {key: tensor.clone() for key, tensor in load_file(path).items()}
+    key = "base_model.model.text_model.encoder.layers.1.self_attn.k_proj.lora_B.weight"
+    assert torch.equal(tensors[key], tensors[key.replace("text_model.", "")])
+    assert read_lora(tmp_path, world.space.sites).sites == len(world.space.sites)
+    only_older = {key: tensor for key, tensor in tensors.items() if ".text_model." in key}
+    save_file(only_older, path)
+    assert read_lora(tmp_path, world.space.sites).sites == len(world.space.sites)
+    save_file(tensors | {key: 2 * tensors[key]}, path)
+    with pytest.raises(BadFile, match="one layer under two names"):
+        read_lora(tmp_path, world.space.sites)
+
+
 def test_one_network_of_peft_is_enough(world: World, tmp_path: Path) -> None:
     weights = world.persons(1)[0]
     save_peft(tmp_path, world.space, weights)

@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 from hyperdreambooth.lidb.sites import Site
 
+PEFT_PREFIX = "base_model.model."  # of a layer's path in PEFT's files
+TEXT_MODEL = "text_model."  # of paths in text encoders: canonical, and the modules' own in earlier transformers
 _SECOND = "text_encoder_2"
 _ONE = {"unet": "lora_unet_", "text_encoder": "lora_te_"}
 _TWO = {"unet": "lora_unet_", "text_encoder": "lora_te1_", _SECOND: "lora_te2_"}
@@ -86,13 +88,13 @@ def flatten(layer: str, model: str = "", two: bool = False) -> str:
             of which.
         two: as in `kohya_name`.
     """
-    name = layer.removeprefix("base_model.model.").replace(".processor.", ".")
+    name = layer.removeprefix(PEFT_PREFIX).replace(".processor.", ".")
     if not name.startswith(tuple(_MODELS)):
         owner, _, path = name.partition(".")
         if owner not in _TWO:
             owner, path = model or ("unet" if name.startswith(_UNET_STAGES) else "text_encoder"), name
         if owner != "unet":
-            path = f"text_model.{path.removeprefix('text_model.')}"
+            path = f"{TEXT_MODEL}{path.removeprefix(TEXT_MODEL)}"
         name = (_TWO if two or owner == _SECOND else _ONE)[owner] + path.replace(".", "_")
     if two and name.startswith(_TWO["unet"]):
         name = _TWO["unet"] + _of_sgm(name.removeprefix(_TWO["unet"]))

@@ -13,7 +13,16 @@ from torch import Tensor
 from hyperdreambooth.errors import BadFile, UserError, WrongBase
 from hyperdreambooth.files import load_tensors
 from hyperdreambooth.lidb.lora import Factors, squared_norm
-from hyperdreambooth.lidb.names import architecture_of, flatten, has_two_encoders, kohya_name, model_of, parse
+from hyperdreambooth.lidb.names import (
+    PEFT_PREFIX,
+    TEXT_MODEL,
+    architecture_of,
+    flatten,
+    has_two_encoders,
+    kohya_name,
+    model_of,
+    parse,
+)
 from hyperdreambooth.lidb.sites import MODELS, Site
 
 DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
@@ -147,7 +156,15 @@ def _layers(source: _Source, two: bool) -> list[tuple[str, str, Factors]]:
             f"{source.path} holds {_some(foreign)}, which are no LoRA factors (LoHa, LoKr, DoRA and whole differences "
             "are not read), expected down, up and alpha alone: convert it to a plain LoRA"
         )
-    return [_layer(source, name, part, two) for name, part in parts.items()]
+    return [_layer(source, name, part, two) for name, part in parts.items() if not _is_written_twice(name, parts)]
+
+
+def _is_written_twice(name: str, parts: Mapping[str, Mapping[str, Tensor]]) -> bool:
+    """Whether a text encoder's layer in PEFT's layout is there under today's path too, with the same numbers."""
+    older = PEFT_PREFIX + TEXT_MODEL
+    own, other = parts[name], parts.get(name.replace(older, PEFT_PREFIX), {})
+    same = own.keys() == other.keys() and all(torch.equal(own[kind], other[kind]) for kind in own)
+    return name.startswith(older) and same
 
 
 def _layer(source: _Source, name: str, parts: Mapping[str, Tensor], two: bool) -> tuple[str, str, Factors]:

@@ -7,7 +7,7 @@ Diffusion 1.5 these are 192 layers, the only known set that gives both counts pr
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from torch import nn
@@ -152,12 +152,3 @@ def _described(model: nn.Module) -> str:
 
 def _linears(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
     return ((path, module) for path, module in model.named_modules() if isinstance(module, nn.Linear))
-
-
-def by_model(sites: tuple[Site, ...]) -> Mapping[str, tuple[tuple[int, Site], ...]]:
-    """The sites of each model with their position in the whole sequence: {"unet": ((48, site), ...), ...}."""
-    return {
-        model: tuple((index, site) for index, site in enumerate(sites) if site.model == model)
-        for model in MODELS
-        if any(site.model == model for site in sites)
-    }
