@@ -96,6 +96,12 @@ def read_plan(folder: Path, form: str) -> dict[str, Any]:
     return dict(plan)
 
 
+def plan_digest(folder: Path) -> str:
+    """16 hex digits of a hash of a folder's plan, for what is of that plan alone; empty where there is none."""
+    path = folder / PLAN_FILE
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.exists() else ""
+
+
 def digest(*tensors: Tensor) -> str:
     """16 hex digits of a hash of shapes, dtypes and every bit."""
     found = hashlib.sha256()
