@@ -43,7 +43,8 @@ def keep_plan(folder: Path, plan: Mapping[str, object], data: Mapping[str, Tenso
     if saved is None or not begun:
         write_atomically(path, lambda part: part.write_text(text))
         return
-    differing = [_named(key, saved.get(key), now[key]) for key in plan if saved.get(key) != now[key]]
+    keys = [*plan, *sorted(saved.keys() - now.keys())]
+    differing = [_named(key, saved.get(key), now.get(key)) for key in keys if saved.get(key) != now.get(key)]
     differing += _other_data(saved.get("data"), now["data"])
     if differing:
         raise UserError(
