@@ -27,6 +27,7 @@ from hyperdreambooth.cli.options import (
     WorkersOption,
     check_outputs,
     crew_of,
+    leave_to_workers,
     load_booth,
     whole_path,
 )
@@ -154,6 +155,8 @@ def preoptimize(
             with job.phase(ENCODE):
                 pictures = encode_people(booth.base, chosen, job.report)
             samples, total = 0, len(chosen.names)
+            if crew is not None:
+                leave_to_workers(booth)
             schedule = None if crew is None else _schedule(crew, base, machine, config)
             ours = booth.base, booth.adapters, chosen.names, pictures, output, config, schedule
             with job.phase("fit"):
