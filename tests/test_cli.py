@@ -175,15 +175,19 @@ def test_generate_every_one_with_every_one(hdb: Hdb, tmp_path: Path, identities:
 
 
 def test_the_unet_is_compiled_where_asked(
-    hdb: Hdb, tmp_path: Path, identities: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+    hdb: Hdb, tmp_path: Path, identities: tuple[Path, Path], portrait_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    compiled = list[object]()
+    compiled, common = list[object](), ("--base", hdb.base, "--steps", 1)
     monkeypatch.setattr("hyperdreambooth.pipeline.compile_unet", compiled.append)
-    command = ("generate", identities[0], "--prompt", "a [V] face", "-o", tmp_path, "--base", hdb.base, "--steps", 1)
-    hdb(*command)
-    assert not compiled
-    hdb(*command, "--compile")
-    assert len(compiled) == 1
+    drawing = ("generate", identities[0], "--prompt", "a [V] face", "-o", tmp_path, *common)
+    making = ("personalize", portrait_file, "-o", tmp_path / "a.safetensors", "--hypernetwork", "none", *common)
+    for command in (drawing, making):
+        hdb(*command)
+        assert not compiled
+        hdb(*command, "--compile")
+        assert len(compiled) == 1
+        compiled.clear()
+        assert "choose one" in hdb(*command, "--compile", "--low-memory", "checkpointing", status=2)[1]
 
 
 def test_generate_by_another_sampler(hdb: Hdb, tmp_path: Path, identities: tuple[Path, Path]) -> None:

@@ -3,14 +3,15 @@
 import pickle
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 
 from hyperdreambooth.errors import BadFile, NotWritable, UserError, WorkError
-from hyperdreambooth.files import check_writable, load_tensors, locked, save_tensors, write_atomically
+from hyperdreambooth.files import _DTYPES, check_writable, load_tensors, locked, save_tensors, write_atomically
 
 FULL_DISK = """
 import resource, sys, torch
@@ -18,7 +19,7 @@ from hyperdreambooth.errors import DiskFull
 from hyperdreambooth.files import save_tensors
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 try:
-    save_tensors(sys.argv[1], {"x": torch.zeros(10_000)})
+    save_tensors(sys.argv[1], {"x": torch.zeros(500), "y": torch.zeros(10_000), "z": torch.zeros(500)})
 except DiskFull as error:
     print("DiskFull", error)
 """
@@ -96,6 +97,37 @@ def test_tensors_come_back_with_dtype_views_and_metadata(tmp_path: Path) -> None
     assert metadata == {"who": "nobody"} and loaded.keys() == tensors.keys()
     for name, tensor in tensors.items():
         assert loaded[name].dtype == tensor.dtype and torch.equal(loaded[name], tensor.detach())
+
+
+def test_every_dtype_and_shape_is_written_as_the_library_does(tmp_path: Path) -> None:
+    random = torch.Generator().manual_seed(0)
+    dtypes = [getattr(torch, name.removeprefix("torch.")) for name in _DTYPES]
+    tensors = {
+        f"{letter}/{dtype}": torch.rand(3, 5, generator=random).mul(9).to(dtype) for dtype in dtypes for letter in "zbä"
+    }
+    tensors |= {"scalar": torch.tensor(3.0), "empty": torch.zeros(0, 4), "turned": torch.rand(4, 6, generator=random).T}
+    whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    for words in (None, {"who": "nobödy\n"}):
+        save_tensors(tmp_path / "a.safetensors", tensors, words)
+        assert (tmp_path / "a.safetensors").read_bytes() == save(whole, words)
+    loaded, _ = load_tensors(tmp_path / "a.safetensors")
+    assert loaded.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert loaded[name].dtype == tensor.dtype and loaded[name].tolist() == tensor.tolist()
+    with pytest.raises(ValueError, match=r"got torch.complex64 for 'x', expected one of torch.bool, .*: convert it"):
+        save_tensors(tmp_path / "b.safetensors", {"x": torch.zeros(2, dtype=torch.complex64)})
+    assert not (tmp_path / "b.safetensors").exists()
+
+
+def test_tensors_are_saved_without_a_copy_of_them_all(tmp_path: Path) -> None:
+    tensors = {str(number): torch.zeros(2**22) for number in range(4)}  # 64 MB
+    tracemalloc.start()
+    try:
+        save_tensors(tmp_path / "a.safetensors", tensors)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 2**20 and (tmp_path / "a.safetensors").stat().st_size > 2**26
 
 
 def test_a_folder_made_for_a_lock_goes_with_it_unless_something_else_came(tmp_path: Path) -> None:

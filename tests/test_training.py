@@ -103,9 +103,13 @@ def test_two_trainings_do_not_share_a_folder(hdb: Hdb, tmp_path: Path, monkeypat
     people = ("portraits:0-3", "--base", hdb.base, "--views", 1, "--steps", 1)
     hdb.json("preoptimize", *people, "-o", weights)
     training = ("train", people[0], weights, *people[1:], "-o", folder, "--preset", "tiny", "--batch", 4)
-    with locked(folder / "train.lock", UserError("taken")), monkeypatch.context() as without:
-        without.setattr("hyperdreambooth.people.read_people", lambda *_: pytest.fail("the people are read first"))
-        _, err = hdb(*training, status=2)
+    with locked(folder / "train.lock", UserError("taken")):
+        assert hdb.json(*training, "--dry-run")["cost"]["parameters"] > 0
+        with monkeypatch.context() as without:
+            slow = "hyperdreambooth.cli.training.load_booth"
+            without.setattr(slow, lambda *_, **__: pytest.fail("the base is opened first"))
+            _, err = hdb(*training, status=2)
+    assert not folder.exists()
     (line,) = err.splitlines()
     assert line.startswith(f"error: another hdb train works on {folder}, expected one at a time: wait")
     hdb.json(*training)

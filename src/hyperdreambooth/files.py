@@ -20,6 +20,23 @@ if TYPE_CHECKING:  # torch takes seconds to import: only the functions on tensor
     from torch import Tensor
 
 _NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+_DTYPES = {  # safetensors' names, in the order from which the library puts the last first
+    "torch.bool": "BOOL",
+    "torch.uint8": "U8",
+    "torch.int8": "I8",
+    "torch.float8_e5m2": "F8_E5M2",
+    "torch.float8_e4m3fn": "F8_E4M3",
+    "torch.int16": "I16",
+    "torch.uint16": "U16",
+    "torch.float16": "F16",
+    "torch.bfloat16": "BF16",
+    "torch.int32": "I32",
+    "torch.uint32": "U32",
+    "torch.float32": "F32",
+    "torch.float64": "F64",
+    "torch.int64": "I64",
+    "torch.uint64": "U64",
+}
 
 
 def check_writable(path: str | Path) -> None:
@@ -151,24 +168,43 @@ def write_folder(folder: str | Path, write: Callable[[Path], object]) -> None:
 
 
 def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write named tensors of any dtype and device, with text metadata, as one safetensors file, atomically."""
-    from safetensors.torch import save
+    """Write named tensors of any device, with text metadata, as one safetensors file, atomically.
 
-    # Serialised in memory, so that a full disk is an OSError with its number, whatever the library does.
-    own = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
-    data = _in_order(save(own, dict(metadata) if metadata else None))
-    write_bytes(path, data)
-
-
-def _in_order(data: bytes) -> bytes:
-    """A safetensors file with its metadata sorted: the library's own order differs from call to call."""
-    end = 8 + int.from_bytes(data[:8], "little")
-    header = json.loads(data[8:end])
-    if "__metadata__" in header:
-        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    The same tensors and words are the same bytes: those of the library, but for its metadata, whose order differs from
+    call to call. Each tensor goes into the file from where it is: no second copy of them all is held.
+    """
+    order = sorted(tensors, key=lambda name: (-_rank(name, tensors[name]), name))
+    header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    end = 0
+    for name in order:
+        tensor, start = tensors[name], end
+        end += tensor.numel() * tensor.element_size()
+        dtype = _DTYPES[str(tensor.dtype)]
+        header[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)  # the tensors stay aligned
-    return b"".join((len(text).to_bytes(8, "little"), text, memoryview(data)[end:]))
+
+    def write(part: Path) -> None:
+        with part.open("wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            for name in order:
+                file.write(_bytes_of(tensors[name]))
+
+    write_atomically(path, write)
+
+
+def _rank(name: str, tensor: Tensor) -> int:
+    """Where tensors of its dtype stand in a file, from behind. Raises ValueError for one that has no name there."""
+    if str(tensor.dtype) not in _DTYPES:
+        raise ValueError(f"got {tensor.dtype} for {name!r}, expected one of {', '.join(_DTYPES)}: convert it first")
+    return list(_DTYPES).index(str(tensor.dtype))
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    """A tensor's numbers as they stand in a file, without a copy where it is on the CPU and in order."""
+    import torch
+
+    return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
 
 
 def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:

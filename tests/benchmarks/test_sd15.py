@@ -42,11 +42,13 @@ def test_every_phase_is_a_row(
     result = narrow(tmp_path, monkeypatch, *options)
     assert result["reduced"] and result["picture"] == SIZE and result["peak"] > 0
     rows = {row["phase"]: row for row in result["rows"]}
-    assert len(rows) == 2 + 2 + 1 + 2 + 1 + 2 + 2 * 3 + 3
+    assert len(rows) == 2 + 2 + 1 + 2 + 1 + 2 * 2 + 2 * 3 + 3
     assert set(result["mixed over one"]) == {"U-Net, batch of 1", "U-Net, batch of 2"}
     assert set(result["totals"]) == {
         "personalise (s)",
         "face to first picture (s)",
+        "best batch of pre-optimisation, 1 noise (people)",
+        "15,000 people, 100 steps of 1 noise (hours)",
         "best batch of pre-optimisation, 4 noises (people)",
         "15,000 people, 100 steps of 4 noises (hours)",
     }

@@ -21,7 +21,7 @@ from hyperdreambooth.fitting.preoptimize import (
     preoptimize,
 )
 from hyperdreambooth.fitting.shards import finished_in
-from tests.fitting.conftest import World, assert_same_fit
+from tests.fitting.conftest import World, assert_same_fit, make_world
 from tests.fitting.journalled import CONFIG, NAMES
 
 
@@ -91,6 +91,17 @@ def test_a_folder_of_other_settings_is_refused(world: World, tmp_path: Path) -> 
         everybody(world, tmp_path, replace(CONFIG, objective=replace(CONFIG.objective, seed=1)))
     with pytest.raises(UserError, match=r"begun with another names \(5 of them, here 2\) and another latents,"):
         list(preoptimize(world.base, world.adapters, NAMES[:2], world.pictures(2), tmp_path, CONFIG))
+
+
+@pytest.mark.parametrize(("first", "then"), [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32)])
+def test_a_folder_begun_in_another_precision_is_refused(first: torch.dtype, then: torch.dtype, tmp_path: Path) -> None:
+    world = make_world()
+    world.base.to(dtype=first)
+    everybody(world, tmp_path)
+    assert everybody(world, tmp_path) == []
+    world.base.to(dtype=then)
+    with pytest.raises(UserError, match="begun with another precision, expected the same"):
+        everybody(world, tmp_path)
 
 
 def test_whatever_came_to_nothing_binds_nobody(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hyperdreambooth.errors import UserError, WorkError
+from hyperdreambooth.errors import BadFile, UserError, WorkError
 from hyperdreambooth.fitting.processes import ALONE, Processes
 from hyperdreambooth.fitting.steps import Checkpoint, FitConfig, Run, steps
 
@@ -228,6 +228,16 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
         steps({"w": weight}, lambda _: weight.sum(), FitConfig(steps=1), checkpoint=Checkpoint(path))
     with pytest.raises(UserError, match="saved by another run"):
         make_run(FitConfig(steps=1, ema=0.9), path)
+
+
+def test_a_checkpoint_cut_short_may_be_removed(tmp_path: Path) -> None:
+    path = tmp_path / "run.safetensors"
+    list(make_run(FitConfig(steps=1), path))
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(BadFile, match=r"run\.safetensors is truncated .*, or remove it to begin this phase anew"):
+        make_run(FitConfig(steps=1), path)
+    path.unlink()
+    assert make_run(FitConfig(steps=1), path).step == 0
 
 
 def test_a_loss_that_is_not_finite_is_an_error_of_work() -> None:

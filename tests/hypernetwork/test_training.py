@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 
 from hyperdreambooth.base.diffusion import denoising_loss
 from hyperdreambooth.errors import UserError
+from hyperdreambooth.files import load_tensors, save_tensors
 from hyperdreambooth.fitting.fit import Objective, Pictures, fit
 from hyperdreambooth.fitting.steps import FitConfig
 from hyperdreambooth.hypernetwork.jitter import Jitter
@@ -242,6 +244,22 @@ def test_a_folder_of_another_training_is_refused(world, tmp_path: Path) -> None:
     }.items():
         with pytest.raises(UserError, match=f"begun with {match}"):
             begin(**changed)
+
+
+def test_a_checkpoint_of_other_settings_is_refused(world, tmp_path: Path) -> None:
+    """Of the same shapes, so that nothing but its name for the settings tells it apart; one without goes on."""
+    other, folder = tmp_path / "other", tmp_path / "trained"
+    run(world, other, replace(SHORT, seed=1), stop=2)
+    run(world, folder, SHORT, stop=1)
+    copied, former = other / "weights.run.safetensors", folder / "weights.run.safetensors"
+    shutil.copy(copied, former)
+    with pytest.raises(UserError, match=r"weights\.run\.safetensors is of a run with other settings .*: remove it"):
+        run(world, folder, SHORT)
+    former.unlink()
+    assert run(world, folder, SHORT, stop=1)[1][0].step.step == 1
+    tensors, about = load_tensors(former)
+    save_tensors(former, tensors, {key: value for key, value in about.items() if key != "of"})  # of before it was said
+    assert run(world, folder, SHORT, stop=1)[1][0].step.step == 2
 
 
 def test_people_are_measured_in_the_units_of_a_finished_phase(world, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from hyperdreambooth.cli.options import (
     WorkersOption,
     check_outputs,
     crew_of,
+    leave_to_workers,
     load_booth,
     whole_path,
 )
@@ -105,6 +106,7 @@ def evaluate(
                 job.report(progress)
         else:
             evaluation.writer.close()  # its share is a worker's
+            leave_to_workers(opened.booth)
             for progress in _scattered(order, opened.total(evaluation), crew):
                 job.report(progress)
         run = evaluation.run

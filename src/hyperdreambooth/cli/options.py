@@ -161,6 +161,16 @@ def crew_of(workers: int | None, address: str | None, device: str | None) -> Ite
         yield crew
 
 
+def leave_to_workers(booth: HyperDreamBooth) -> None:
+    """Move a command's own networks to the CPU: its workers open theirs, on the same GPU where there is but one."""
+    import torch
+
+    booth.base.to("cpu")
+    if booth.hypernetwork is not None:
+        booth.hypernetwork.to("cpu")
+    torch.cuda.empty_cache()  # nothing where there is none
+
+
 def whole_path(name_or_path: str) -> str:
     """A base or a hypernetwork as a process that works in another folder finds it."""
     there = Path(name_or_path)

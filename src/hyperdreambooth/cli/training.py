@@ -27,6 +27,7 @@ from hyperdreambooth.cli.options import (
     WorkersOption,
     check_outputs,
     crew_of,
+    leave_to_workers,
     load_booth,
     whole_path,
 )
@@ -154,6 +155,8 @@ def preoptimize(
             with job.phase(ENCODE):
                 pictures = encode_people(booth.base, chosen, job.report)
             samples, total = 0, len(chosen.names)
+            if crew is not None:
+                leave_to_workers(booth)
             schedule = None if crew is None else _schedule(crew, base, machine, config)
             ours = booth.base, booth.adapters, chosen.names, pictures, output, config, schedule
             with job.phase("fit"):
@@ -266,7 +269,8 @@ def train(
     from hyperdreambooth.fitting.processes import Processes
 
     processes = Processes.started()
-    with Job(as_json, quiet=not processes.main) as job:
+    held = nullcontext() if dry_run else _alone_in(output, processes)  # a dry run writes nothing
+    with Job(as_json, quiet=not processes.main) as job, held:
         names, finder = None if only is None else read_names(only), finder_of(detector)
         booth = load_booth(job, base, machine=Machine(device, precision, low_memory, compiled))
         from hyperdreambooth.fitting.preoptimize import load_people
@@ -306,32 +310,31 @@ def train(
         network = _network(sizes, booth, seed, encoder)
         facts["parameters"] = sum(p.numel() for p in network.parameters())
         samples, phases = 0, config.phases()
-        with _alone_in(output, processes):
-            keeping = Keeping(output / _KEPT, (weights / _KEPT,), processes)
-            with job.phase(READ):
-                chosen = find_people(people, booth.base.picture_size, views, keeping, job.report, names, finder)
-            with job.phase(ENCODE):
-                side, shown = sizes.encoder.picture_size, STYLES[1:] if styles else ()
-                worlds, held_out = split_people(
-                    booth.base, encode_crowd(booth.base, chosen, shown, job.report, side), weights
-                )
-            if processes.main:
-                write_names(output / LEARNT_FROM, chosen.names)
-            del chosen  # whose pictures are in the worlds
-            network.to(booth.base.device)
-            seen = None
-            if versions:
-                with job.phase(LOOK):
-                    kept = Kept(output / _KEPT / "features", (), processes)
-                    ways = config.jitter, versions, job.report
-                    seen = {name: look(network.encoder, own.pictures, kept, *ways) for name, own in worlds.items()}
-            with job.phase(TRAIN):
-                for report in training.train(
-                    network, booth.base, booth.adapters, worlds, held_out, output, config, processes, seen
-                ):
-                    samples = report.step.samples
-                    done = list(phases).index(report.phase) + report.step.progress
-                    job.report(Progress(TRAIN, round(1000 * done / len(phases)), 1000, report.step.loss))
+        keeping = Keeping(output / _KEPT, (weights / _KEPT,), processes)
+        with job.phase(READ):
+            chosen = find_people(people, booth.base.picture_size, views, keeping, job.report, names, finder)
+        with job.phase(ENCODE):
+            side, shown = sizes.encoder.picture_size, STYLES[1:] if styles else ()
+            worlds, held_out = split_people(
+                booth.base, encode_crowd(booth.base, chosen, shown, job.report, side), weights
+            )
+        if processes.main:
+            write_names(output / LEARNT_FROM, chosen.names)
+        del chosen  # whose pictures are in the worlds
+        network.to(booth.base.device)
+        seen = None
+        if versions:
+            with job.phase(LOOK):
+                kept = Kept(output / _KEPT / "features", (), processes)
+                ways = config.jitter, versions, job.report
+                seen = {name: look(network.encoder, own.pictures, kept, *ways) for name, own in worlds.items()}
+        with job.phase(TRAIN):
+            for report in training.train(
+                network, booth.base, booth.adapters, worlds, held_out, output, config, processes, seen
+            ):
+                samples = report.step.samples
+                done = list(phases).index(report.phase) + report.step.progress
+                job.report(Progress(TRAIN, round(1000 * done / len(phases)), 1000, report.step.loss))
         file = output / training.RESULT_FILE
         job.finish(**facts, hypernetwork=str(file), bytes=file.stat().st_size, samples=samples)
 

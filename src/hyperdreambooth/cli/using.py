@@ -101,6 +101,7 @@ def personalize(
     device: DeviceOption = None,
     precision: PrecisionOption = None,
     low_memory: LowMemoryOption = "off",
+    compiled: CompileOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """One photograph or several of a person to an identity file: predict, relax, fine-tune.
@@ -121,7 +122,7 @@ def personalize(
         chosen = _method(method, steps, {"noises": noises, "relax": relax, "rank": rank})
         _check_dtype(method, chosen, dtype)
         faces = read_photos(job, photos, numbered, face or (), box or (), detector)
-        booth = load_booth(job, base, hypernetwork, Machine(device, precision, low_memory))
+        booth = load_booth(job, base, hypernetwork, Machine(device, precision, low_memory, compiled))
         job.needs = _needs_of_fit(booth, low_memory, chosen)
         _make_person(job, booth, faces, chosen, seed, output, sheet, dtype)
 

@@ -43,7 +43,8 @@ def keep_plan(folder: Path, plan: Mapping[str, object], data: Mapping[str, Tenso
     if saved is None or not begun:
         write_atomically(path, lambda part: part.write_text(text))
         return
-    differing = [_named(key, saved.get(key), now[key]) for key in plan if saved.get(key) != now[key]]
+    keys = [*plan, *sorted(saved.keys() - now.keys())]
+    differing = [_named(key, saved.get(key), now.get(key)) for key in keys if saved.get(key) != now.get(key)]
     differing += _other_data(saved.get("data"), now["data"])
     if differing:
         raise UserError(
@@ -94,6 +95,12 @@ def read_plan(folder: Path, form: str) -> dict[str, Any]:
     if got != form:
         raise UserError(f"{path} holds {got}, expected {form}: choose another folder")
     return dict(plan)
+
+
+def plan_digest(folder: Path) -> str:
+    """16 hex digits of a hash of a folder's plan, for what is of that plan alone; empty where there is none."""
+    path = folder / PLAN_FILE
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.exists() else ""
 
 
 def digest(*tensors: Tensor) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from hyperdreambooth.base.hardware import name_of
 from hyperdreambooth.base.model import Base
 from hyperdreambooth.errors import UserError, WrongBase
 from hyperdreambooth.files import load_tensors, locked, save_tensors
@@ -159,8 +160,8 @@ def preoptimize(
         held: whether the caller is `alone_in` the folder already, as who reads people for long should be before.
 
     Raises:
-        UserError: the folder is of other people or pictures, another base, space or settings, or another process fits
-            into it (before the first step).
+        UserError: the folder is of other people or pictures, another base, precision, space or settings, or another
+            process fits into it (before the first step).
         DiskFull, WorkError: while iterating; what is finished stays.
     """
     folder = Path(folder)
@@ -251,4 +252,5 @@ def _plan(base: Base, adapters: Adapters, names: Sequence[str], config: Preoptim
         "space": asdict(config.space(adapters).info),
         "config": asdict(config),
         "names": list(names),
+        **({} if base.dtype == torch.float32 else {"precision": name_of(base.dtype)}),
     }

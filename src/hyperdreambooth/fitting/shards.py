@@ -27,7 +27,7 @@ from torch import Tensor
 from hyperdreambooth.errors import BadFile, UserError, WorkError
 from hyperdreambooth.files import load_tensors, locked, save_tensors, write_text
 from hyperdreambooth.fitting.fit import Pictures
-from hyperdreambooth.fitting.plan import PLAN_FILE
+from hyperdreambooth.fitting.plan import PLAN_FILE, plan_digest
 from hyperdreambooth.fitting.steps import Checkpoint
 from hyperdreambooth.progress import log
 
@@ -134,8 +134,7 @@ class Shard:
 
 def deal(folder: Path, names: Sequence[str], pictures: Pictures, size: int, base: str) -> list[Shard]:
     """Everybody in shards of so many, in the order of the plan, which the folder has already."""
-    plan = hashlib.sha256((folder / PLAN_FILE).read_bytes()).hexdigest()[:16]
-    shards = []
+    plan, shards = plan_digest(folder), []
     for number, first in enumerate(range(0, len(names), size)):
         people = slice(first, first + size)
         masks = None if pictures.masks is None else pictures.masks[people]

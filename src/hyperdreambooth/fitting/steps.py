@@ -26,7 +26,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from hyperdreambooth.errors import NotFinite, UserError
+from hyperdreambooth.errors import BadFile, NotFinite, UserError
 from hyperdreambooth.files import load_metadata, load_tensors, save_tensors
 from hyperdreambooth.fitting.processes import ALONE, Processes
 from hyperdreambooth.fitting.scaling import LossScale
@@ -244,7 +244,10 @@ class Run:
         self._writing = self._saved_at - began
 
     def _restore(self, checkpoint: Checkpoint) -> None:
-        tensors, numbers = checkpoint.read()
+        try:
+            tensors, numbers = checkpoint.read()
+        except BadFile as error:
+            raise BadFile(f"{error}, or remove it to begin this phase anew") from error
         groups: dict[str, dict[str, Tensor]] = {}
         for key, tensor in tensors.items():
             kind, name = key.split("/", 1)

@@ -5,6 +5,7 @@ Everybody meets the same noises, timesteps and views, so that what differs betwe
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -100,6 +101,12 @@ def worn_loss(
     if people.prompts:
         of_view = [prompt] * people.plain + list(people.prompts)
         prompts = [of_view[view] for view in places[1].tolist()]  # B
-    with adapters.use(worn):
+    with adapters.use(worn), without_autocast(base):
         states = base.encode_prompts(prompts).repeat(len(latents) // len(prompts), 1, 1)  # (B, L, D)
         return denoising_loss(base, latents, states, timesteps, noise.to(device), masks, weighting)
+
+
+def without_autocast(base: Base) -> AbstractContextManager[object]:
+    """A base in half precision computes in it by itself; a step's autocast would have its norms in float32."""
+    whole = base.dtype == torch.float32
+    return nullcontext() if whole else torch.autocast(base.device.type, enabled=False)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from hyperdreambooth.base.diffusion import Weighting
 from hyperdreambooth.base.model import Base
-from hyperdreambooth.fitting.plan import digest, keep_plan
+from hyperdreambooth.fitting.plan import digest, keep_plan, plan_digest
 from hyperdreambooth.fitting.processes import ALONE, Processes
 from hyperdreambooth.fitting.steps import ONE_DISK, Checkpoint, FitConfig, Run, StepReport, steps
 from hyperdreambooth.hypernetwork.curve import Curve
@@ -102,8 +102,9 @@ def train(
             given, it is not asked again.
 
     Raises:
-        UserError: the folder holds a run of another network, base, space, of other people or settings; processes that
-            cannot share the people of a world in a batch evenly, or find the folder at different steps.
+        UserError: the folder holds a run, or a checkpoint, of another network, base, space, of other people or
+            settings; processes that cannot share the people of a world in a batch evenly, or find the folder at
+            different steps.
     """
     folder = Path(folder)
     for batch in (config.weights_batch, config.both_batch):
@@ -197,7 +198,7 @@ def _result(folder: Path, phase: str) -> Path:
 
 
 def _checkpoint(folder: Path, phase: str) -> Checkpoint:
-    return Checkpoint(folder / f"{phase}.run.safetensors")
+    return Checkpoint(folder / f"{phase}.run.safetensors", of=plan_digest(folder))
 
 
 class _Loss:
