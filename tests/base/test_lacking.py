@@ -68,6 +68,13 @@ def test_a_network_of_another_kind_is_refused(folder: Path) -> None:
         load_base(folder, device="cpu")
 
 
+def test_a_whole_clip_in_the_place_of_its_text_encoder_opens(model: Model, folder: Path) -> None:
+    extra = {name: torch.ones(3) for name in ("vision_model.embeddings.class_embedding", "logit_scale")}
+    rewrite(folder / FILES["text_encoder"], lambda tensors: tensors | extra | {"text_projection.weight": torch.ones(3)})
+    sound = load_base(model.files["folder"], device="cpu")
+    assert load_base(folder, device="cpu").fingerprint == sound.fingerprint
+
+
 def test_names_of_earlier_libraries_still_open(model: Model, folder: Path) -> None:
     """Text encoders with a prefix and position ids, as transformers saved them, and the VAE's first attention."""
     words = {"to_q.": "query.", "to_k.": "key.", "to_v.": "value.", "to_out.0.": "proj_attn."}

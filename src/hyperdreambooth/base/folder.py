@@ -21,6 +21,7 @@ NETWORKS = {  # class, name of the weights' file without its suffix, name of fro
     "text_encoder_2": (CLIPTextModelWithProjection, "model", "dtype"),
     "unet": (UNet2DConditionModel, "diffusion_pytorch_model", "torch_dtype"),
 }
+_OF_CLIP = ("vision_model.", "visual_projection.", "text_projection.", "logit_scale")  # beside its text model
 _PICKLED = (".bin", ".pt", ".ckpt", ".pth")
 VARIANT = "fp16"  # what some folders hold in the place of the plain files
 
@@ -113,7 +114,8 @@ def _load_network(folder: Path, part: str, dtype: torch.dtype | None) -> Any:
     except Exception as error:  # the libraries raise anything from KeyError to SafetensorError on a damaged file
         raise BadBase(f"{folder / part} cannot be opened ({one_line(error)}): make or copy the base again") from error
     for keys, fault in (("missing_keys", "lacks"), ("unexpected_keys", "holds, beyond its configuration,")):
-        if names := sorted(info[keys]):  # else left at random, or left out, by libraries that only warn
+        # Else left at random, or left out, by libraries that only warn; of a whole CLIP, only the text is wanted.
+        if names := sorted(name for name in info[keys] if not name.startswith(_OF_CLIP) or fault == "lacks"):
             others = f" and {len(names) - 1} others" if len(names) > 1 else ""
             raise BadBase(f"{folder / part} {fault} {names[0]}{others}, {KNOWN}: make or copy the base again")
     return network

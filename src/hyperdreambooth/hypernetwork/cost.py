@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from hyperdreambooth.base.diffusion import denoising_loss
 from hyperdreambooth.base.model import Base
 from hyperdreambooth.fitting.steps import FitConfig
+from hyperdreambooth.hypernetwork.loss import without_autocast
 from hyperdreambooth.hypernetwork.model import HyperNetwork, HyperNetworkConfig, random_hypernetwork
 from hyperdreambooth.hypernetwork.training import TrainConfig, set_trained
 from hyperdreambooth.lidb import Adapters
@@ -112,9 +113,12 @@ def training_cost(sizes: HyperNetworkConfig, base: Base, adapters: Adapters, con
             with torch.no_grad():  # looked at before, or in the step
                 faces = network.encoder(_pictures(network, people)) if config.versions else _pictures(network, people)
 
-            def step(noises: int = config.noises if name == "both" else 0, faces: Tensor = faces) -> None:
-                theta = network.decode(faces) if config.versions else network(faces)
-                _step(network, base, adapters, theta, noises, config.prompt)
+            def step(fit: FitConfig = fit, name: str = name, faces: Tensor = faces) -> None:
+                with torch.autocast(base.device.type, torch.bfloat16, enabled=fit.precision == "bf16"):
+                    theta = network.decode(faces) if config.versions else network(faces)
+                    noises = config.noises if name == "both" else 0
+                    loss = _loss(network, base, adapters, theta, noises, config.prompt)
+                loss.backward()
 
             kept = Kept(held)
             with kept:
@@ -155,16 +159,16 @@ def count_flops(work: Callable[[], object]) -> int:
     return int(counter.get_total_flops())
 
 
-def _step(network: HyperNetwork, base: Base, adapters: Adapters, theta: Tensor, noises: int, prompt: str) -> None:
-    """The work of one step from theta (N, S, 1, a + b) on: the weight loss alone, or with so many noises of each."""
+def _loss(network: HyperNetwork, base: Base, adapters: Adapters, theta: Tensor, noises: int, prompt: str) -> Tensor:
+    """The loss of one step from theta (N, S, 1, a + b) on: that of weights alone, or with so many noises of each."""
     loss, people = theta.square().mean(), len(theta)
     if noises:
         latents = torch.zeros(people * noises, *base.latent_shape, device=base.device)
         timesteps = torch.zeros(len(latents), dtype=torch.long, device=base.device)
-        with adapters.use(network.numbers(theta)):
+        with adapters.use(network.numbers(theta)), without_autocast(base):
             states = base.encode_prompts([prompt] * people).repeat(noises, 1, 1)  # (K * N, L, D)
             loss = loss + denoising_loss(base, latents, states, timesteps, latents).mean()
-    loss.backward()
+    return loss
 
 
 def _pictures(network: HyperNetwork, count: int) -> Tensor:
