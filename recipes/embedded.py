@@ -194,7 +194,7 @@ def encode_crowd(shop: Workshop) -> Iterator[str]:
             if world == "portraits"
             else hyper.photographed(shop.split("training"), shop.size)
         )
-        yield from hyper.make_crowd(base, shop.drawn, world, _crowd(shop, world), make)
+        yield from hyper.make_crowd(base, shop.drawn, world, shop.crowd(world), make)
 
 
 def fit_people(shop: Workshop) -> Iterator[str]:
@@ -208,7 +208,7 @@ def fit_people(shop: Workshop) -> Iterator[str]:
     booth, minutes = HyperDreamBooth(shop.trained_base()), budget.fit_minutes / len(WORLDS)
     for world in WORLDS:
         if not hyper.is_fitted(shop.fitted(world), _to_fit(shop, world), minutes):
-            crowd = hyper.load_crowd(booth.base, shop.drawn, world, _crowd(shop, world)).first(_to_fit(shop, world))
+            crowd = hyper.load_crowd(booth.base, shop.drawn, world, shop.crowd(world)).first(_to_fit(shop, world))
             lines = hyper.fit_world(booth, crowd, shop.fitted(world), config, minutes)
             yield from (f"{world}: {line}" for line in lines)
 
@@ -237,7 +237,7 @@ def _train_by_equation_2(shop: Workshop, name: str, sizes: HyperNetworkConfig) -
         load_parameters(network, load_tensors(start)[0], start)
     network.encoder.load(shop.weights("encoder"))
     fitted = {
-        world: (hyper.load_crowd(booth.base, shop.drawn, world, _crowd(shop, world)), shop.fitted(world))
+        world: (hyper.load_crowd(booth.base, shop.drawn, world, shop.crowd(world)), shop.fitted(world))
         for world in WORLDS
     }
     people, noises = shop.budget.hypernetwork_people, shop.budget.hypernetwork_noises
@@ -266,7 +266,7 @@ def _train_e4t(shop: Workshop) -> Iterator[str]:
     network = e4t.fresh_network(booth)
     if (start := shop.start("e4t")).exists():
         network.load_state_dict(load_tensors(start)[0])
-    crowds = [hyper.load_crowd(booth.base, shop.drawn, world, _crowd(shop, world)) for world in WORLDS]
+    crowds = [hyper.load_crowd(booth.base, shop.drawn, world, shop.crowd(world)) for world in WORLDS]
     worlds = [e4t.people_of(crowd, booth) for crowd in crowds]
 
     def begin(generator: torch.Generator, checkpoint: Checkpoint) -> Run:
@@ -280,17 +280,10 @@ def _train_e4t(shop: Workshop) -> Iterator[str]:
     yield from shop.train("e4t", begin, save, every=50)
 
 
-def _crowd(shop: Workshop, world: str) -> int:
-    """How many people of a world the hypernetwork learns from."""
-    if world == "portraits":
-        return max(shop.budget.fitted_portraits, shop.budget.hypernetwork_portraits)
-    return len(shop.split("training").names) * (1 + shop.budget.lookalikes)
-
-
 def _to_fit(shop: Workshop, world: str) -> int:
     """How many of them are to be fitted, if there is time."""
     most = {"portraits": shop.budget.fitted_portraits, "photographs": shop.budget.fitted_photographs}
-    return min(most[world], _crowd(shop, world))
+    return min(most[world], shop.crowd(world))
 
 
 STAGES: dict[str, Callable[[Workshop], Iterator[str]]] = {

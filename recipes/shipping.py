@@ -221,10 +221,10 @@ def _data(shop: Workshop) -> list[str]:
 
 def _crowds(shop: Workshop) -> str:
     """Whom the hypernetwork learnt from, of all that is there, in words."""
-    budget, fitted = shop.budget, [hyper.people_fitted(shop.fitted(world)) for world in WORLDS]
+    fitted = [hyper.people_fitted(shop.fitted(world)) for world in WORLDS]
     return (
-        f"Of these the first {max(budget.hypernetwork_portraits, budget.fitted_portraits):,} portraits, and of each "
-        f"photograph {budget.lookalikes} people made of it beside the one in it; {fitted[0]:,} portraits and "
+        f"Of these the first {shop.crowd('portraits'):,} portraits, and of each photograph "
+        f"{shop.budget.lookalikes} people made of it beside the one in it; {fitted[0]:,} portraits and "
         f"{fitted[1]:,} photographs were pre-optimised, whose numbers the second term of eq. 2 draws to."
     )
 

@@ -92,6 +92,12 @@ class Workshop:
         """The folder of a world's pre-optimised people."""
         return self.cache / f"fitted-{world}"
 
+    def crowd(self, world: str) -> int:
+        """How many people of a world the hypernetwork learns from."""
+        if world == "portraits":
+            return max(self.budget.fitted_portraits, self.budget.hypernetwork_portraits)
+        return len(self.split("training").names) * (1 + self.budget.lookalikes)
+
     def split(self, name: str) -> Photographs:
         """The framed photographs of one of `photographs.SPLITS`."""
         return load_photographs(self.framed).split(name)
