@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,10 +14,12 @@ from hyperdreambooth.base.diffusion import denoising_loss
 from hyperdreambooth.base.model import Base
 from hyperdreambooth.errors import UserError
 from hyperdreambooth.files import save_tensors
+from hyperdreambooth.fitting.plan import digest
 from hyperdreambooth.fitting.processes import ALONE, Processes
 from hyperdreambooth.photographs import as_floats
 from hyperdreambooth.portraits.captions import Scene, training_caption
 from hyperdreambooth.portraits.person import Person
+from recipes.parts import Part, parts, remove_parts
 from recipes.pictures import COLOURED, Pictures
 
 CAPTION_DROPPED = 0.1  # for classifier-free guidance
@@ -92,17 +94,34 @@ def load(base: Base, weights: Mapping[str, Tensor]) -> None:
         network.load_state_dict(own)
 
 
-def encode(base: Base, pictures: Pictures, path: Path, batch: int = 100) -> Iterator[str]:
-    """Write the latents (N, C, h, w) float16 of all pictures into a file, unless it is there; a line per 5,000."""
+def encode(base: Base, pictures: Pictures, path: Path, batch: int = 100, together: int = 50) -> Iterator[str]:
+    """Write the latents (N, C, h, w) float16 of all pictures into a file, unless it is there.
+
+    Yields a line per `together` batches, which is also what a stop costs: the next call goes on behind them.
+
+    Raises:
+        DiskFull, WorkError: while iterating; what is finished stays.
+    """
     if path.exists():
+        remove_parts(path)
         return
-    parts = list[Tensor]()
-    for number, some in enumerate(pictures.pictures.split(batch), start=1):
-        with torch.no_grad():
-            parts.append(base.encode_pictures(as_floats(some)).half().cpu())
-        if number * batch % 5000 == 0 or number * batch >= len(pictures):
-            yield f"{min(number * batch, len(pictures))} of {len(pictures)} pictures encoded"
-    save_tensors(path, {"latents": torch.cat(parts)})
+    some = pictures.pictures.split(batch * together)  # (n, 3, S, S) each
+
+    def make(numbers: list[int]) -> Generator[Part]:
+        for number in numbers:
+            with torch.no_grad():
+                encoded = [base.encode_pictures(as_floats(few)).half().cpu() for few in some[number].split(batch)]
+            yield {"latents": torch.cat(encoded)}, {}
+
+    vae = f"{digest(*base.vae.state_dict().values())} {base.vae.config.scaling_factor}"
+    contents = [f"{vae} {digest(part)} by {batch}" for part in some]
+    latents, done = list[Tensor](), 0
+    for part, (tensors, _) in zip(some, parts(path, contents, make), strict=True):
+        latents.append(tensors["latents"])
+        done += len(part)
+        yield f"{done} of {len(pictures)} pictures encoded"
+    save_tensors(path, {"latents": torch.cat(latents)})
+    remove_parts(path)
 
 
 def training_loss(

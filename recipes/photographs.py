@@ -7,7 +7,8 @@ twice: nobody is listed who was found again in a photograph that trains.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from torch import Tensor
 from hyperdreambooth.errors import HyperDreamBoothError, UserError
 from hyperdreambooth.faces import crop_face, enough_for, in_order, read_picture
 from hyperdreambooth.files import load_tensors, save_tensors
+from recipes.parts import Part, parts, remove_parts
 
 SPLITS = ("training", "tuning", "reporting")
 _LISTS = Path(__file__).parent / "splits"
@@ -53,34 +55,48 @@ class Photographs:
         return self.pictures[:, :, room : room + size, room : room + size].float() / 255
 
 
-def frame_photographs(folder: Path, cache: Path, size: int) -> Iterator[str]:
-    """Find, crop and shrink every face below `folder` into `cache`; yields a line per 100 files, and what was left out.
+def frame_photographs(folder: Path, cache: Path, size: int, each: int = 100) -> Iterator[str]:
+    """Find, crop and shrink every face below `folder` into `cache`; yields a line per `each` files, and at the end.
 
     As many processes as there are cores share the work. A picture without a face that can be found is left out. Does
-    nothing where `cache` exists.
+    nothing where `cache` exists. It is stopped at the cost of `each` files: the next call goes on behind them.
 
     Raises:
         UserError: no pictures, or no face in any of them.
+        DiskFull, WorkError: while iterating; what is finished stays.
     """
     if cache.exists():
+        remove_parts(cache)
         return
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES)
     if not files:
         raise UserError(f"{folder} holds no pictures, expected face photographs: give a folder of JPEG or PNG files")
-    pictures, names, left_out = [], [], 0
-    framed = in_order(partial(_framed, size=size), files, enough_for(len(files)))
-    for number, (file, picture) in enumerate(zip(files, framed, strict=True)):
-        if picture is not None:
-            pictures.append(torch.from_numpy(picture))  # (3, S, S)
-            names.append(file.relative_to(folder).as_posix())
-        else:
-            left_out += 1
-        if number % 100 == 99:
-            yield f"{number + 1} of {len(files)} photographs, {left_out} without a face"
-    if not pictures:
+    some = [files[first : first + each] for first in range(0, len(files), each)]
+
+    def named(file: Path) -> str:
+        return file.relative_to(folder).as_posix()
+
+    def make(numbers: list[int]) -> Generator[Part]:
+        left = [file for number in numbers for file in some[number]]
+        with closing(in_order(partial(_framed, size=size), left, enough_for(len(left)))) as framed:
+            for number in numbers:
+                found = [(named(file), picture) for file in some[number] if (picture := next(framed)) is not None]
+                faces = np.stack([picture for _, picture in found]) if found else np.zeros((0, 3, size, size), np.uint8)
+                yield {"pictures": torch.from_numpy(faces)}, {"names": "\n".join(name for name, _ in found)}
+
+    contents = [f"{size} px" + "".join(f"\n{file.stat().st_size} {named(file)}" for file in part) for part in some]
+    pictures, names = list[Tensor](), list[str]()
+    for number, (tensors, about) in enumerate(parts(cache, contents, make), start=1):
+        pictures.append(tensors["pictures"])  # (n, 3, S, S)
+        names += about["names"].split("\n") if about["names"] else []
+        if (done := number * each) <= len(files):
+            yield f"{done} of {len(files)} photographs, {done - len(names)} without a face"
+    if not names:
+        remove_parts(cache)
         raise UserError(f"{folder} holds {len(files)} pictures without a face, expected face photographs")
-    save_tensors(cache, {"pictures": torch.stack(pictures)}, {"names": "\n".join(names)})
-    yield f"{len(names)} photographs framed, {left_out} without a face left out"
+    save_tensors(cache, {"pictures": torch.cat(pictures)}, {"names": "\n".join(names)})
+    remove_parts(cache)
+    yield f"{len(names)} photographs framed, {len(files) - len(names)} without a face left out"
 
 
 def _framed(file: Path, size: int) -> np.ndarray | None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
 from unittest import mock
 
@@ -47,6 +48,40 @@ def test_encoded_pictures_are_the_bases_latents(tiny_base: Base, pictures: Pictu
         expected = tiny_base.encode_pictures(pictures.pictures.float() / 255)
     assert torch.allclose(load_tensors(path)[0]["latents"].float(), expected, atol=2e-3)
     assert not list(encode(tiny_base, pictures, path))
+
+
+def test_encoding_goes_on_where_it_was_stopped(fresh_base: Base, pictures: Pictures, tmp_path: Path) -> None:
+    whole, path = tmp_path / "whole.safetensors", tmp_path / "cache" / "latents.safetensors"
+    list(encode(fresh_base, pictures, whole, batch=1, together=2))
+    encoded, plain = list[Tensor](), fresh_base.encode_pictures
+
+    def noted(some: Tensor) -> Tensor:
+        encoded.append(some)
+        return plain(some)
+
+    def parts(most: int | None = None) -> list[str]:
+        return list(islice(encode(fresh_base, pictures, path, batch=1, together=2), most))
+
+    with mock.patch.object(fresh_base, "encode_pictures", noted):
+        assert parts(1) == ["2 of 5 pictures encoded"] and not path.exists()
+        kept = next(path.parent.iterdir()).read_bytes()
+        assert parts() == [f"{done} of 5 pictures encoded" for done in (2, 4, 5)]
+        assert torch.equal(torch.cat(encoded), pictures.pictures.float() / 255)  # in order, once each
+        assert path.read_bytes() == whole.read_bytes() and list(path.parent.iterdir()) == [path]
+
+        path.unlink()
+        encoded.clear()
+        part = path.with_name("latents.part-0000.safetensors")
+        part.write_bytes(kept)
+        parts()
+        assert len(encoded) == 3
+        path.unlink()
+        encoded.clear()
+        part.write_bytes(kept)
+        with torch.no_grad():
+            next(fresh_base.vae.parameters()).mul_(1.5)
+        parts()
+        assert len(encoded) == 5 and path.read_bytes() != whole.read_bytes()  # nothing of the VAE before
 
 
 def test_captions_say_what_the_pictures_show(fresh_base: Base, generator: torch.Generator) -> None:

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import shutil
+from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from hyperdreambooth.errors import UserError
+from recipes import photographs
 from recipes.photographs import SPLITS, Photographs, frame_photographs, load_photographs
 
 ROOT = Path(__file__).parents[2]
@@ -73,10 +77,70 @@ def test_a_folder_of_photographs_is_framed_once(photos: Path, tmp_path: Path) ->
     assert not list(frame_photographs(tmp_path / "gone", cache, 24))
 
 
+@pytest.fixture
+def looked_at(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the files in which a face is looked for, as often as it is; 3.png has none."""
+    seen, find = list[str](), photographs._framed
+
+    def noted(file: Path, size: int) -> np.ndarray | None:
+        seen.append(file.name)
+        return None if file.name == "3.png" else find(file, size)
+
+    monkeypatch.setattr(photographs, "_framed", noted)
+    return seen
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3])
+def test_framing_goes_on_where_it_was_stopped(
+    stop: int, photos: Path, looked_at: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Closed behind a line, then by an error before the whole is written."""
+    whole, cache = tmp_path / "whole.safetensors", tmp_path / "cache" / "framed.safetensors"
+    expected = list(frame_photographs(photos, whole, 24, each=2))
+    looked_at.clear()
+    assert list(islice(frame_photographs(photos, cache, 24, each=2), stop)) == expected[:stop]
+    assert len(looked_at) == 2 * stop and not cache.exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(photographs, "save_tensors", fail)  # of the whole, when all parts are there
+        with pytest.raises(InterruptedError):
+            list(frame_photographs(photos, cache, 24, each=2))
+    assert sorted(looked_at) == [f"{number}.png" for number in range(6)]  # once each
+    assert list(frame_photographs(photos, cache, 24, each=2)) == expected
+    assert len(looked_at) == 6 and cache.read_bytes() == whole.read_bytes()
+    assert [path.name for path in cache.parent.iterdir()] == [cache.name]
+
+
+def fail(*_: object) -> None:
+    raise InterruptedError
+
+
+def test_parts_of_other_files_are_not_mixed_in(photos: Path, looked_at: list[str], tmp_path: Path) -> None:
+    """Between stop and resumption a file goes, one comes, and one is replaced under its name."""
+    folder, cache, whole = shutil.copytree(photos, tmp_path / "photos"), tmp_path / "framed", tmp_path / "whole"
+    list(islice(frame_photographs(folder, cache, 24, each=2), 3))
+    looked_at.clear()
+    shutil.copy(folder / "4.png", folder / "1.png")
+    (folder / "2.png").rename(folder / "2b.png")
+    list(frame_photographs(folder, cache, 24, each=2))
+    assert looked_at == ["0.png", "1.png", "2b.png", "3.png"]  # the part of 4 and 5 stayed
+    list(frame_photographs(folder, whole, 24, each=6))
+    assert cache.read_bytes() == whole.read_bytes() and "2b.png" in load_photographs(cache).names
+
+
+def test_parts_that_were_left_beside_a_finished_file_are_removed(photos: Path, tmp_path: Path) -> None:
+    """As by a process that was killed between writing the one and removing the others."""
+    cache = tmp_path / "framed.safetensors"
+    list(islice(frame_photographs(photos, cache, 24, each=2), 2))
+    cache.write_bytes(b"whole")
+    assert len(list(tmp_path.iterdir())) == 3
+    assert not list(frame_photographs(photos, cache, 24, each=2))
+    assert [path.name for path in tmp_path.iterdir()] == [cache.name]
+
+
 def test_a_folder_without_faces_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no pictures"):
         list(frame_photographs(tmp_path, tmp_path / "framed.safetensors", 24))
     (tmp_path / "a.png").write_bytes(b"no picture")
     with pytest.raises(UserError, match="1 pictures without a face"):
         list(frame_photographs(tmp_path, tmp_path / "framed.safetensors", 24))
-    assert not (tmp_path / "framed.safetensors").exists()
+    assert not list(tmp_path.glob("framed*"))
