@@ -83,8 +83,12 @@ def _shards(folder: Path, world: str, count: int) -> Iterator[tuple[Path, int, i
 
 
 def is_fitted(folder: Path, count: int, minutes: float) -> bool:
-    """Whether `count` people are fitted there, or the time for it is spent."""
-    return (fitted := people_fitted(folder)) >= count or (fitted > 0 and _spent(folder) >= 60 * minutes)
+    """Whether `count` people are fitted or left out there, or the time for it is spent."""
+    try:
+        fitted = load_people(folder)
+    except UserError:  # nobody yet
+        return False
+    return len(fitted.names) + len(fitted.left_out) >= count or _spent(folder) >= 60 * minutes
 
 
 def people_fitted(folder: Path) -> int:

@@ -51,6 +51,19 @@ def test_lookalikes_are_not_divided_between_training_and_measuring(tmp_path: Pat
     assert torch.equal(training.pictures, known)  # portrait-0~1 and portrait-30, whose picture is the last
 
 
+def test_whoever_has_no_finite_fit_is_neither_learnt_from_nor_measured(tmp_path: Path) -> None:
+    base, adapters = adapted_base()
+    people = read_people("portraits:0-4", base.picture_size, 2, lambda _: None)
+    pictures = encode_people(base, people)
+    pictures.latents[1, 0, 0, 0, 0] = float("nan")
+    for _ in preoptimize(base, adapters, people.names, pictures, tmp_path, PreoptimizeConfig(FitConfig(steps=1))):
+        pass
+    assert list(load_people(tmp_path).left_out) == ["portrait-1"]
+    (training,), (held_out,) = (some.values() for some in split_people(base, encode_crowd(base, people), tmp_path))
+    assert torch.equal(training.pictures, (people.pictures[[0, 2]] * 255).round().byte())
+    assert torch.equal(held_out.pictures, (people.pictures[[3, 4]] * 255).round().byte())
+
+
 def four_fitted(folder: Path) -> tuple[Base, People]:
     """A base, and four portraits in two views that were fitted on it into the folder."""
     base, adapters = adapted_base()

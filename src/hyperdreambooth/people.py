@@ -288,7 +288,8 @@ def split_people(
 ) -> tuple[dict[str, TrainingPeople], dict[str, TrainingPeople]]:
     """Everybody to train a hypernetwork on, those with numbers in the folder first, and some of these to measure it on.
 
-    People without numbers teach it by the denoising loss alone; lookalikes of those who are measured are left out.
+    People without numbers teach it by the denoising loss alone; lookalikes of those who are measured are left out, and
+    whoever has no finite fit.
 
     Raises:
         UserError: the numbers are of another base or space, or of people who are not among these, or of fewer than 4.
@@ -296,7 +297,7 @@ def split_people(
     fitted = load_people(weights)
     _check_fitted(base, crowd.names, weights, fitted)
     row = {name: number for number, name in enumerate(crowd.names)}
-    have = set(fitted.names)
+    have = {*fitted.names, *fitted.left_out}
     held = max(2, len(fitted.names) // _HELD_OUT_SHARE)
     measured = [row[name] for name in fitted.names[-held:]]
     known = [row[name] for name in fitted.names[:-held]]

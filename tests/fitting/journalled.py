@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from hyperdreambooth.fitting.fit import Objective
+from hyperdreambooth.fitting.fit import Objective, Pictures
 from hyperdreambooth.fitting.preoptimize import FitShard, PreoptimizeConfig, fit_shard
 from hyperdreambooth.fitting.shards import Shard, ShardEntry
 from hyperdreambooth.fitting.steps import FitConfig
-from tests.fitting.conftest import make_world
+from tests.fitting.conftest import World, make_world
 
 NAMES = ["ann", "ben", "cem", "dia", "eva"]
 CONFIG = PreoptimizeConfig(
@@ -24,6 +24,14 @@ CONFIG = PreoptimizeConfig(
 )
 SECOND_STEP, END = (1, "2"), "end"
 _LONGEST = 240.0  # seconds of any waiting
+
+
+def damaged(world: World, *names: str) -> Pictures:
+    """Two pictures of everybody, of which those of some hold an infinity."""
+    pictures = world.pictures(len(NAMES), views=2)
+    for name in names:
+        pictures.latents[NAMES.index(name), 0, 0, 0, 0] = float("inf")
+    return pictures
 
 
 def open_journalled(folder: Path, after: Callable[[Path, int, str], None] = lambda *_: None) -> FitShard:

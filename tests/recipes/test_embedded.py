@@ -136,6 +136,15 @@ def test_pre_optimisation_stops_when_its_time_is_up(shop: Workshop, framed: Phot
     assert load_people(folder).names == framed.names[:6] and hyper.is_fitted(folder, 6, minutes=60)
 
 
+def test_whoever_has_no_finite_fit_is_not_waited_for(shop: Workshop, framed: Photographs, tmp_path: Path) -> None:
+    booth, folder = HyperDreamBooth(shop.fresh_base()), tmp_path / "fitted"
+    crowd = encode_crowd(booth.base, hyper.photographed(framed, shop.size)(0, 3), ("neon",))
+    crowd.latents[1] = float("nan")
+    config = PreoptimizeConfig(fit=FitConfig(steps=1), shard=2)
+    list(hyper.fit_world(booth, crowd, folder, config, minutes=60))
+    assert hyper.people_fitted(folder) == 2 and hyper.is_fitted(folder, 3, minutes=60)
+
+
 def test_lookalikes_come_behind_the_people_they_are_made_of(shop: Workshop, framed: Photographs) -> None:
     count = len(framed.names)
     people = hyper.photographed(framed, shop.size)(count - 1, count + 2)

@@ -141,14 +141,13 @@ def preoptimize(
         names, finder = None if only is None else read_names(only), finder_of(detector)
         with job.phase(LOAD):
             from hyperdreambooth.fitting import preoptimize as fitting
-            from hyperdreambooth.fitting.shards import finished_in
+            from hyperdreambooth.fitting.shards import finished_in, left_out_in
             from hyperdreambooth.people import encode_people, find_people
             from hyperdreambooth.photographs import ENCODE, READ, Keeping
         with fitting.alone_in(output), crew_of(workers, cluster, device) as crew:
             booth = load_booth(job, base, machine=machine)
             config = _fit_config(fitting.PreoptimizeConfig(blocks=blocks), steps, shard, noises)
             job.fewer = f"--shard {max(1, config.shard // 2)}" if config.shard > 1 else "--noises 1"
-            space = config.space(booth.adapters)
             with job.phase(READ):
                 keeping = Keeping(output / _KEPT)
                 chosen = find_people(people, booth.base.picture_size, views, keeping, job.report, names, finder)
@@ -165,10 +164,11 @@ def preoptimize(
                     job.report(Progress("fit", int(report.done), total, report.step.metrics["denoising"]))
         job.finish(
             folder=str(output),
-            people=total,
+            people=total - len(left_out := left_out_in(output)),
+            left_out=left_out,
             bytes=sum(file.stat().st_size for file in finished_in(output)),
-            sites=len(space.sites),
-            numbers=space.size(),
+            sites=len(config.space(booth.adapters).sites),
+            numbers=config.space(booth.adapters).size(),
             samples=samples,
             seed=config.objective.seed,
         )

@@ -55,6 +55,11 @@ class Pictures:
         if masks is not None and masks != expected:
             raise ValueError(f"got masks of shape {masks} for latents of shape {shape}, expected {expected}")
 
+    def of(self, people: Sequence[int]) -> Pictures:
+        """Those of some of the people alone, by their rows."""
+        rows = list(people)
+        return Pictures(self.latents[rows], None if self.masks is None else self.masks[rows])
+
     def views(self, chosen: Tensor) -> tuple[Tensor, Tensor | None]:
         """The chosen views (K,) of everybody: latents (K * N, C, h, w) and masks (K * N, 1, h, w); all N, K times."""
         latents = self.latents[:, chosen].transpose(0, 1).flatten(0, 1)  # (K * N, C, h, w)

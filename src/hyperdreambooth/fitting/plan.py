@@ -131,7 +131,7 @@ def _other_data(saved: object, now: Mapping[str, Mapping[str, object]]) -> list[
 
 def _alike(saved: Any, now: Mapping[str, Any]) -> bool:
     try:
-        same = np.allclose(saved["sketch"], now["sketch"], rtol=0.0, atol=_TOLERANCE)
+        same = np.allclose(saved["sketch"], now["sketch"], rtol=0.0, atol=_TOLERANCE, equal_nan=True)
         return bool(same and saved["shape"] == now["shape"])
     except (KeyError, TypeError, ValueError):  # another number of people, or damaged
         return False

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from hyperdreambooth.base.hardware import name_of
 from hyperdreambooth.base.model import Base
-from hyperdreambooth.errors import UserError, WrongBase
+from hyperdreambooth.errors import NotFinite, UserError, WrongBase
 from hyperdreambooth.files import load_tensors, locked, save_tensors
 from hyperdreambooth.fitting.fit import Objective, Pictures, fit
 from hyperdreambooth.fitting.plan import PLAN_FILE, keep_plan, read_plan
@@ -30,12 +30,14 @@ from hyperdreambooth.fitting.shards import (
     check_unchanged,
     deal,
     finished_in,
+    left_out_in,
     save_people,
     shard_file,
     tidy,
 )
 from hyperdreambooth.fitting.steps import Checkpoint, FitConfig, Run, StepReport
 from hyperdreambooth.lidb import Adapters, LiDBSpace
+from hyperdreambooth.progress import log
 
 _FORMAT = "hyperdreambooth-people-1"
 
@@ -56,7 +58,7 @@ class PreoptimizeConfig:
 
 @dataclass(frozen=True)
 class PreoptimizeReport:
-    """One step of one shard: `people` of `total` are finished, and those of this shard are at `step`."""
+    """One step of one shard: `people` of `total` are finished or left out, and those of this shard are at `step`."""
 
     people: int
     total: int
@@ -74,6 +76,7 @@ class FittedPeople:
     start: Tensor  # (S, 1, a + b) float32, common to all of them
     base: str  # fingerprint of the base that they were fitted on
     space: Mapping[str, object]  # that they live in, as `SpaceInfo` names it
+    left_out: Mapping[str, str] = field(default_factory=dict)  # whose fit is not finite, by name, and why
 
 
 def fit_people(
@@ -105,8 +108,11 @@ def fit_shard(
 
     It goes on at the shard's checkpoint. Of several processes that try, one fits, and the others find it done.
 
+    Whoever has no finite fit is left out, and the others begin anew: they get what they would have got without them.
+
     Raises:
         WrongBase: this is not the base of the plan (another machine may have another one under the same name).
+        NotFinite: of several people nobody has a finite fit, which is the settings' fault, or nobody can be named.
         DiskFull, WorkError: the disk; the checkpoint before stays.
     """
     if base.fingerprint != shard.base:
@@ -115,13 +121,41 @@ def fit_shard(
             f"({base.fingerprint[:8]}...): put the same base on all machines"
         )
     with shard.fitting():
-        if not shard.output.exists():
-            run = fit_people(base, adapters, shard.pictures, config, checkpoint=shard.checkpoint)
-            for step in run:
-                yield shard.number, step
-            shard.save(run.averages["weights"])
-        Path(shard.checkpoint.path).unlink(missing_ok=True)
+        while not shard.output.exists():
+            left_out = shard.left_out()
+            rows = [row for row, name in enumerate(shard.names) if name not in left_out]
+            if not rows:
+                shard.save(config.space(adapters).start().unsqueeze(0)[:0])  # (0, S, 1, a + b)
+                break
+            pictures = shard.pictures.of(rows) if left_out else shard.pictures
+            run = fit_people(base, adapters, pictures, config, checkpoint=shard.checkpoint)
+            try:
+                for step in run:
+                    yield shard.number, step
+                if not run.parameters["weights"].isfinite().all():
+                    raise NotFinite(f"the numbers after step {run.step} are not finite, expected finite ones")
+            except NotFinite as error:
+                found = _not_finite(base, adapters, pictures, config, run)
+                if not found or len(found) == len(rows) > 1:
+                    raise
+                shard.leave_out({shard.names[rows[number]]: str(error) for number in found})
+            else:
+                shard.save(run.averages["weights"])
+        shard.clear()
     yield shard.number, ShardEntry.of(shard.output, len(shard.names))
+
+
+def _not_finite(base: Base, adapters: Adapters, pictures: Pictures, config: PreoptimizeConfig, run: Run) -> list[int]:
+    """The rows of those whose own fit is not finite where the fit of all, `run`, stands: each is tried alone."""
+    found = list[int]()
+    for row, weights in enumerate(run.parameters["weights"].detach()):  # (S, 1, a + b)
+        alone = fit_people(base, adapters, pictures.of([row]), config)
+        with torch.no_grad():
+            alone.parameters["weights"].copy_(weights)
+        alone.step = run.step
+        if not alone.is_finite():
+            found.append(row)
+    return found
 
 
 FitShard = Callable[[Shard], Iterator[tuple[int, StepReport | ShardEntry]]]
@@ -155,6 +189,7 @@ def preoptimize(
         names: of the N people, each once.
         pictures: V of each; any float type, moved to the base's device a shard at a time.
         folder: made if absent; `load_people` reads what is finished.
+            Whose fit is not finite is left out, with a warning; `load_people` names them.
         schedule: None fits the shards here, one after the other. Where does not decide the numbers, to the last bit on
             machines that compute alike.
         held: whether the caller is `alone_in` the folder already, as who reads people for long should be before.
@@ -188,10 +223,12 @@ def _reports(
     """Of what each shard says of itself, how far all of them are together; who is finished goes into the manifest."""
     total, begun = sum(len(shard.names) for shard in shards), dict[int, float]()  # people's worth of steps, by shard
     for number, news in told:
-        people = sum(entry.people for entry in manifest.entries.values())
+        people = sum(entry.settled for entry in manifest.entries.values())
         if isinstance(news, ShardEntry):
             begun.pop(number, None)
             manifest.add(news)
+            for name, reason in news.left_out.items():
+                log.warning("%s cannot be fitted and is left out: %s", name, reason)
             continue
         begun[number] = len(shards[number].names) * news.progress
         yield PreoptimizeReport(people, total, number, news, people + sum(begun.values()))
@@ -229,14 +266,16 @@ def load_people(folder: Path | str) -> FittedPeople:
     plan = read_plan(folder, _FORMAT)
     check_unchanged(folder)
     finished = [load_tensors(path) for path in finished_in(folder)]
-    if not finished:
+    names = tuple(name for _, metadata in finished for name in json.loads(metadata["people"]))
+    if not names:
         raise UserError(f"{folder} has no finished person yet, expected at least one: let preoptimize finish a shard")
     return FittedPeople(
-        names=tuple(name for _, metadata in finished for name in json.loads(metadata["people"])),
+        names=names,
         weights=torch.cat([tensors["weights"] for tensors, _ in finished]),  # (N, S, 1, a + b)
         start=load_tensors(_start(folder))[0]["start"],
         base=str(plan["base"]),
         space=dict(plan["space"]) if isinstance(plan["space"], dict) else {},
+        left_out=left_out_in(folder),
     )
 
 

@@ -4,7 +4,8 @@
     FOLDER/start.safetensors            the common start
     FOLDER/shard-00000.safetensors      the finished people of one shard
     FOLDER/shard-00000.run.safetensors  the checkpoint of a shard in progress
-    FOLDER/manifest.json                file, people, bytes and hash of each finished shard
+    FOLDER/shard-00000.left-out.json    who was found, on the way, to have no finite fit, and why
+    FOLDER/manifest.json                file, people, bytes and hash of each finished shard, and who is left out
 
 A shard's file appears whole, or not at all. Lock files are there while somebody works: on the folder who deals the
 shards out, on a shard who fits it.
@@ -16,16 +17,16 @@ import hashlib
 import json
 import platform
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from hyperdreambooth.errors import BadFile, UserError, WorkError
-from hyperdreambooth.files import load_tensors, locked, save_tensors, write_text
+from hyperdreambooth.files import load_metadata, load_tensors, locked, save_tensors, write_text
 from hyperdreambooth.fitting.fit import Pictures
 from hyperdreambooth.fitting.plan import PLAN_FILE, plan_digest
 from hyperdreambooth.fitting.steps import Checkpoint
@@ -34,6 +35,7 @@ from hyperdreambooth.progress import log
 MANIFEST_FILE = "manifest.json"
 _FORMAT = "hyperdreambooth-people-manifest-1"
 _SHARD = re.compile(r"shard-(\d{5,})\.safetensors")
+_LEFT_OUT = "left out"
 _PATIENCE = 120.0  # seconds for a worker whose driver was killed to end too, and let go of its shard
 
 
@@ -48,9 +50,19 @@ def finished_in(folder: Path) -> list[Path]:
     return [found[number] for number in sorted(found)]
 
 
-def save_people(path: Path, names: Sequence[str], weights: Tensor) -> None:
-    """Write the finished people of a shard, (N, S, 1, a + b)."""
-    save_tensors(path, {"weights": weights}, {"people": json.dumps(names)})
+def save_people(path: Path, names: Sequence[str], weights: Tensor, left_out: Mapping[str, str] | None = None) -> None:
+    """Write the finished people of a shard, (N, S, 1, a + b), and of those who are left out why, by name."""
+    about = {_LEFT_OUT: json.dumps(dict(left_out))} if left_out else {}
+    save_tensors(path, {"weights": weights}, {"people": json.dumps(list(names)), **about})
+
+
+def left_out_in(folder: Path) -> dict[str, str]:
+    """Everybody who is left out of the finished shards, by name, and why."""
+    return {name: reason for path in finished_in(folder) for name, reason in _left_out(load_metadata(path)).items()}
+
+
+def _left_out(metadata: Mapping[str, str]) -> dict[str, str]:
+    return dict(json.loads(metadata.get(_LEFT_OUT, "{}")))
 
 
 @dataclass(frozen=True)
@@ -58,15 +70,25 @@ class ShardEntry:
     """One finished shard, as the manifest has it."""
 
     file: str  # in the folder
-    people: int
+    people: int  # fitted
     bytes: int
     sha256: str
+    left_out: dict[str, str] = field(default_factory=dict)  # whose fit is not finite, and why
+
+    @property
+    def settled(self) -> int:
+        """How many people are fitted or left out."""
+        return self.people + len(self.left_out)
 
     @classmethod
     def of(cls, path: Path, people: int) -> ShardEntry:
-        """The entry of a file as it is now."""
+        """The entry of a file of so many people, those that are left out among them, as it is now."""
         data = path.read_bytes()
-        return cls(path.name, people, len(data), hashlib.sha256(data).hexdigest())
+        try:
+            left_out = _left_out(load_metadata(path))
+        except (BadFile, ValueError):
+            left_out = {}
+        return cls(path.name, people - len(left_out), len(data), hashlib.sha256(data).hexdigest(), left_out)
 
 
 @dataclass(frozen=True)
@@ -102,6 +124,31 @@ class Shard:
         """Where the fit keeps itself; of the folder's plan alone."""
         return Checkpoint(self.folder / f"shard-{self.number:05d}.run.safetensors", self.plan)
 
+    @property
+    def _record(self) -> Path:
+        return self.folder / f"shard-{self.number:05d}.left-out.json"
+
+    def left_out(self) -> dict[str, str]:
+        """Who has been found to have no finite fit, and why. Raises BadFile."""
+        try:
+            return dict(json.loads(self._record.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, TypeError) as error:
+            raise BadFile(
+                f"{self._record} cannot be read ({type(error).__name__}), expected names and reasons in JSON: remove it"
+            ) from error
+
+    def leave_out(self, people: Mapping[str, str]) -> None:
+        """Note people whose fit is not finite, by name, and why: the others of the shard begin anew, without them."""
+        Path(self.checkpoint.path).unlink(missing_ok=True)  # first: a checkpoint is always of those who are left
+        write_text(self._record, json.dumps({**self.left_out(), **people}) + "\n")
+
+    def clear(self) -> None:
+        """Remove what is kept of a fit on its way: its end is written."""
+        Path(self.checkpoint.path).unlink(missing_ok=True)
+        self._record.unlink(missing_ok=True)
+
     @contextmanager
     def fitting(self) -> Iterator[None]:
         """Be the only one who fits them. Raises WorkError where another does not end, UserError in no such folder."""
@@ -115,19 +162,21 @@ class Shard:
             yield
 
     def save(self, weights: Tensor) -> None:
-        """Write the finished people (N, S, 1, a + b)."""
-        save_people(self.output, self.names, weights)
+        """Write the finished people (N, S, 1, a + b), all but those who are left out."""
+        left_out = self.left_out()
+        save_people(self.output, [name for name in self.names if name not in left_out], weights, left_out)
 
     def fault(self, shape: Sequence[int]) -> str | None:
         """What is wrong with the finished file, where the people's numbers should be (N, *shape); None is nothing."""
         try:
             tensors, metadata = load_tensors(self.output)
-        except BadFile:
+            weights, left_out = tensors.get("weights"), _left_out(metadata)
+        except (BadFile, ValueError):
             return "is cut short or damaged"
-        weights = tensors.get("weights")
-        if weights is None or weights.shape != (len(self.names), *shape):
+        people = [name for name in self.names if name not in left_out]
+        if weights is None or weights.shape != (len(people), *shape):
             return "holds numbers of another shape"
-        if metadata.get("people") != json.dumps(self.names):
+        if metadata.get("people") != json.dumps(people) or not left_out.keys() <= set(self.names):
             return "holds other people"
         return None if weights.isfinite().all() else "holds numbers that are not finite"
 
@@ -170,7 +219,7 @@ class Manifest:
                     fault = "is not what was written"
                 if fault is None:
                     self.entries[entry.file] = entry
-                    Path(shard.checkpoint.path).unlink(missing_ok=True)
+                    shard.clear()
                     continue
                 log.warning("%s %s: its %d people are fitted again", shard.output, fault, len(shard.names))
                 shard.output.unlink()
@@ -187,6 +236,7 @@ class Manifest:
 
     def _write(self) -> None:
         shards = [asdict(self.entries[file]) for file in sorted(self.entries)]
+        shards = [{key: value for key, value in one.items() if value != {}} for one in shards]
         write_text(self._path, json.dumps({"format": _FORMAT, "shards": shards}, indent=1) + "\n")
 
 
@@ -204,7 +254,7 @@ def check_unchanged(folder: Path) -> None:
     """Raise BadFile for a finished shard that is not, to the last bit, what the manifest says of it."""
     for name, entry in _read(folder / MANIFEST_FILE).items():
         path = folder / name
-        if path.exists() and ShardEntry.of(path, entry.people) != entry:
+        if path.exists() and ShardEntry.of(path, entry.settled) != entry:
             raise BadFile(f"{path} has changed since it was finished: run hdb preoptimize again, which fits it anew")
 
 

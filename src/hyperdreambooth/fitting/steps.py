@@ -228,6 +228,19 @@ class Run:
         every = self.config.checkpoint_every_seconds
         return max(every, 20.0 * self._writing) if every else 0.0
 
+    def is_finite(self) -> bool:
+        """Whether the parameters, the loss of the step that is next and its gradients, unscaled, all are finite."""
+        self._optimizer.zero_grad(set_to_none=True)
+        scale, self._scale = self._scale, LossScale(False)
+        try:
+            self._gradients()
+        except NotFinite:
+            return False
+        finally:
+            self._scale = scale
+        found = [*self.parameters.values(), *(p.grad for p in self.parameters.values() if p.grad is not None)]
+        return all(bool(tensor.isfinite().all()) for tensor in found)
+
     def save(self) -> None:
         """Write the checkpoint, if the run has one and has moved since; of several processes, the main one's does."""
         if self.checkpoint is None or self._saved_step == self.step or not self.processes.main:
