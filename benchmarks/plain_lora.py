@@ -1,7 +1,7 @@
 """The loop that a user of diffusers and PEFT writes to fit a LoRA to one picture: what ours is timed against.
 
 After diffusers' examples/dreambooth/train_dreambooth_lora.py: LoRA on the attention projections of the U-Net, float32
-factors under autocast, AdamW, clipped gradients, one picture and one noise a step.
+factors under autocast, AdamW, clipped gradients, one picture, and in a step as many noises as asked for.
 """
 
 from __future__ import annotations
@@ -27,10 +27,12 @@ class PlainLora:
 
     encodes: whether the picture goes through the VAE and the prompt through the text encoder at every step, as they do
     in that script unless it is told otherwise; else once, before the steps.
+    noises: samples of the picture in a step, each under a noise and a timestep of its own.
     """
 
     rank: int
     encodes: bool = False
+    noises: int = 1
 
     def losses(self, base: Base, picture: Tensor, generator: torch.Generator) -> Iterator[float]:
         """The loss of each step, for as long as it is asked for; then the U-Net is without the LoRA again.
@@ -53,11 +55,13 @@ class PlainLora:
             while True:
                 if self.encodes:
                     latents, states = self._encode(base, picture)
-                noise = torch.randn(latents.shape, generator=generator).to(latents)
-                timestep = torch.randint(scheduler.config.num_train_timesteps, (1,), generator=generator).to(device)
-                noisy = scheduler.add_noise(latents, noise, timestep)
+                rows = latents.expand(self.noises, *latents.shape[1:])
+                noise = torch.randn(rows.shape, generator=generator).to(rows)
+                steps = scheduler.config.num_train_timesteps
+                timesteps = torch.randint(steps, (self.noises,), generator=generator).to(device)
+                noisy, read = scheduler.add_noise(rows, noise, timesteps), states.expand(self.noises, *states.shape[1:])
                 with torch.autocast(device.type, base.dtype, enabled=base.dtype != torch.float32):
-                    output = unet(noisy, timestep, encoder_hidden_states=states, return_dict=False)[0]
+                    output = unet(noisy, timesteps, encoder_hidden_states=read, return_dict=False)[0]
                 loss = F.mse_loss(output.float(), noise.float())
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(parameters, 1.0)

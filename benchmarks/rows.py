@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 OURS, SET_UP = "fine-tune, 1 noise", "fine-tuning begun"
+PLAIN_PICTURE = "plain picture"
 ONE, EACH = ", one person", ", a person each"
 FEW_STEPS = 100  # of pre-optimisation, the fewest that are spoken of
 MANY = 15_000  # people, as many as the paper pre-optimises
@@ -28,19 +29,38 @@ class Row:
         return self.flops / self.seconds
 
 
+def noises_of(count: int) -> str:
+    """How a row's name says it: "1 noise", "4 noises"."""
+    return f"{count} noise{'s' * (count > 1)}"
+
+
+def people_in(batch: int) -> str:
+    """How a row's name says it before its noises: nothing of one person, "4 people x " of more."""
+    return f"{batch} people x " * (batch > 1)
+
+
 def ratios(rows: Iterable[Row]) -> dict[str, dict[str, float]]:
     """What is compared within a run.
 
     "plain over ours": how many times as long a step of each plain loop takes as one of ours with as many samples
-    through the U-Net; "mixed over one": a pass over N people against one over N rows of one person.
+    through the U-Net, and the plain pipeline's guided picture as ours; "mixed over one": a pass over N people against
+    one over N rows of one person.
     """
     seconds = {row.phase: row.seconds for row in rows}
-    plain = {phase: time for phase, time in seconds.items() if phase.startswith("plain")}
+    plain = {phase: (time, _ours(phase, seconds)) for phase, time in seconds.items() if phase.startswith("plain")}
     mixed = {phase.removesuffix(EACH): time for phase, time in seconds.items() if phase.endswith(EACH)}
     return {
-        "plain over ours": {phase: time / seconds[OURS] for phase, time in plain.items() if OURS in seconds},
+        "plain over ours": {phase: time / ours for phase, (time, ours) in plain.items() if ours is not None},
         "mixed over one": {phase: time / seconds[phase + ONE] for phase, time in mixed.items()},
     }
+
+
+def _ours(plain: str, seconds: Mapping[str, float]) -> float | None:
+    """Seconds of ours that do the work of a plain row; None where they were not timed."""
+    if plain == PLAIN_PICTURE:
+        return next((time for phase, time in seconds.items() if phase.startswith("guided picture")), None)
+    noises = plain.rpartition(", ")[2]
+    return seconds.get(f"fine-tune, {noises}" if noises.endswith("noises") else OURS)
 
 
 def totals(rows: Iterable[Row]) -> dict[str, float]:

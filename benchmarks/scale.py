@@ -1,7 +1,7 @@
 """A plan on paper: many people pre-optimised and served at Stable Diffusion 1.5, by counted work and assumed hardware.
 
-    python -m benchmarks.sd15 --counts --output counts.json
-    python -m benchmarks.scale counts.json
+    python -m benchmarks.sd15 --counts --output docs/sd15-counts.json
+    python -m benchmarks.scale docs/sd15-counts.json
 
 Prints tables in Markdown. FLOPs and bytes are counted; what the hardware does and costs is assumed, and asked for by
 the options. `docs/scale.md` has the formulas.
@@ -29,6 +29,7 @@ from hyperdreambooth.identity import Dtype, Identity
 from hyperdreambooth.lidb import LiDBSpace, find_blocks, find_sites
 
 GPUS = (1, 8, 64)
+SHARES = (0.2, 0.3, 0.4)  # of the peak, at which the whole is planned
 LATENTS = 4 * 64 * 64 * 4  # bytes of a picture's, in float32
 HOUR, DAY = 3600.0, 86_400.0
 FINDING = (0.1, 0.8)  # seconds of a core for the face of a photograph, from the quickest to the slowest
@@ -49,7 +50,9 @@ class Assumed:
     checkpoint: float = 60.0  # seconds between two checkpoints
     served: int = 1_000_000  # people who are made, and drawn
     pictures: int = 10  # of each of them in a month of 30 days
-    passes: int = 51  # of the U-Net for a picture in 50 steps, by the sampler of Stable Diffusion 1.5
+    passes: int = 51  # of the sampler for a picture in 50 steps, by that of Stable Diffusion 1.5
+    training: float = 1109e15  # FLOP of the hypernetwork's training, as `hdb train --dry-run` counts the preset's
+    trainers: int = 8  # GPUs that share it, at most: those of one machine
     photograph: int = 100_000  # bytes of one, as a file
     picture: int = 400_000  # bytes of one that was drawn, as a file
     versions: int = 4  # of a photograph at which a frozen encoder looks before a training
@@ -183,21 +186,30 @@ def needed(counted: Mapping[str, float], space: LiDBSpace, assumed: Assumed) -> 
     return rows
 
 
-def served(counted: Mapping[str, float], space: LiDBSpace, assumed: Assumed) -> list[list[str]]:
-    """People made and drawn, by number of GPUs."""
-    made = 1e9 * (
+def made(counted: Mapping[str, float]) -> float:
+    """FLOP of a person: the prediction, the photograph encoded, 40 steps of one noise."""
+    return 1e9 * (
         counted["prediction, 3 rounds (GFLOP)"]
         + counted["VAE, encode (GFLOP)"]
         + 40 * counted["a step of fine-tuning, 1 noise (GFLOP)"]
     )
-    drawn = 1e9 * (assumed.passes * counted["guided step (GFLOP)"] + counted["VAE, decode (GFLOP)"])
+
+
+def drawn(counted: Mapping[str, float], assumed: Assumed, answers: int = 2) -> float:
+    """FLOP of a picture for which the U-Net gives so many answers a pass: guidance takes 2, likeness beside it 3."""
+    step = counted["guided step (GFLOP)"] * answers / 2
+    return 1e9 * (assumed.passes * step + counted["VAE, decode (GFLOP)"])
+
+
+def served(counted: Mapping[str, float], space: LiDBSpace, assumed: Assumed) -> list[list[str]]:
+    """People made and drawn, by number of GPUs."""
     identity = identity_bytes(space, FINETUNE["lidb"].config.rank_in(space) + 1, "int8")  # one predicted
     asked = assumed.served * assumed.pictures / 30  # a day
     head = "GPUs, all people made (hours), dollars, pictures a day, of those asked for, identities read (MB/s)"
     rows = [[*head.split(", "), "pictures sent (MB/s)"]]
     for gpus in GPUS:
-        hours = assumed.served * made / (gpus * assumed.rate) / HOUR
-        pictures = DAY * gpus * assumed.rate / drawn
+        hours = assumed.served * made(counted) / (gpus * assumed.rate) / HOUR
+        pictures = DAY * gpus * assumed.rate / drawn(counted, assumed)
         each = min(pictures, asked) / DAY
         rows.append(
             [
@@ -211,6 +223,74 @@ def served(counted: Mapping[str, float], space: LiDBSpace, assumed: Assumed) -> 
             ]
         )
     return rows
+
+
+def prices(counted: Mapping[str, float], assumed: Assumed) -> list[list[str]]:
+    """What all pictures of all people cost: by the hours that GPUs work, and where they are held all month."""
+    pictures = assumed.served * assumed.pictures
+    person, plain, alike = made(counted), drawn(counted, assumed), drawn(counted, assumed, answers=3)
+    head = "GPUs, pictures drawn (hours), dollars, with likeness (hours), dollars, people and pictures (dollars)"
+    rows = [[*head.split(", "), "a person's all (cents)", "GPUs held 30 days (dollars)"]]
+    for gpus in GPUS:
+        hours, longer, making = (
+            number * flops / (gpus * assumed.rate) / HOUR
+            for number, flops in ((pictures, plain), (pictures, alike), (assumed.served, person))
+        )
+        whole = gpus * (making + hours) * assumed.price
+        rows.append(
+            [
+                str(gpus),
+                f"{hours:,.1f}",
+                f"{gpus * hours * assumed.price:,.0f}",
+                f"{longer:,.1f}",
+                f"{gpus * longer * assumed.price:,.0f}",
+                f"{whole:,.0f}",
+                f"{100 * whole / assumed.served:.2f}",
+                f"{gpus * 30 * DAY / HOUR * assumed.price:,.0f}",
+            ]
+        )
+    return rows
+
+
+def hours_of(counted: Mapping[str, float], assumed: Assumed, gpus: int) -> dict[str, float]:
+    """Hours of each part of the whole on so many GPUs, one part after the other."""
+    rounds = math.ceil(math.ceil(assumed.people / assumed.shard) / gpus)
+    apart = assumed.rate * HOUR  # FLOP of a GPU in an hour
+    return {
+        f"{assumed.people:,} people pre-optimised": rounds * shard_seconds(counted, assumed) / HOUR,
+        "hypernetwork trained": assumed.training / (min(gpus, assumed.trainers) * apart),
+        f"{assumed.served:,} people made": assumed.served * made(counted) / (gpus * apart),
+        f"{assumed.served * assumed.pictures:,} pictures drawn": (
+            assumed.served * assumed.pictures * drawn(counted, assumed) / (gpus * apart)
+        ),
+    }
+
+
+def at_shares(counted: Mapping[str, float], assumed: Assumed) -> list[list[str]]:
+    """Everything, at several shares of the peak: hours and dollars by number of GPUs.
+
+    Dollars are of GPUs that work: those that the hypernetwork's training leaves out are not paid for meanwhile.
+    """
+    units = ((unit, gpus) for unit in ("hours", "dollars") for gpus in GPUS)
+    rows = [["of the peak", "what", *(f"{gpus} GPU{'s' * (gpus > 1)} ({unit})" for unit, gpus in units)]]
+    for share in SHARES:
+        at_share = replace(assumed, share=share)
+        hours = [hours_of(counted, at_share, gpus) for gpus in GPUS]
+        dollars = [
+            {part: _paid(part, gpus, at_share) * time * at_share.price for part, time in own.items()}
+            for gpus, own in zip(GPUS, hours, strict=True)
+        ]
+        for part in hours[0]:
+            cells = [f"{own[part]:,.2f}" for own in hours] + [f"{own[part]:,.0f}" for own in dollars]
+            rows.append([f"{share:.0%}", part, *cells])
+        sums = [f"{sum(own.values()):,.2f}" for own in hours] + [f"{sum(own.values()):,.0f}" for own in dollars]
+        rows.append([f"{share:.0%}", "all of it", *sums])
+    return rows
+
+
+def _paid(part: str, gpus: int, assumed: Assumed) -> int:
+    """GPUs that a part keeps busy."""
+    return min(gpus, assumed.trainers) if part == "hypernetwork trained" else gpus
 
 
 def main() -> None:
@@ -233,9 +313,11 @@ def main() -> None:
         sizes(space, assumed),
         schedules(counted, assumed),
         preoptimised(counted, space, assumed),
-        beforehand(counted, assumed),
         needed(counted, space, assumed),
+        beforehand(counted, assumed),
         served(counted, space, assumed),
+        prices(counted, assumed),
+        at_shares(counted, assumed),
     ):
         print("\n".join(table(header, body)) + "\n")
 

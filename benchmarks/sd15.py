@@ -28,7 +28,8 @@ from torch import Tensor
 from benchmarks.counts import Counted, counts, device_name, peaks, seconds_of
 from benchmarks.memory import _layout, forget_peak, peak_bytes, random_base
 from benchmarks.plain_lora import PlainLora
-from benchmarks.rows import EACH, FEW_STEPS, ONE, SET_UP, Row, ratios, totals
+from benchmarks.plain_picture import plain_picture, plain_pipeline
+from benchmarks.rows import EACH, FEW_STEPS, ONE, PLAIN_PICTURE, SET_UP, Row, noises_of, people_in, ratios, totals
 from hyperdreambooth.base.compiled import compile_unet
 from hyperdreambooth.base.hardware import PRECISIONS, choose, name_of
 from hyperdreambooth.base.model import Base
@@ -36,7 +37,7 @@ from hyperdreambooth.drawing import DrawConfig, draw
 from hyperdreambooth.faces import face_masks
 from hyperdreambooth.files import write_text
 from hyperdreambooth.fitting.finetune import PRESETS as FINETUNE
-from hyperdreambooth.fitting.finetune import FinetuneConfig, Finetuning, finetune
+from hyperdreambooth.fitting.finetune import Finetuning, finetune
 from hyperdreambooth.fitting.fit import Pictures
 from hyperdreambooth.fitting.preoptimize import PreoptimizeConfig, fit_people
 from hyperdreambooth.hypernetwork.cost import count_flops
@@ -55,7 +56,8 @@ class Amount:
     """How much of each phase is timed."""
 
     steps: int  # of fine-tuning and of the plain loop
-    noises: tuple[int, ...]  # of fine-tuning
+    noises: tuple[int, ...]  # of fine-tuning, and of the plain loop of rank 4
+    tuned: tuple[int, ...]  # people fine-tuned in one batch, of one noise each
     sampler_steps: int
     people: tuple[int, ...]  # in one batch of pre-optimisation
     fit_steps: int  # of pre-optimisation
@@ -65,8 +67,8 @@ class Amount:
     matmul: int  # side of the matrices whose product is the peak
 
 
-FULL = Amount(40, (1, 4), 50, (1, 4, 8, 16, 32), 4, (1, 4), (1, 4, 16), 10, 8192)
-REDUCED = Amount(3, (1,), 1, (1, 2), 1, (1, 4), (1, 4), 1, 2048)
+FULL = Amount(40, (1, 4), (4,), 50, (1, 4, 8, 16, 32), 4, (1, 4), (1, 4, 16), 10, 8192)
+REDUCED = Amount(3, (1,), (4,), 1, (1, 2), 1, (1, 4), (1, 4), 1, 2048)
 
 
 class Bench:
@@ -111,50 +113,78 @@ class Bench:
             yield self._timed("VAE decode", "picture", lambda: self.base.decode(self.latents))
 
     def _finetune(self) -> Iterator[Row]:
-        """On a prediction on the sites that the hypernetwork speaks of; the set-up is all before the first step."""
-        preset, space = FINETUNE["lidb"].config, self.adapters.space
-        predicted = (space if PRESETS[self.preset].blocks else space.rule).start().unsqueeze(0)  # (1, S, 1, a + b)
-        predicted = predicted + 0.01 * torch.randn(predicted.shape, generator=self.generator)  # a zero is left out
-        predicted = predicted.to(self.base.device)
-        masks = face_masks(self.latents)
-        for noises in self.amount.noises:
-            objective = replace(preset.objective, noises=noises)
-            config = replace(preset, objective=objective, fit=replace(preset.fit, steps=WARM_UP + self.amount.steps))
+        """On a prediction on the sites that the hypernetwork speaks of; the set-up is all before the first step.
 
-            def begin(config: FinetuneConfig = config) -> Finetuning:
-                return finetune(self.base, self.adapters, self.latents, predicted, config, masks=masks)
-
-            if noises == self.amount.noises[0]:
-                yield self._timed(SET_UP, "person", begin)
-            tuning = begin()
-            row = self._steps(f"fine-tune, {noises} noise{'s' * (noises > 1)}", tuning, self.amount.steps)
-            row.facts["40 steps (s)"] = 40 * row.seconds
+        One person with each number of noises, then several people in one batch with one noise each: a person's 40
+        steps are the batch's, shared.
+        """
+        cases = [(1, noises) for noises in self.amount.noises] + [(people, 1) for people in self.amount.tuned]
+        yield self._timed(SET_UP, "person", lambda: self._begin(*cases[0]))
+        for people, noises in cases:
+            phase = f"fine-tune, {people_in(people)}{noises_of(noises)}"
+            row = self._steps(phase, self._begin(people, noises), self.amount.steps, "step" + " of all" * (people > 1))
+            row.facts["40 steps (s)" if people == 1 else "40 steps, a person (s)"] = 40 * row.seconds / people
             yield row
 
+    def _begin(self, people: int, noises: int) -> Finetuning:
+        """So many different people, each with a photograph, before the first step."""
+        preset, space = FINETUNE["lidb"].config, self.adapters.space
+        start = (space if PRESETS[self.preset].blocks else space.rule).start()  # (S, 1, a + b)
+        generator = torch.Generator().manual_seed(0)
+        predicted = start + 0.01 * torch.randn(people, *start.shape, generator=generator)  # a zero is left out
+        latents = self.latents.expand(people, *self.latents.shape[1:])
+        config = replace(
+            preset,
+            objective=replace(preset.objective, noises=noises),
+            fit=replace(preset.fit, steps=WARM_UP + self.amount.steps),
+        )
+        predicted = predicted.to(self.base.device)
+        return finetune(self.base, self.adapters, latents, predicted, config, masks=face_masks(latents))
+
     def _plain(self) -> Iterator[Row]:
-        """Never compiled: it is the loop that a user writes."""
+        """Never compiled: it is the loop, and the pipeline, that a user writes."""
         self.adapters.eject()
-        for plain in (PlainLora(1), PlainLora(4), PlainLora(4, encodes=True)):
+        many = [PlainLora(4, noises=noises) for noises in self.amount.noises if noises > 1]
+        for plain in (PlainLora(1), PlainLora(4), PlainLora(4, encodes=True), *many):
             losses = plain.losses(self.base, self.face, self.generator)
             name = f"plain loop, rank {plain.rank}" + ", encodes" * plain.encodes
+            name += f", {noises_of(plain.noises)}" * (plain.noises > 1)
             with torch.compiler.set_stance("force_eager"):
                 next(losses)  # before which it encodes, whether or not it does so at every step
                 row = self._steps(name, losses, self.amount.steps)
             losses.close()
             yield row
+        if self.base.second is None:  # of SDXL it is another pipeline
+            yield self._plain_picture()
+
+    def _plain_picture(self) -> Row:
+        """Classifier-free guidance, as much as ours."""
+        pipeline, steps = plain_pipeline(self.base), self.amount.sampler_steps
+        prompt, guidance = PROMPT.replace("[V]", self.base.rare_token), DrawConfig().guidance
+        noise = self.latents.to(self.base.dtype)
+
+        def work() -> Tensor:
+            return plain_picture(pipeline, noise, prompt, steps, guidance)
+
+        with torch.compiler.set_stance("force_eager"):
+            return self._timed(PLAIN_PICTURE, "picture", work)
 
     def _picture(self) -> Iterator[Row]:
-        """A guided picture of one person, the person in both answers, from the prompt to the decoded picture."""
+        """A picture of one person, from the prompt to the decoded picture.
+
+        Guided alone, the person in both answers, and with likeness, as `draw` does unless told otherwise.
+        """
         steps, space = self.amount.sampler_steps, self.adapters.space
         weights = 0.01 * torch.randn(len(space.sites), 1, space.width, generator=self.generator)
         person = Identity(weights, space.info, base="", blocks=space.blocks)
-        config = DrawConfig(steps=steps, likeness=None)
+        for kind, likeness in (("guided picture", None), ("picture with likeness", DrawConfig().likeness)):
+            config = DrawConfig(steps=steps, likeness=likeness)
 
-        def work() -> Tensor:
-            return draw(self.base, self.adapters, [person], [PROMPT], config)
+            def work(config: DrawConfig = config) -> Tensor:
+                return draw(self.base, self.adapters, [person], [PROMPT], config)
 
-        name = f"guided picture, {steps} step{'s' * (steps > 1)}"
-        yield self._timed(name, "picture", work, {"passes": float(self.base.evaluations(steps))})
+            name = f"{kind}, {steps} step{'s' * (steps > 1)}"
+            yield self._timed(name, "picture", work, {"passes": float(self.base.evaluations(steps))})
 
     def _preoptimise(self) -> Iterator[Row]:
         """Seconds are of a step of everybody; people per hour by the preset's steps, and by 100."""
@@ -163,7 +193,7 @@ class Bench:
             fit = replace(preset.fit, steps=WARM_UP + self.amount.fit_steps)
             config = replace(preset, fit=fit, objective=replace(preset.objective, noises=noises))
             pictures = Pictures(self.latents.expand(people, 1, *self.latents.shape[1:]))
-            name = f"pre-optimise, batch of {people} x {noises} noise{'s' * (noises > 1)}"
+            name = f"pre-optimise, batch of {people} x {noises_of(noises)}"
             run = fit_people(self.base, self.adapters, pictures, config)
             try:
                 row = self._steps(name, run, self.amount.fit_steps, "step of all")
@@ -264,7 +294,7 @@ def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
 def amount_of(options: argparse.Namespace, device: torch.device) -> Amount:
     """The full amount on CUDA, the reduced one elsewhere, with what the options say otherwise."""
     amount = FULL if device.type == "cuda" else REDUCED
-    asked = {name: getattr(options, name) for name in ("steps", "noises", "sampler_steps", "people")}
+    asked = {name: getattr(options, name) for name in ("steps", "noises", "tuned", "sampler_steps", "people")}
     given = {name: tuple(value) if isinstance(value, list) else value for name, value in asked.items() if value}
     return replace(amount, **given)
 
@@ -333,6 +363,7 @@ def main() -> None:
     parser.add_argument("--phases", nargs="+", choices=PHASES, default=list(PHASES), help="what is timed")
     parser.add_argument("--steps", type=int, help="of fine-tuning and of the plain loop")
     parser.add_argument("--noises", type=int, nargs="+", help="of a step of fine-tuning")
+    parser.add_argument("--tuned", type=int, nargs="+", help="people fine-tuned in one batch")
     parser.add_argument("--sampler-steps", type=int, help="of a picture")
     parser.add_argument("--people", type=int, nargs="+", help="in one batch of pre-optimisation")
     parser.add_argument("--a", type=int, default=100, help="of the LiDB space")

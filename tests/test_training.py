@@ -120,6 +120,21 @@ def test_two_trainings_do_not_share_a_folder(hdb: Hdb, tmp_path: Path, monkeypat
     assert not (tmp_path / "run").exists()
 
 
+def test_a_dry_run_counts_the_layers_that_people_will_be_fitted_in(hdb: Hdb, tmp_path: Path) -> None:
+    weights, base = tmp_path / "weights", ("--base", hdb.base)
+    training = ("train", "portraits:0-1", weights, "-o", tmp_path / "trained", *base, "--preset", "tiny", "--dry-run")
+    whole, rule = (hdb.json(*training, *more) for more in ((), ("--no-blocks",)))
+    assert [got["network"]["blocks"] for got in (whole, rule)] == [True, False]
+    assert rule["cost"]["prediction_flops"] < whole["cost"]["prediction_flops"]
+    hdb.json("preoptimize", "portraits:0-1", "-o", weights, *base, "--views", 1, "--steps", 1, "--no-blocks")
+    assert all(hdb.json(*training)[part] == rule[part] for part in ("network", "cost"))
+    (line,) = hdb(*training, "--blocks", status=2)[1].splitlines()
+    assert line == (
+        "error: got --blocks for people who were fitted without the residual blocks, expected the same of both: "
+        "leave it out"
+    )
+
+
 def test_in_bfloat16_the_hypernetwork_learns_in_it_too(hdb: Hdb, tmp_path: Path) -> None:
     weights, common = tmp_path / "weights", ("--base", hdb.base, "--precision", "bf16")
     hdb.json("preoptimize", "portraits:0-3", "-o", weights, *common, "--steps", 1)

@@ -1,23 +1,32 @@
 """The plan on paper, against its formulas worked out here."""
 
 import json
+import re
 import sys
+from itertools import islice
 from pathlib import Path
 
 import pytest
 
-from benchmarks import scale
+from benchmarks import cluster_simulation, scale
+from benchmarks.counts import counts
 from benchmarks.scale import (
     Assumed,
+    at_shares,
     beforehand,
     identity_bytes,
     preoptimised,
+    prices,
     schedules,
     sd15_space,
     served,
     shard_seconds,
 )
+from hyperdreambooth.base.single_file import LAYOUTS
 from hyperdreambooth.lidb import LiDBSpace
+
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE, COMMITTED = DOCS / "scale.md", DOCS / "sd15-counts.json"
 
 COUNTED = {
     "U-Net (parameters)": 800e6,
@@ -83,6 +92,92 @@ def test_people_served_follow_from_counted_work(space: LiDBSpace) -> None:
     assert one[3] == f"{86400 * 350 / drawn:,.0f}"
 
 
+def test_prices_follow_from_counted_work() -> None:
+    """1,000 people, 10 pictures of each, at 350 TFLOP/s and 2 dollars an hour."""
+    _, one, eight, _ = prices(COUNTED, ASSUMED)
+    hours = 10_000 * (51 * 1.6 + 2.5) / 350 / 3600
+    with_likeness = 10_000 * (51 * 2.4 + 2.5) / 350 / 3600
+    making = 1000 * (0.4 + 1.1 + 40 * 1.4) / 350 / 3600
+    assert one[1] == f"{hours:.1f}" and one[2] == f"{2 * hours:.0f}"
+    assert one[3] == f"{with_likeness:.1f}" and one[4] == f"{2 * with_likeness:.0f}"
+    assert one[5] == f"{2 * (hours + making):.0f}" and one[6] == f"{100 * 2 * (hours + making) / 1000:.2f}"
+    assert eight[1] == f"{hours / 8:.1f}" and eight[2] == one[2]
+    assert [one[7], eight[7]] == ["1,440", "11,520"]  # 720 hours
+
+
+def test_everything_at_a_fifth_of_the_peak_by_hand() -> None:
+    """At 140 TFLOP/s; 20 shards of 160 s are 20 rounds, 3 and 1."""
+    rows = {(share, part): cells for share, part, *cells in at_shares(COUNTED, ASSUMED)[1:]}
+    assert {share for share, _ in rows} == {"20%", "30%", "40%"}
+    fitted, trained = [20 * 160 / 3600, 3 * 160 / 3600, 160 / 3600], 1109e3 / 140 / 3600
+    made, drawn = (1000 * tera / 140 / 3600 for tera in (0.4 + 1.1 + 40 * 1.4, 10 * (51 * 1.6 + 2.5)))
+    assert rows["20%", "640 people pre-optimised"][:3] == [f"{hours:.2f}" for hours in fitted]
+    assert rows["20%", "hypernetwork trained"] == [
+        *(f"{trained / gpus:.2f}" for gpus in (1, 8, 8)),
+        *[f"{2 * trained:.0f}"] * 3,
+    ]
+    last = fitted[2] + trained / 8 + (made + drawn) / 64
+    assert rows["20%", "all of it"][2] == f"{last:.2f}"
+    assert rows["20%", "all of it"][5] == f"{2 * (64 * fitted[2] + trained + made + drawn):.0f}"
+
+
+def tables_of(text: str) -> list[list[list[str]]]:
+    """The tables of a text in Markdown: rows of cells."""
+    tables, before = list[list[list[str]]](), ""
+    for line in text.splitlines():
+        if line.startswith("|"):
+            if not before.startswith("|"):
+                tables.append([])
+            tables[-1].append([cell.strip() for cell in line.strip("|").split("|")])
+        before = line
+    return tables
+
+
+def printed(
+    main: object, arguments: list[object], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> str:
+    """What a benchmark says."""
+    monkeypatch.setattr(sys, "argv", ["benchmark", *map(str, arguments)])
+    assert callable(main)
+    main()
+    return str(capsys.readouterr().out)
+
+
+def test_the_page_has_the_tables_that_its_commands_print(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = PAGE.read_text()
+    (seconds,) = re.findall(r"cluster_simulation --seconds ([\d.]+)", page)
+    plan = printed(scale.main, [COMMITTED], monkeypatch, capsys)
+    simulated = printed(cluster_simulation.main, ["--seconds", seconds], monkeypatch, capsys)
+    assumed, *tables = tables_of(page)  # the first says what was assumed, and is nobody's output
+    assert len(assumed[0]) == 3 and tables == [*tables_of(plan), *tables_of(simulated)]
+    assert f"A shard of 32 people: {seconds} s" in plan and f"F(4) / rate = {seconds} s" in page
+
+
+def test_figures_in_the_page_s_words_are_those_counted() -> None:
+    counted = {one["name"]: one["value"] for one in json.loads(COMMITTED.read_text())}
+    page = PAGE.read_text()
+    for words, name in {
+        "F(1) = {:,.1f}": "a person's step of 1 noise (GFLOP)",
+        "F(4) = {:,.1f}": "a person's step of 4 noises (GFLOP)",
+        "T(1) = {:,.1f}": "a step of fine-tuning, 1 noise (GFLOP)",
+        "P = {:,.1f}": "prediction, 3 rounds (GFLOP)",
+        "E = {:,.1f}": "VAE, encode (GFLOP)",
+        "D = {:,.1f}": "VAE, decode (GFLOP)",
+        "G = {:,.1f}": "guided step (GFLOP)",
+        "rank 1: {:,.1f}": "U-Net, forward and backward of rank 1 (GFLOP)",
+    }.items():
+        assert words.format(counted[name]) in page, name
+
+
+def test_the_committed_counts_are_what_is_counted() -> None:
+    """The first five, without a backward pass; all of them take half a minute."""
+    committed = [(one["name"], one["value"]) for one in json.loads(COMMITTED.read_text())]
+    again = [one[:2] for one in islice(counts(LAYOUTS / "sd1", None, 100, 50, "vit-h"), 5)]
+    assert again == committed[:5]
+
+
 def test_all_tables_are_printed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -91,4 +186,4 @@ def test_all_tables_are_printed(
     monkeypatch.setattr(sys, "argv", ["scale", str(counts), "--price", "9"])
     scale.main()
     out = capsys.readouterr().out
-    assert out.count("\n| --- ") == 6 and "9 dollars a GPU hour" in out
+    assert out.count("\n| --- ") == 8 and "9 dollars a GPU hour" in out

@@ -37,12 +37,12 @@ def narrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *more: object) -> An
 def test_every_phase_is_a_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = ("--device", "cpu", "--steps", 1, "--noises", 1, 2, "--people", 1, 2)
+    options = ("--device", "cpu", "--steps", 1, "--noises", 1, 2, "--people", 1, 2, "--tuned", 3)
     monkeypatch.setattr(sd15, "REDUCED", replace(sd15.REDUCED, matmul=64, rows=(1, 2)))
     result = narrow(tmp_path, monkeypatch, *options)
     assert result["reduced"] and result["picture"] == SIZE and result["peak"] > 0
     rows = {row["phase"]: row for row in result["rows"]}
-    assert len(rows) == 2 + 2 + 1 + 2 + 1 + 2 * 2 + 2 * 3 + 3
+    assert len(rows) == 2 + 2 + 1 + 3 + 2 + 2 * 2 + 2 * 3 + 5
     assert set(result["mixed over one"]) == {"U-Net, batch of 1", "U-Net, batch of 2"}
     assert set(result["totals"]) == {
         "personalise (s)",
@@ -58,6 +58,11 @@ def test_every_phase_is_a_row(
     assert pair == 2 * alone
     once, every_step = rows["plain loop, rank 4"], rows["plain loop, rank 4, encodes"]
     assert every_step["flops"] > once["flops"] > rows["plain loop, rank 1"]["flops"]
+    assert rows["plain loop, rank 4, 2 noises"]["flops"] == 2 * once["flops"]
+    three, one = rows["fine-tune, 3 people x 1 noise"], rows["fine-tune, 1 noise"]
+    assert 3 * one["flops"] <= three["flops"] < 4 * one["flops"]
+    assert three["facts"]["40 steps, a person (s)"] == pytest.approx(40 * three["seconds"] / 3)
+    assert rows["picture with likeness, 1 step"]["flops"] > rows["guided picture, 1 step"]["flops"]
     assert set(result["plain over ours"]) == {phase for phase in rows if phase.startswith("plain")}
     assert "No CUDA: cut to" in capsys.readouterr().out
 
@@ -100,14 +105,14 @@ def test_compiled_every_row_is_but_the_plain_loop(fresh_base: Base, monkeypatch:
     monkeypatch.setattr(sd15, "compile_unet", partial(compile_unet, backend=counting))
     seen = {}
     with torch._dynamo.config.patch(recompile_limit=1, fail_on_recompile_limit_hit=True):
-        bench = Bench(fresh_base, "tiny", replace(sd15.REDUCED, steps=1, noises=(1, 2)), compiled=True)
+        bench = Bench(fresh_base, "tiny", replace(sd15.REDUCED, steps=1, noises=(1, 2), tuned=()), compiled=True)
         for row in bench.rows(["finetune", "plain"]):
             seen[row.phase] = len(passes)
             passes.clear()
         torch.compiler.reset()
     assert seen.pop(SET_UP) == 0
     assert [count for name, count in seen.items() if name.startswith("fine-tune")] == [2, 2]  # the first is counted
-    assert [count for name, count in seen.items() if name.startswith("plain")] == [0, 0, 0]
+    assert [count for name, count in seen.items() if name.startswith("plain")] == [0] * 5
 
 
 def test_flops_of_a_linear_layer_by_hand() -> None:
@@ -125,6 +130,22 @@ def test_the_plain_loop_learns_and_leaves_nothing(fresh_base: Base, generator: t
         assert factors and all(2 in p.shape and p.any() for p in factors)  # B starts at zero
         losses.close()
     assert set(fresh_base.unet.state_dict()) == keys
+
+
+def test_plain_work_is_set_against_ours_of_the_same_kind() -> None:
+    rows = [
+        Row(OURS, "step", 2.0, 1, 1),
+        Row("fine-tune, 4 noises", "step", 7.0, 1, 1),
+        Row("fine-tune, 4 people x 1 noise", "step of all", 6.0, 1, 1),
+        Row("guided picture, 50 steps", "picture", 5.0, 1, 1),
+        Row("picture with likeness, 50 steps", "picture", 8.0, 1, 1),
+        Row("plain loop, rank 4, encodes", "step", 3.0, 1, 1),
+        Row("plain loop, rank 4, 4 noises", "step", 10.5, 1, 1),
+        Row("plain picture", "picture", 6.0, 1, 1),
+    ]
+    over = {"plain loop, rank 4, encodes": 1.5, "plain loop, rank 4, 4 noises": 1.5, "plain picture": 1.2}
+    assert ratios(rows)["plain over ours"] == over
+    assert ratios(rows[4:])["plain over ours"] == {}
 
 
 def test_ratios_and_totals_by_hand() -> None:

@@ -32,6 +32,36 @@ BaseOption = Annotated[
         "--base", help='"embedded", a folder in diffusers\' layout, an id of the hub (org/name@revision), or a file.'
     ),
 ]
+PeopleArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="PEOPLE",
+        help="portraits:0-999; a folder of person/photo.jpg or of photo.jpg, or FFHQ, CelebA-HQ or SFHQ as they come; "
+        "or dataset:NAME of Hugging Face, an id or a folder.",
+        show_default=False,
+    ),
+]
+BlocksOption = Annotated[
+    bool,
+    typer.Option(
+        "--blocks/--no-blocks",
+        help="Fit the residual blocks' layers too, or those of the paper's 192-layer rule alone; train does as here.",
+    ),
+]
+FittedBlocksOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--blocks/--no-blocks",
+        help="Predict the residual blocks' layers too, or not; only a dry run before anybody is fitted asks for it.",
+        show_default="as they are fitted",
+    ),
+]
+OnlyOption = Annotated[
+    Path | None, typer.Option(help="A file of names, one a line, such as hdb split writes.", show_default="everybody")
+]
+ViewsOption = Annotated[
+    int, typer.Option(min=1, help="Pictures of each synthetic person; photographs of a person, at most.")
+]
 DeviceOption = Annotated[
     str | None, typer.Option(help="cpu, cuda, cuda:1, mps.", show_default="a GPU where there is one")
 ]

@@ -14,16 +14,21 @@ from hyperdreambooth.cli.console import Job
 from hyperdreambooth.cli.options import (
     LOAD,
     BaseOption,
+    BlocksOption,
     ClusterOption,
     CompileOption,
     DetectorOption,
     DeviceOption,
+    FittedBlocksOption,
     FolderOutput,
     JsonOption,
     LowMemoryOption,
     Machine,
+    OnlyOption,
+    PeopleArgument,
     PrecisionOption,
     SeedOption,
+    ViewsOption,
     WorkersOption,
     check_outputs,
     crew_of,
@@ -41,7 +46,7 @@ if TYPE_CHECKING:
     import torch
 
     from hyperdreambooth.cluster import Cluster
-    from hyperdreambooth.fitting.preoptimize import FitShard, PreoptimizeConfig, Schedule
+    from hyperdreambooth.fitting.preoptimize import FitShard, FittedPeople, PreoptimizeConfig, Schedule
     from hyperdreambooth.fitting.processes import Processes
     from hyperdreambooth.fitting.steps import FitConfig
     from hyperdreambooth.hypernetwork.model import HyperNetwork, HyperNetworkConfig
@@ -50,29 +55,6 @@ if TYPE_CHECKING:
 
 TRAIN, COUNT = "train", "count"
 _KEPT = "pictures"  # faces and latents of photographs, in the folder that a command writes
-
-PeopleArgument = Annotated[
-    str,
-    typer.Argument(
-        metavar="PEOPLE",
-        help="portraits:0-999; a folder of person/photo.jpg or of photo.jpg, or FFHQ, CelebA-HQ or SFHQ as they come; "
-        "or dataset:NAME of Hugging Face, an id or a folder.",
-        show_default=False,
-    ),
-]
-BlocksOption = Annotated[
-    bool,
-    typer.Option(
-        "--blocks/--no-blocks",
-        help="Fit the residual blocks' layers too, or those of the paper's 192-layer rule alone; train does as here.",
-    ),
-]
-OnlyOption = Annotated[
-    Path | None, typer.Option(help="A file of names, one a line, such as hdb split writes.", show_default="everybody")
-]
-ViewsOption = Annotated[
-    int, typer.Option(min=1, help="Pictures of each synthetic person; photographs of a person, at most.")
-]
 
 
 def portraits(
@@ -213,6 +195,7 @@ def train(
     base: BaseOption = "embedded",
     only: OnlyOption = None,
     preset: Annotated[Literal["embedded", "vit-h", "tiny"], typer.Option(help="Sizes of the network.")] = "embedded",
+    blocks: FittedBlocksOption = None,
     views: ViewsOption = 4,
     detector: DetectorOption = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Of each phase.", show_default="the preset's")] = None,
@@ -282,8 +265,8 @@ def train(
         from hyperdreambooth.portraits.captions import STYLES
 
         fitted = None if dry_run and not weights.exists() else load_people(weights)  # costs may be asked for before
-        blocks = fitted is None or fitted.space != asdict(booth.space.rule.info)  # it speaks of what they have
-        sizes = _sizes(replace(model.PRESETS[preset], blocks=blocks), train_encoder)
+        sizes = replace(model.PRESETS[preset], blocks=_speaks_of_blocks(blocks, fitted, booth))
+        sizes = _sizes(sizes, train_encoder)
         if versions and encoder is None and not sizes.encoder.frozen:
             raise UserError(
                 f"got --versions {versions} for an encoder that is trained, expected a frozen one: --encoder"
@@ -337,6 +320,23 @@ def train(
                 job.report(Progress(TRAIN, round(1000 * done / len(phases)), 1000, report.step.loss))
         file = output / training.RESULT_FILE
         job.finish(**facts, hypernetwork=str(file), bytes=file.stat().st_size, samples=samples)
+
+
+def _speaks_of_blocks(asked: bool | None, fitted: FittedPeople | None, booth: HyperDreamBooth) -> bool:
+    """Whether a network predicts the residual blocks too: as its people are fitted, or before they are, as asked for.
+
+    Raises:
+        UserError: they are fitted otherwise.
+    """
+    if fitted is None:
+        return asked is not False
+    found = fitted.space != asdict(booth.space.rule.info)
+    if asked not in (None, found):
+        got, there = ("--blocks", "without") if asked else ("--no-blocks", "with")
+        raise UserError(
+            f"got {got} for people who were fitted {there} the residual blocks, expected the same of both: leave it out"
+        )
+    return found
 
 
 def _sizes(sizes: HyperNetworkConfig, train_encoder: bool) -> HyperNetworkConfig:
