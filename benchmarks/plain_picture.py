@@ -29,9 +29,17 @@ def plain_pipeline(base: Base) -> StableDiffusionPipeline:
 
 
 def plain_picture(
-    pipeline: StableDiffusionPipeline, latents: Tensor, prompt: str, steps: int, guidance: float
+    pipeline: StableDiffusionPipeline,
+    latents: Tensor,
+    prompt: str,
+    steps: int,
+    guidance: float,
+    generator: torch.Generator | None = None,
 ) -> Tensor:
-    """From noise (1, C, h, w) to a picture, (1, 3, H, W) float32 in [0, 1] on the CPU; guidance is classifier-free."""
+    """From noise (1, C, h, w) to a picture, (1, 3, H, W) float32 in [0, 1] on the CPU; guidance is classifier-free.
+
+    The generator is of the noise that a stochastic sampler adds on the way.
+    """
     found = pipeline(
         prompt,
         latents=latents,
@@ -39,6 +47,7 @@ def plain_picture(
         width=latents.shape[-1] * pipeline.vae_scale_factor,
         num_inference_steps=steps,
         guidance_scale=guidance,
+        generator=generator,
         output_type="pt",
     )
     picture: Tensor = found.images
