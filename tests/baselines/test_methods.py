@@ -21,6 +21,7 @@ from hyperdreambooth.drawing import DrawConfig
 from hyperdreambooth.errors import UserError
 from hyperdreambooth.hypernetwork.model import PRESETS, build_hypernetwork
 from hyperdreambooth.identity import Identity
+from hyperdreambooth.personalization import FINETUNE
 from hyperdreambooth.pipeline import HyperDreamBooth
 from recipes.e4t import fresh_network
 from tests.conftest import left_as_it_was
@@ -156,3 +157,11 @@ def test_independent_layers_takes_its_own_network_where_there_is_one(
 def test_what_is_new_of_a_method_changes_no_word_of_the_others_settings(booth: HyperDreamBooth) -> None:
     """Runs that were begun before go on: their methods are compared by these words."""
     assert "own=" not in METHODS["k-1"].settings_on(booth)
+
+
+def test_progress_counts_the_steps_of_everybody(booth: HyperDreamBooth, cache: Path, face: torch.Tensor) -> None:
+    named: Any = method_of("textual-inversion@3")
+    method = replace(named, at_once=2)
+    work = method.personalizing(booth, [face, face.flip(-1), face.flip(-2)])
+    told = [(report.done, report.total) for report in work if report.phase == FINETUNE]
+    assert told == [(done, 6) for done in range(1, 7)] and len(work.people) == 3

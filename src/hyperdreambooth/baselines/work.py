@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, fields, is_dataclass, replace
@@ -221,13 +222,14 @@ class TunedWork:
             yield from self._fit(Pictures(some, face_masks(some)), shown)
 
     def _fit(self, pictures: Pictures, faces: Tensor) -> Iterator[Progress]:
-        before, people = self.samples, len(pictures.latents)
+        before, batches = self.samples, math.ceil(len(self._photos) / self._at_once)
         fitting = self._watch.timed(FINETUNE, lambda: self._begin(self._base, pictures, faces))
         reports = iter(fitting.run)
         while (report := self._watch.timed(FINETUNE, lambda: next(reports, None))) is not None:
             self.samples = before + report.samples
-            done = report.progress * people + len(self.people)
-            yield Progress(FINETUNE, round(1000 * done), 1000 * len(self._photos), report.loss)
+            each = round(report.step / report.progress)  # steps of a batch
+            done = len(self.people) // self._at_once * each + report.step
+            yield Progress(FINETUNE, done, batches * each, report.loss)
         photos = self._photos[len(self.people) :]
         self.people += [self._person(*one) for one in zip(fitting.tensors(), photos, strict=False)]
 
