@@ -155,9 +155,10 @@ def test_evaluate_takes_the_photographs_that_are_named(
     command = ("evaluate", folder, "-o", tmp_path / "run", "--base", hdb.base, "--methods", "no-hyper@1")
     got = hdb.json(*command, "--only", tmp_path / "list.txt")
     assert got["people"] == 2 and (tmp_path / "run" / "references" / "bob.png").is_file()
-    (tmp_path / "list.txt").write_text("bob.png\nno body.png\n")
-    _, said = hdb(*command, "--only", tmp_path / "list.txt", "-o", tmp_path / "other", status=2)
-    assert "has no no body.png (1 of 2 names" in said
+    for listed, words in (("bob.png\nno body.png", "has no no body.png (1 of 2"), ("else/dan.png", "nobody of photos")):
+        (tmp_path / "list.txt").write_text(listed)
+        _, said = hdb(*command, "--only", tmp_path / "list.txt", "-o", tmp_path / "other", status=2)
+        assert words in said
 
 
 def test_generate_every_one_with_every_one(hdb: Hdb, tmp_path: Path, identities: tuple[Path, Path]) -> None:

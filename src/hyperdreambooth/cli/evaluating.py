@@ -316,9 +316,18 @@ def _people(job: Job, order: _Order, size: int, most: int) -> People:
 
 
 def _names(path: Path, folder: str) -> set[str]:
-    """The names of a list, of people or pictures: "photo.jpg", or "folder/photo.jpg", which no other folder heeds."""
+    """The names of a list, of people or pictures: "photo.jpg", or "folder/photo.jpg", which no other folder heeds.
+
+    Raises:
+        UserError: all of them are of other folders.
+    """
     names = [Path(name) for name in read_names(path)]
-    return {name.name for name in names if name.parent.name in ("", folder)}
+    found = {name.name for name in names if name.parent.name in ("", folder)}
+    if not found:
+        raise UserError(
+            f"{path} names nobody of {folder}, expected photo.jpg or {folder}/photo.jpg: give the folder that it is of"
+        )
+    return found
 
 
 def _share(text: str) -> Share:
