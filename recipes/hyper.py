@@ -16,7 +16,7 @@ from hyperdreambooth.errors import UserError
 from hyperdreambooth.faces import face_masks
 from hyperdreambooth.files import load_tensors, save_tensors, write_atomically
 from hyperdreambooth.fitting.fit import Pictures
-from hyperdreambooth.fitting.preoptimize import PreoptimizeConfig, load_people, preoptimize
+from hyperdreambooth.fitting.preoptimize import FittedPeople, PreoptimizeConfig, load_people, preoptimize
 from hyperdreambooth.fitting.processes import ALONE, Processes
 from hyperdreambooth.hypernetwork.curve import Curve
 from hyperdreambooth.hypernetwork.model import HyperNetwork
@@ -84,19 +84,23 @@ def _shards(folder: Path, world: str, count: int) -> Iterator[tuple[Path, int, i
 
 def is_fitted(folder: Path, count: int, minutes: float) -> bool:
     """Whether `count` people are fitted or left out there, or the time for it is spent."""
-    try:
-        fitted = load_people(folder)
-    except UserError:  # nobody yet
-        return False
-    return len(fitted.names) + len(fitted.left_out) >= count or _spent(folder) >= 60 * minutes
+    fitted = _fitted(folder)
+    settled = 0 if fitted is None else len(fitted.names) + len(fitted.left_out)
+    return settled >= count or (settled > 0 and _spent(folder) >= 60 * minutes)
 
 
 def people_fitted(folder: Path) -> int:
     """How many people are fitted there."""
+    fitted = _fitted(folder)
+    return 0 if fitted is None else len(fitted.names)
+
+
+def _fitted(folder: Path) -> FittedPeople | None:
+    """Who is fitted there; None where nobody is yet."""
     try:
-        return len(load_people(folder).names)
-    except UserError:  # nobody yet
-        return 0
+        return load_people(folder)
+    except UserError:
+        return None
 
 
 def fit_world(

@@ -129,6 +129,7 @@ def test_pre_optimisation_stops_when_its_time_is_up(shop: Workshop, framed: Phot
     crowd = encode_crowd(booth.base, people, ("neon",))
     config = PreoptimizeConfig(fit=FitConfig(steps=1), shard=2)
     assert not hyper.is_fitted(folder, 6, minutes=1e-9)
+    assert hyper.is_fitted(folder, 0, minutes=60)  # nobody is asked for
     list(hyper.fit_world(booth, crowd, folder, config, minutes=1e-9))
     assert load_people(folder).names == framed.names[:2] and hyper.is_fitted(folder, 6, minutes=1e-9)
     assert not hyper.is_fitted(folder, 6, minutes=60)
