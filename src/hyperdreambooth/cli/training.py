@@ -129,6 +129,7 @@ def preoptimize(
         with fitting.alone_in(output), crew_of(workers, cluster, device) as crew:
             booth = load_booth(job, base, machine=machine)
             config = _fit_config(fitting.PreoptimizeConfig(blocks=blocks), steps, shard, noises)
+            space = config.space(booth.adapters)
             job.fewer = f"--shard {max(1, config.shard // 2)}" if config.shard > 1 else "--noises 1"
             with job.phase(READ):
                 keeping = Keeping(output / _KEPT)
@@ -149,8 +150,8 @@ def preoptimize(
             people=total - len(left_out := left_out_in(output)),
             left_out=left_out,
             bytes=sum(file.stat().st_size for file in finished_in(output)),
-            sites=len(config.space(booth.adapters).sites),
-            numbers=config.space(booth.adapters).size(),
+            sites=len(space.sites),
+            numbers=space.size(),
             samples=samples,
             seed=config.objective.seed,
         )
@@ -265,8 +266,7 @@ def train(
         from hyperdreambooth.portraits.captions import STYLES
 
         fitted = None if dry_run and not weights.exists() else load_people(weights)  # costs may be asked for before
-        sizes = replace(model.PRESETS[preset], blocks=_speaks_of_blocks(blocks, fitted, booth))
-        sizes = _sizes(sizes, train_encoder)
+        sizes = _sizes(replace(model.PRESETS[preset], blocks=_speaks_of_blocks(blocks, fitted, booth)), train_encoder)
         if versions and encoder is None and not sizes.encoder.frozen:
             raise UserError(
                 f"got --versions {versions} for an encoder that is trained, expected a frozen one: --encoder"

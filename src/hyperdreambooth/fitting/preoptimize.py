@@ -30,7 +30,7 @@ from hyperdreambooth.fitting.shards import (
     check_unchanged,
     deal,
     finished_in,
-    left_out_in,
+    left_out_of,
     save_people,
     shard_file,
     tidy,
@@ -275,7 +275,7 @@ def load_people(folder: Path | str) -> FittedPeople:
         start=load_tensors(_start(folder))[0]["start"],
         base=str(plan["base"]),
         space=dict(plan["space"]) if isinstance(plan["space"], dict) else {},
-        left_out=left_out_in(folder),
+        left_out={name: why for _, metadata in finished for name, why in left_out_of(metadata).items()},
     )
 
 

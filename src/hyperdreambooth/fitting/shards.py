@@ -58,10 +58,11 @@ def save_people(path: Path, names: Sequence[str], weights: Tensor, left_out: Map
 
 def left_out_in(folder: Path) -> dict[str, str]:
     """Everybody who is left out of the finished shards, by name, and why."""
-    return {name: reason for path in finished_in(folder) for name, reason in _left_out(load_metadata(path)).items()}
+    return {name: reason for path in finished_in(folder) for name, reason in left_out_of(load_metadata(path)).items()}
 
 
-def _left_out(metadata: Mapping[str, str]) -> dict[str, str]:
+def left_out_of(metadata: Mapping[str, str]) -> dict[str, str]:
+    """Who is left out of one shard, as its file says, by name, and why."""
     return dict(json.loads(metadata.get(_LEFT_OUT, "{}")))
 
 
@@ -85,7 +86,7 @@ class ShardEntry:
         """The entry of a file of so many people, those that are left out among them, as it is now."""
         data = path.read_bytes()
         try:
-            left_out = _left_out(load_metadata(path))
+            left_out = left_out_of(load_metadata(path))
         except (BadFile, ValueError):
             left_out = {}
         return cls(path.name, people - len(left_out), len(data), hashlib.sha256(data).hexdigest(), left_out)
@@ -170,7 +171,7 @@ class Shard:
         """What is wrong with the finished file, where the people's numbers should be (N, *shape); None is nothing."""
         try:
             tensors, metadata = load_tensors(self.output)
-            weights, left_out = tensors.get("weights"), _left_out(metadata)
+            weights, left_out = tensors.get("weights"), left_out_of(metadata)
         except (BadFile, ValueError):
             return "is cut short or damaged"
         people = [name for name in self.names if name not in left_out]
