@@ -33,7 +33,7 @@ from benchmarks.rows import EACH, FEW_STEPS, ONE, PLAIN_PICTURE, SET_UP, Row, no
 from hyperdreambooth.base.compiled import compile_unet
 from hyperdreambooth.base.hardware import PRECISIONS, choose, name_of
 from hyperdreambooth.base.model import Base
-from hyperdreambooth.drawing import DrawConfig, draw
+from hyperdreambooth.drawing import LIKENESS, DrawConfig, draw
 from hyperdreambooth.faces import face_masks
 from hyperdreambooth.files import write_text
 from hyperdreambooth.fitting.finetune import PRESETS as FINETUNE
@@ -160,7 +160,7 @@ class Bench:
     def _plain_picture(self) -> Row:
         """Classifier-free guidance, as much as ours."""
         pipeline, steps = plain_pipeline(self.base), self.amount.sampler_steps
-        prompt, guidance = PROMPT.replace("[V]", self.base.rare_token), DrawConfig().guidance
+        prompt, guidance = PROMPT.replace("[V]", self.base.rare_token), DrawConfig.guidance
         noise = self.latents.to(self.base.dtype)
 
         def work() -> Tensor:
@@ -177,7 +177,7 @@ class Bench:
         steps, space = self.amount.sampler_steps, self.adapters.space
         weights = 0.01 * torch.randn(len(space.sites), 1, space.width, generator=self.generator)
         person = Identity(weights, space.info, base="", blocks=space.blocks)
-        for kind, likeness in (("guided picture", None), ("picture with likeness", DrawConfig().likeness)):
+        for kind, likeness in (("guided picture", None), ("picture with likeness", LIKENESS)):
             config = DrawConfig(steps=steps, likeness=likeness)
 
             def work(config: DrawConfig = config) -> Tensor:

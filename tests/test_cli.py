@@ -78,7 +78,7 @@ def test_personalize(hdb: Hdb, tmp_path: Path, portrait_file: Path) -> None:
     assert (got["bytes"], got["sheet_bytes"]) == (file.stat().st_size, sheet.stat().st_size)
     assert (got["sites"], got["numbers"], got["ranks"]) == (person.sites, person.numbers, 2)
     assert (got["samples"], got["seed"]) == (2 * 3, 4)
-    assert got["sheet_samples"] == 3 * 16 * 25  # three answers a step, two rows of eight prompts
+    assert got["sheet_samples"] == (2 + 3) * 8 * 25  # of the prediction two answers a step, then three; eight prompts
     assert {*PHASES, "load", "save", "draw", "total"} == set(got["seconds"])
     assert got["seconds"]["total"] >= sum(got["seconds"].values()) / 2 - 0.01
     assert any("no hypernetwork" in note for note in got["notes"])

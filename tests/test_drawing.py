@@ -59,6 +59,20 @@ def test_likeness_pushes_away_from_nobody(booth: HyperDreamBooth, guidance: floa
     assert not torch.allclose(ours, booth.draw(alice, prompt, replace(QUICK, seed=9, likeness=None)), atol=1e-2)
 
 
+def test_who_was_only_predicted_is_pushed_further(booth: HyperDreamBooth) -> None:
+    """Of both in one call each as alone with the number that is said of them; whoever asks for a number gets that."""
+    predicted = replace(somebody(booth, 1), how={"method": "hyperdreambooth", "hypernetwork": "yes", "steps": 0})
+    fitted = replace(somebody(booth, 2), how={"method": "hyperdreambooth", "hypernetwork": "yes", "steps": 40})
+    both = booth.draw([predicted, fitted, None], "a [V] face", replace(QUICK, guidance=5.0))
+    for row, (person, likeness) in enumerate([(predicted, 5.0), (fitted, 3.0), (None, None)]):
+        alone = booth.draw(person, "a [V] face", replace(QUICK, guidance=5.0, likeness=likeness))
+        assert torch.allclose(both[row], alone[0], atol=1e-5)
+    assert QUICK.of(predicted) != QUICK.of(fitted)
+    asked = replace(QUICK, likeness=2.0)
+    assert asked.of(predicted) == asked.of(fitted) == asked
+    assert QUICK.answers() == QUICK.of(fitted).answers()
+
+
 def test_a_picture_is_the_same_whatever_the_batch(booth: HyperDreamBooth) -> None:
     """Different people, ranks, full-space factors, prompts and noises in one batch: each as if it were alone."""
     people = [somebody(booth, 1, 1), None, somebody(booth, 2, 3, 2), somebody(booth, 3, 2, 1)]
@@ -75,7 +89,7 @@ def test_a_picture_is_the_same_whatever_the_batch(booth: HyperDreamBooth) -> Non
     assert (apart + torch.eye(8)).min() > 1e-2  # no two are alike
 
 
-@pytest.mark.parametrize(("people", "worn"), [([1, 2], {2}), ([1, 1], set()), ([1, None], {2})])
+@pytest.mark.parametrize(("people", "worn"), [([1, 2], {2}), ([1, 1], set()), ([1, None], set()), ([2, 1, None], {2})])
 def test_nobodys_answers_wear_nothing_and_one_person_is_merged(
     booth: HyperDreamBooth, people: list[int | None], worn: set[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -88,7 +102,7 @@ def test_nobodys_answers_wear_nothing_and_one_person_is_merged(
 
     monkeypatch.setattr("hyperdreambooth.lidb.linear.residual", counted)
     known = {1: somebody(booth, 1), 2: somebody(booth, 2), None: None}
-    booth.draw([known[one] for one in people], ["a [V] face"] * 2, replace(QUICK, guidance=5.0, likeness=3.0))
+    booth.draw([known[one] for one in people], ["a [V] face"] * len(people), replace(QUICK, guidance=5.0, likeness=3.0))
     assert rows == worn
 
 
@@ -145,11 +159,13 @@ def test_strength(booth: HyperDreamBooth) -> None:
     )
 
 
-def test_every_answer_counts(tiny_base: Base) -> None:
-    assert DrawConfig(steps=25, likeness=None).samples(8, tiny_base) == 400
-    assert DrawConfig(steps=25, guidance=1.0, likeness=None).samples(8, tiny_base) == 200
-    assert DrawConfig(steps=25, guidance=3.0, likeness=3.0).samples(8, tiny_base) == 400  # no dearer than guidance
-    assert DrawConfig(steps=25, guidance=3.0, likeness=2.0).samples(8, tiny_base) == 600
+def test_every_answer_counts(booth: HyperDreamBooth) -> None:
+    alice = [somebody(booth, 1)]
+    assert DrawConfig(8, likeness=None).samples(alice, booth.base) == 400
+    assert DrawConfig(8, guidance=1.0, likeness=None).samples(alice, booth.base) == 200
+    assert DrawConfig(8, guidance=3.0, likeness=3.0).samples(alice, booth.base) == 400  # no dearer than guidance
+    assert DrawConfig(8, guidance=3.0, likeness=2.0).samples(alice, booth.base) == 600
+    assert DrawConfig(4, guidance=3.0, likeness=2.0).samples([*alice, None], booth.base) == 500  # nobody is like nobody
 
 
 def test_samplers_that_ask_twice_a_step_are_counted_so(booth: HyperDreamBooth, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,7 +179,7 @@ def test_samplers_that_ask_twice_a_step_are_counted_so(booth: HyperDreamBooth, m
     monkeypatch.setattr(booth.base, "predict", counted)
     config = DrawConfig(count=3, steps=4, batch=2, guidance=3.0, likeness=2.0)
     booth.draw(somebody(booth, 1), "a [V] face", config, reports.append)
-    assert config.samples(3, booth.base) == sum(asked) > 3 * 3 * 4
+    assert config.samples([somebody(booth, 1)], booth.base) == sum(asked) > 3 * 3 * 4
     passes = len(asked) // 2  # nobody's answers and the person's are asked for apart
     assert [report.done for report in reports] == list(range(1, passes + 1))
     assert {report.total for report in reports} == {passes}

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,9 +26,16 @@ from hyperdreambooth.tuned import Tuned, is_tuned, read_tuned
 Person = Identity | Tuned
 Subject = Person | None
 """Whom to draw; None is nobody, the base as it is."""
+Likeness = float | Literal["usual"] | None
+"""How strong a person shows: "usual" is what was found best for how they were made; None draws as other programs do."""
 
 Wearing = Callable[[], AbstractContextManager[Base]]
 """Makes the context in which the base that comes of it answers for the people."""
+
+LIKENESS = 3.0
+"""How far people who were fitted are drawn away from nobody, see `DrawConfig.answers`: searched on tuning people."""
+LIKENESS_PREDICTED = 5.0
+"""The same of who was predicted alone: a guess is nearer to everybody, and the style stands more of it."""
 
 PHASE = "draw"
 _MERGED = 50_000_000  # weights of adapted layers, at most, of which one person may have a copy
@@ -50,7 +57,7 @@ class DrawConfig:
     seed: int = 0  # the k-th picture of a pair starts from the noise of seed + k, whatever else is drawn with it
     steps: int = 25  # of the sampler
     guidance: float = 5.0  # towards the prompt, classifier-free, off at 1 or less
-    likeness: float | None = 3.0  # towards the person, see `answers`; None draws as other programs do
+    likeness: Likeness = "usual"  # towards the person, see `of` and `answers`
     strength: float = 1.0  # factor of the person's dW: 0 is the base, 1 the person
     rescale: float = 0.0  # how far contrast and colours that guidance has stretched are brought back, 0 to 1
     batch: int = 16  # pictures at once, where the base is not too large for so many
@@ -60,12 +67,22 @@ class DrawConfig:
             raise UserError(f"got count {self.count}, steps {self.steps}, batch {self.batch}: expected 1 or more")
         if not 0 <= self.rescale <= 1:
             raise UserError(f"got rescale {self.rescale}, expected 0 to 1")
-        factors = (self.guidance, self.strength, 0.0 if self.likeness is None else self.likeness)
-        if not all(map(math.isfinite, factors)):
+        likeness = LIKENESS if self.likeness in (None, "usual") else self.likeness
+        factors = (self.guidance, self.strength, likeness)
+        if not all(isinstance(factor, float | int) and math.isfinite(factor) for factor in factors):
             raise UserError(
                 f"got guidance {self.guidance}, likeness {self.likeness}, strength {self.strength}: "
                 "expected finite numbers"
             )
+
+    def of(self, person: Subject) -> DrawConfig:
+        """How one person is drawn: with the likeness that is asked for, or usual; nobody is like nobody, without."""
+        if person is None:
+            return replace(self, likeness=None)
+        if self.likeness != "usual":
+            return self
+        predicted = isinstance(person, Identity) and person.how.get("steps") == 0
+        return replace(self, likeness=LIKENESS_PREDICTED if predicted else LIKENESS)
 
     def answers(self) -> list[Answer]:
         """The U-Net's answers that make a step of the sampler, and by which factor each counts.
@@ -78,18 +95,20 @@ class DrawConfig:
         l times (a factor of 0 spares that answer, so that l = g is no dearer than guidance alone):
 
             (1 - g) e(nobody, "") + (g - l) e(nobody, prompt) + l e(person, prompt)
+
+        Where it is the usual one, of people who were fitted: of one person see `of`.
         """
         g = max(self.guidance, 1.0)
         if self.likeness is None:
             all_answers = [Answer(1 - g, True, False), Answer(g, True, True)]
         else:
-            unlike = g - self.likeness
-            all_answers = [Answer(1 - g, False, False), Answer(unlike, False, True), Answer(self.likeness, True, True)]
+            l = LIKENESS if self.likeness == "usual" else self.likeness  # noqa: E741  # the formula's
+            all_answers = [Answer(1 - g, False, False), Answer(g - l, False, True), Answer(l, True, True)]
         return [answer for answer in all_answers if answer.factor]
 
-    def samples(self, pictures: int, base: Base) -> int:
-        """Samples that go through the base's U-Net for so many pictures of people."""
-        return pictures * base.evaluations(self.steps) * len(self.answers())
+    def samples(self, people: Sequence[Subject], base: Base) -> int:
+        """Samples that go through the base's U-Net for pictures of these people, so many of each."""
+        return self.count * base.evaluations(self.steps) * sum(len(self.of(one).answers()) for one in people)
 
 
 @dataclass(frozen=True)
@@ -127,9 +146,9 @@ def draw(
         for person, prompt, seed in zip(people, prompts, seeds or [config.seed] * len(people), strict=True)
         for k in range(config.count)
     ]
-    batches = list(_batches(jobs, min(config.batch, base.at_once)))
+    batches = list(_batches(jobs, config, min(config.batch, base.at_once)))
     each, drawn = base.evaluations(config.steps), dict[int, Tensor]()
-    for number, rows in enumerate(batches):
+    for number, (config, rows) in enumerate(batches):
 
         def report(done: int, _: int, before: int = each * number) -> None:
             if progress is not None:
@@ -137,30 +156,30 @@ def draw(
 
         together = [jobs[row] for row in rows]
         with adapters.wear(adapters.outfit(None)):  # to the end: nobody else wears anything meanwhile
-            pictures = _draw_batch(base, *_asked(base, adapters, together, config), together, report)
+            wearing = _asked(base, adapters, [job.person for job in together], config.strength)
+            pictures = _draw_batch(base, wearing, config, together, report)
         drawn |= dict(zip(rows, pictures, strict=True))
     return torch.stack([drawn[row] for row in range(len(jobs))])
 
 
-def _batches(jobs: Sequence[_Job], size: int) -> Iterator[list[int]]:
-    """The rows of what is drawn together: identities and nobody with each other, a tuned person alone."""
-    kinds: dict[int | None, list[int]] = {}
+def _batches(jobs: Sequence[_Job], config: DrawConfig, size: int) -> Iterator[tuple[DrawConfig, list[int]]]:
+    """The rows of what is drawn together, and how: those of one likeness with each other, a tuned person alone."""
+    kinds: dict[tuple[int | None, DrawConfig], list[int]] = {}
     for row, job in enumerate(jobs):
-        kinds.setdefault(id(job.person) if isinstance(job.person, Tuned) else None, []).append(row)
-    for rows in kinds.values():
-        yield from (rows[first : first + size] for first in range(0, len(rows), size))
+        tuned = id(job.person) if isinstance(job.person, Tuned) else None
+        kinds.setdefault((tuned, config.of(job.person)), []).append(row)
+    for (_, how), rows in kinds.items():
+        yield from ((how, rows[first : first + size]) for first in range(0, len(rows), size))
 
 
-def _asked(base: Base, adapters: Adapters, jobs: Sequence[_Job], config: DrawConfig) -> tuple[Wearing, DrawConfig]:
-    """Who answers for the people of a batch, and how they are drawn: nobody is like nobody, one answer less."""
-    tuned = jobs[0].person
-    if isinstance(tuned, Tuned):
-        own = tuned.on(base, config.strength)
-        return lambda: nullcontext(own), config
-    people = [job.person for job in jobs if not isinstance(job.person, Tuned)]
-    if all(person is None for person in people):
-        return lambda: nullcontext(base), replace(config, likeness=None)
-    return _wearing(base, adapters, people, config.strength), config
+def _asked(base: Base, adapters: Adapters, people: Sequence[Subject], factor: float) -> Wearing:
+    """Who answers for the people of a batch."""
+    if isinstance(tuned := people[0], Tuned):
+        own = tuned.on(base, factor)
+        return lambda: nullcontext(own)
+    if people[0] is None:
+        return lambda: nullcontext(base)
+    return _wearing(base, adapters, [one for one in people if isinstance(one, Identity)], factor)
 
 
 def _wearing(base: Base, adapters: Adapters, people: Sequence[Identity | None], factor: float) -> Wearing:

@@ -16,6 +16,7 @@ from hyperdreambooth.base.model import Base
 from hyperdreambooth.base.samplers import Sampler, sampler_of
 from hyperdreambooth.drawing import (
     DrawConfig,
+    Likeness,
     Person,
     Subject,
     check_person,
@@ -161,7 +162,7 @@ class HyperDreamBooth:
         seed: int = 0,
         steps: int = 25,
         guidance: float = DrawConfig.guidance,
-        likeness: float | None = DrawConfig.likeness,
+        likeness: Likeness = DrawConfig.likeness,
         strength: float = 1.0,
         progress: OnProgress | None = None,
     ) -> list[Image.Image]:
@@ -174,7 +175,8 @@ class HyperDreamBooth:
             seed: of the noise.
             steps: of the sampler.
             guidance: towards the prompt, classifier-free, off at 1 or less.
-            likeness: towards the person; None draws as other programs draw an export: see `DrawConfig.answers`.
+            likeness: towards the person, by default as suits how they were made; None draws as other programs draw an
+                export: see `DrawConfig.of` and `DrawConfig.answers`.
             strength: factor of the person's dW: 0 is the base, 1 the person.
             progress: called at every step of the sampler.
 

@@ -29,7 +29,7 @@ def showcase(
     captions: Sequence[str] = (),
     progress: OnProgress | None = None,
 ) -> tuple[Image.Image, int]:
-    """Draw the person of a finished personalisation, all rows from the same noise: the sheet, and how many pictures.
+    """Draw the person of a finished personalisation, all rows from the same noise: the sheet, and its U-Net samples.
 
     Rows are the hypernetwork alone and the person after fine-tuning, where there is the one and the other. Without a
     hypernetwork the first row is nobody, so that a sheet always says what the person changes.
@@ -45,7 +45,7 @@ def showcase(
     drawn = {label: images[row * len(prompts) :][: len(prompts)] for row, label in enumerate(rows)}
     reference = to_image(read_face(photo, _REFERENCE).picture)
     sheet = contact_sheet(prompts, drawn, reference=reference, captions=["reference", *captions])
-    return sheet, len(images)
+    return sheet, config.samples(people, booth.base)
 
 
 def _rows(work: Work) -> dict[str, Subject]:

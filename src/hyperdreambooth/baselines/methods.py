@@ -12,7 +12,7 @@ from hyperdreambooth.baselines.e4t import E4T
 from hyperdreambooth.baselines.nobody import BASE, Nobody
 from hyperdreambooth.baselines.textual_inversion import TextualInversion
 from hyperdreambooth.baselines.work import Method, Settings, settings_of
-from hyperdreambooth.drawing import DrawConfig, Person
+from hyperdreambooth.drawing import LIKENESS, LIKENESS_PREDICTED, DrawConfig, Person
 from hyperdreambooth.embedded import INDEPENDENT_NETWORK
 from hyperdreambooth.errors import UserError
 from hyperdreambooth.files import load_tensors
@@ -31,7 +31,7 @@ class LiDB:
     config: PersonalizeConfig
     hypernetwork: Literal["if there", "needed", "left out"] = "needed"
     at_once: int = 20  # people in a batch
-    drawing: DrawConfig = DrawConfig()  # noqa: RUF009  # frozen
+    drawing: DrawConfig = DrawConfig(likeness=LIKENESS)  # noqa: RUF009  # frozen
     dtype: Dtype = "fp16"  # of a person's file
     own: Path | None = field(default=None, repr=False)  # a hypernetwork in the place of the booth's: see `file_of`
 
@@ -55,7 +55,8 @@ class LiDB:
             raise UserError(f"got 0 steps for {self.config.method}, which only fits, expected 1 or more")
         if not self.config.steps and steps:
             raise UserError(f"got {steps} steps for {self.config.method}, which takes none: name {OURS}@{steps}")
-        return replace(self, config=replace(self.config, steps=steps))
+        drawing = self.drawing if steps else replace(self.drawing, likeness=LIKENESS_PREDICTED)
+        return replace(self, config=replace(self.config, steps=steps), drawing=drawing)
 
     def save(self, person: Person, path: Path) -> int:
         """In the method's precision."""
@@ -111,7 +112,9 @@ METHODS: Mapping[str, Method] = {
     # is worth.
     "int8-file": LiDB(PersonalizeConfig(method="int8-file"), "if there", dtype="int8"),
     "no-hyper": LiDB(PersonalizeConfig(method="no-hyper"), "left out"),
-    "only-hyper": LiDB(PersonalizeConfig(steps=0, method="only-hyper")),
+    "only-hyper": LiDB(
+        PersonalizeConfig(steps=0, method="only-hyper"), drawing=DrawConfig(likeness=LIKENESS_PREDICTED)
+    ),
     "k-1": LiDB(PersonalizeConfig(rounds=1, method="k-1")),
     # HyperStyle's way: a network of the same sizes whose layers do not know of each other.
     "independent-layers": LiDB(PersonalizeConfig(method="independent-layers"), own=INDEPENDENT_NETWORK),

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hyperdreambooth.base.model import Base
-from hyperdreambooth.drawing import DrawConfig, Person, note_faults
+from hyperdreambooth.drawing import LIKENESS, DrawConfig, Person, note_faults
 from hyperdreambooth.errors import UserError
 from hyperdreambooth.faces import face_masks
 from hyperdreambooth.fitting.fit import Objective, Pictures
@@ -149,7 +149,7 @@ class Tuning:
     name: str
     fit: FitConfig
     objective: Objective
-    drawing: DrawConfig = DrawConfig()  # noqa: RUF009  # frozen
+    drawing: DrawConfig = DrawConfig(likeness=LIKENESS)  # noqa: RUF009  # frozen
 
     @property
     def iterations(self) -> int:

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     from hyperdreambooth.base.memory import LowMemory
     from hyperdreambooth.baselines.work import Method, Work
-    from hyperdreambooth.drawing import DrawConfig
+    from hyperdreambooth.drawing import DrawConfig, Likeness
     from hyperdreambooth.faces import LocatedFace
     from hyperdreambooth.identity import Dtype
     from hyperdreambooth.pipeline import HyperDreamBooth
@@ -207,8 +207,12 @@ def generate(
     steps: Annotated[int, typer.Option(min=1, help="Of the sampler.")] = 25,
     guidance: Annotated[float, typer.Option(help="Towards the prompt, classifier-free; 1 is none.")] = 5.0,
     likeness: Annotated[
-        float, typer.Option(help="Towards the person; 2, with a guidance of 7, where a hat should show.")
-    ] = 3.0,
+        float | None,
+        typer.Option(
+            help="Towards the person; 2, with a guidance of 7, where a hat should show.",
+            show_default="3, and 5 of who was not fine-tuned",
+        ),
+    ] = None,
     as_exported: Annotated[
         bool, typer.Option("--as-exported", help="Without --likeness: what other programs draw of an export.")
     ] = False,
@@ -241,7 +245,8 @@ def generate(
         booth = load_booth(job, base, machine=Machine(device, precision, low_memory, compiled, sampler))
         from hyperdreambooth.drawing import DrawConfig
 
-        config = DrawConfig(count, seed, steps, guidance, None if as_exported else likeness, strength)
+        towards: Likeness = None if as_exported else "usual" if likeness is None else likeness
+        config = DrawConfig(count, seed, steps, guidance, towards, strength)
         job.needs = _needs_of_drawing(booth, low_memory, count * len(plan), config)
         people = {path: booth.open_person(path) for path in identities}
         with job.phase(DRAW):
@@ -252,7 +257,7 @@ def generate(
             folder=str(output),
             count=len(files),
             bytes=sum(file["bytes"] for file in files),
-            samples=config.samples(len(files), booth.base),
+            samples=config.samples([people[path] for path, _ in plan], booth.base),
             seed=seed,
             pictures=files,
         )
@@ -364,9 +369,9 @@ def _draw_sheet(
     made = f"{how['steps']} steps of {how.get('noises', 0)} noises" if how["steps"] else "no steps"
     captions = [f"{made}, seed {seed}", f"{sum(work.seconds.values()):.1f} s, {size:,} bytes"]
     with job.phase(DRAW):
-        image, pictures = showcase(booth, work, face, config, captions=captions, progress=job.report)
+        image, samples = showcase(booth, work, face, config, captions=captions, progress=job.report)
         written = save_png(sheet, image)
-    return written, config.samples(pictures, booth.base)
+    return written, samples
 
 
 def _plan(identities: Sequence[Path], prompts: Sequence[str], pairs: bool) -> list[tuple[Path, str]]:
