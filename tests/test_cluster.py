@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -66,11 +67,18 @@ def world() -> World:
 @pytest.fixture(scope="module")
 def whole(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Everybody, fitted by this process, with one thread as workers have."""
-    folder, threads = tmp_path_factory.mktemp("whole"), torch.get_num_threads()
-    torch.set_num_threads(1)
-    list(fitting(world, folder))
-    torch.set_num_threads(threads)
+    folder = tmp_path_factory.mktemp("whole")
+    with one_thread():
+        list(fitting(world, folder))
     return folder
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -158,6 +166,21 @@ def test_two_workers_fit_the_bits_of_one_process(ray: Any, world: World, whole: 
     assert {(r.shard, r.step.step) for r in reports} == {(shard, step) for shard in range(3) for step in range(1, 4)}
     assert reports[-1].done == reports[-1].total == 5
     assert sorted(load_people(tmp_path).names) == NAMES
+
+
+def test_who_has_no_finite_fit_is_left_out_by_workers_too(
+    ray: Any, world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pictures, here, there = world.pictures(5, views=2), tmp_path / "here", tmp_path / "there"
+    pictures.latents[2] = torch.nan
+    with one_thread():
+        list(preoptimize(world.base, world.adapters, NAMES, pictures, here, CONFIG))
+    caplog.clear()
+    list(preoptimize(world.base, world.adapters, NAMES, pictures, there, CONFIG, scattered(there)))
+    assert [one.message.split(":")[0] for one in caplog.records] == [f"{NAMES[2]} cannot be fitted and is left out"]
+    assert_same_files(here, there)
+    people = load_people(there)
+    assert set(people.left_out) == {NAMES[2]} and set(people.names) == {*NAMES} - {NAMES[2]}
 
 
 def test_a_killed_workers_shard_is_redone_once_from_its_checkpoint(
