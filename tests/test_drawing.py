@@ -73,11 +73,12 @@ def test_who_was_only_predicted_is_pushed_further(booth: HyperDreamBooth) -> Non
     assert QUICK.answers() == QUICK.of(fitted).answers()
 
 
-def test_a_picture_is_the_same_whatever_the_batch(booth: HyperDreamBooth) -> None:
+@pytest.mark.parametrize("likeness", [2.0, None])
+def test_a_picture_is_the_same_whatever_the_batch(booth: HyperDreamBooth, likeness: float | None) -> None:
     """Different people, ranks, full-space factors, prompts and noises in one batch: each as if it were alone."""
     people = [somebody(booth, 1, 1), None, somebody(booth, 2, 3, 2), somebody(booth, 3, 2, 1)]
     prompts = ["a [V] face", "a watercolor of a [V] face", "a [V] face in the snow", "a pencil sketch of a [V] face"]
-    config = replace(QUICK, count=2, seed=7, likeness=2.0)
+    config = replace(QUICK, count=2, seed=7, likeness=likeness)
     together = booth.draw(people, prompts, config).unflatten(0, (4, 2))
     chunked = booth.draw(people, prompts, replace(config, batch=3)).unflatten(0, (4, 2))
     assert torch.allclose(together, chunked, atol=1e-4)

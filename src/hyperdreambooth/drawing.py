@@ -163,17 +163,17 @@ def draw(
 
 
 def _batches(jobs: Sequence[_Job], config: DrawConfig, size: int) -> Iterator[tuple[DrawConfig, list[int]]]:
-    """The rows of what is drawn together, and how: those of one likeness with each other, a tuned person alone."""
-    kinds: dict[tuple[int | None, DrawConfig], list[int]] = {}
+    """The rows of what is drawn together, and how: people of one likeness, nobody apart, a tuned person alone."""
+    kinds: dict[tuple[object, DrawConfig], list[int]] = {}
     for row, job in enumerate(jobs):
-        tuned = id(job.person) if isinstance(job.person, Tuned) else None
-        kinds.setdefault((tuned, config.of(job.person)), []).append(row)
+        who = id(job.person) if isinstance(job.person, Tuned) else type(job.person)
+        kinds.setdefault((who, config.of(job.person)), []).append(row)
     for (_, how), rows in kinds.items():
         yield from ((how, rows[first : first + size]) for first in range(0, len(rows), size))
 
 
 def _asked(base: Base, adapters: Adapters, people: Sequence[Subject], factor: float) -> Wearing:
-    """Who answers for the people of a batch."""
+    """Who answers for the people of a batch: all of one kind."""
     if isinstance(tuned := people[0], Tuned):
         own = tuned.on(base, factor)
         return lambda: nullcontext(own)
