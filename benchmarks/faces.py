@@ -3,8 +3,9 @@
     python -m benchmarks.faces ../shared/photos --output faces.json
 
 FOLDER holds `sfhq/`, framed as FFHQ's so that faces and eyes are where FFHQ puts them, and `sfhq-t2i/`, of which 200
-are labelled by hand in `faces-labels.txt`. A find is right where its middle is within a third of the true box's side of
-the true middle, and its side between half and twice the true one; any other is false, and neither counts as recall.
+are labelled by hand in `recipes/splits/photographs-labelled.txt`. A find is right where its middle is within a third of
+the true box's side of the true middle, and its side between half and twice the true one; any other is false, and
+neither counts as recall.
 Each right find is cut out as `hdb` cuts it, and in the cut the eyes are sought again, by cascades in the box of FFHQ's
 faces: how far they are from FFHQ's place is how far the cut is off.
 """
@@ -27,8 +28,8 @@ from rich.console import Console
 from hyperdreambooth.faces import Detector, Eyes, FaceBox, LocatedFace, find_eyes, find_faces, read_picture
 from hyperdreambooth.faces.boxes import FFHQ_CENTRE, FFHQ_EYES, FFHQ_SIDE
 from hyperdreambooth.files import write_text
+from recipes.photographs import LABELLED
 
-LABELS = Path(__file__).with_name("faces-labels.txt")
 NEAR, SIDES = 1 / 3, (0.5, 2.0)
 CUT = 256  # pixels a side of the cuts in which eyes are sought again
 
@@ -188,7 +189,7 @@ def main(
         console.print(f"{kind}:", summary(found, eyes))
 
     tell("sfhq", together(one for _, one in measure(framed(folder / "sfhq"), finder)), eyes=True)
-    found = list(measure(labelled(folder / "sfhq-t2i", LABELS.read_text().splitlines()), finder))
+    found = list(measure(labelled(folder / "sfhq-t2i", LABELLED.read_text().splitlines()), finder))
     for seen, words in (("yes", "both eyes to be seen"), ("part", "fewer"), ("no", "no face")):
         total = together(one for truth, one in found if truth.seen == seen)
         tell(f"sfhq-t2i, {words}", total)

@@ -10,7 +10,7 @@ from hyperdreambooth.errors import UserError
 from hyperdreambooth.portraits.splits import TRAINING
 
 # Minutes per thousand on two CPU cores, measured; trainings take the minutes that they are given.
-_FRAME, _DRAW_PORTRAITS, _DRAW_PHOTOGRAPHS, _ENCODE, _CROWD = 1.0, 0.1, 0.02, 0.05, 1.5
+_SEEK, _FRAME, _DRAW_PORTRAITS, _DRAW_PHOTOGRAPHS, _ENCODE, _CROWD = 1.0, 1.0, 0.1, 0.02, 0.05, 1.5
 _FOLDER = 2.0  # thousand photographs in the folder, about
 
 
@@ -28,6 +28,8 @@ class Budget:
     lookalike_pictures: int = _row(16, "thousand more for the base, of people made of those in the photographs")
     people_pictures: int = _row(16, "thousand portraits, eight of each person, that the judges learn from")
     face_pictures: int = _row(24, "thousand plain portraits, four of each person, that the encoder learns from")
+    verifier_minutes: float = _row(7.0, "of the face verifier")
+    verifier_batch: int = _row(192, "squares in a batch of the face verifier, by twelves")
     vae_minutes: float = _row(28.0, "of the VAE")
     vae_lr: float = _row(2e-3, "learning rate of the VAE, falling to 0")
     vae_batch: int = _row(8, "pictures in a batch of the VAE")
@@ -55,7 +57,7 @@ class Budget:
     hypernetwork_noises: int = _row(8, "samples through the U-Net per person and step of the hypernetwork")
     hypernetwork_lr: float = _row(5e-4, "learning rate of the hypernetwork, falling to 0 in either phase")
     hypernetwork_minutes: float = _row(54.0, "of the hypernetwork; the weight loss alone gets a twentieth of them")
-    e4t_minutes: float = _row(20.0, "of what E4T, a baseline, learns beforehand")
+    e4t_minutes: float = _row(11.0, "of what E4T, a baseline, learns beforehand")
 
     def __post_init__(self) -> None:
         for row in ("people", "hypernetwork_portraits", "fitted_portraits"):
@@ -92,6 +94,7 @@ class Budget:
         photographs = self.photograph_pictures + self.lookalike_pictures
         drawn = _DRAW_PORTRAITS * self.portraits + _DRAW_PHOTOGRAPHS * photographs
         return {
+            "faces": _SEEK * _FOLDER + self.verifier_minutes,
             "frame": _FRAME * _FOLDER,
             "pictures": drawn,
             "vae": self.vae_minutes,

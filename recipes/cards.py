@@ -73,12 +73,13 @@ def seconds_in(folder: Path) -> dict[str, float]:
     return {training: float(spent) for training, spent in re.findall(r"^- (.+): (\d+) s$", text, re.MULTILINE)}
 
 
-def data_lines(last_seed: int, photographs: Sequence[str]) -> list[str]:
-    """What there was to learn from: portraits up to a seed, and photographs by their files' names."""
+def data_lines(last_seed: int | None, photographs: Sequence[str]) -> list[str]:
+    """What there was to learn from: portraits up to a seed (None: no portraits), photographs by their files' names."""
     folders = Counter(name.rpartition("/")[0].partition("/")[0] for name in photographs)
     unknown = "whose licence and consent are those of their folder"
     counted = [f"{count:,} photographs {SOURCES.get(folder, unknown)}." for folder, count in sorted(folders.items())]
-    return [PORTRAITS.format(last=last_seed), *counted, "Held out of training: the lists in `recipes/splits/`."]
+    portraits = [] if last_seed is None else [PORTRAITS.format(last=last_seed)]
+    return [*portraits, *counted, "Held out of training: the lists in `recipes/splits/`."]
 
 
 def hardware() -> str:

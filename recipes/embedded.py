@@ -31,6 +31,7 @@ from hyperdreambooth.embedded import FOLDER
 from hyperdreambooth.errors import HyperDreamBoothError, UserError
 from hyperdreambooth.evaluation.features import ImageText, SelfSupervised
 from hyperdreambooth.evaluation.judges import AttributeReader, Judge, Recogniser, SceneClassifier
+from hyperdreambooth.faces.verifier import FaceVerifier
 from hyperdreambooth.files import load_tensors, save_tensors
 from hyperdreambooth.fitting.preoptimize import PreoptimizeConfig
 from hyperdreambooth.fitting.processes import Processes
@@ -39,12 +40,12 @@ from hyperdreambooth.hypernetwork.encoder import load_parameters
 from hyperdreambooth.hypernetwork.model import HyperNetworkConfig, build_hypernetwork
 from hyperdreambooth.hypernetwork.training import RESULT_FILE, TrainConfig
 from hyperdreambooth.pipeline import HyperDreamBooth
-from recipes import denoiser, e4t, features, hyper, judges, vae
+from recipes import denoiser, e4t, faces, features, hyper, judges, vae
 from recipes.budget import Budget
 from recipes.measures import own_scores
 from recipes.photographs import frame_photographs
 from recipes.pictures import joined, make_shards, random_photographs, random_portraits
-from recipes.shipping import SCORES_KEY, adopt, file_of, ship, ship_e4t, ship_independent
+from recipes.shipping import SCORES_KEY, adopt, file_of, ship, ship_e4t, ship_independent, ship_verifier
 from recipes.workshop import WORLDS, Workshop, schedule
 
 ROOM = 8  # pixels by which a framed photograph is larger than a picture, so that it can be shifted
@@ -56,6 +57,18 @@ FACES_EACH = 4  # plain portraits of each person that the encoder learns from
 def frame(shop: Workshop) -> Iterator[str]:
     """Photographs to framed faces, a little larger than the pictures."""
     yield from frame_photographs(shop.photographs, shop.framed, shop.size + ROOM)
+
+
+def train_verifier(shop: Workshop) -> Iterator[str]:
+    """What doubts faces, on the photographs; it ships at once, as the faces of the next stage are found with it."""
+    file = shop.cache / "face-squares.safetensors"
+    if not shop.weights("verifier").exists():
+        yield from faces.gather(shop.photographs, file)
+    verifier = judges.fresh(FaceVerifier).to(shop.device)
+    config = schedule(shop.budget.verifier_minutes, lr=3e-3, warmup=50, ema=0.998, weight_decay=0.02)
+    train = partial(faces.train_verifier, verifier, file, shop.budget.verifier_batch, config)
+    yield from shop.train("verifier", train, lambda path: save_tensors(path, verifier.state_dict()))
+    yield from ship_verifier(shop)
 
 
 def draw_pictures(shop: Workshop) -> Iterator[str]:
@@ -287,6 +300,7 @@ def _to_fit(shop: Workshop, world: str) -> int:
 
 
 STAGES: dict[str, Callable[[Workshop], Iterator[str]]] = {
+    "faces": train_verifier,
     "frame": frame,
     "pictures": draw_pictures,
     "vae": train_vae,

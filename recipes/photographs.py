@@ -25,6 +25,7 @@ from recipes.parts import Part, parts, remove_parts
 
 SPLITS = ("training", "tuning", "reporting")
 _LISTS = Path(__file__).parent / "splits"
+LABELLED = _LISTS / "photographs-labelled.txt"  # faces that somebody marked by hand, for `benchmarks.faces`
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 
 _BENT, _BEND = (5, 5), 0.035  # points of the face that move, and how far, in halves of its side
@@ -68,9 +69,7 @@ def frame_photographs(folder: Path, cache: Path, size: int, each: int = 100) -> 
     if cache.exists():
         remove_parts(cache)
         return
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES)
-    if not files:
-        raise UserError(f"{folder} holds no pictures, expected face photographs: give a folder of JPEG or PNG files")
+    files = files_below(folder)
     some = [files[first : first + each] for first in range(0, len(files), each)]
 
     def named(file: Path) -> str:
@@ -97,6 +96,21 @@ def frame_photographs(folder: Path, cache: Path, size: int, each: int = 100) -> 
     save_tensors(cache, {"pictures": torch.cat(pictures)}, {"names": "\n".join(names)})
     remove_parts(cache)
     yield f"{len(names)} photographs framed, {len(files) - len(names)} without a face left out"
+
+
+def files_below(folder: Path) -> list[Path]:
+    """All pictures below a folder, in order. Raises UserError where there are none."""
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES)
+    if not files:
+        raise UserError(f"{folder} holds no pictures, expected face photographs: give a folder of JPEG or PNG files")
+    return files
+
+
+def learnt_faces(folder: Path) -> list[Path]:
+    """The pictures below a folder that a face verifier learns from: nobody who tunes or reports, and none labelled."""
+    labelled = {line.split()[0] for line in LABELLED.read_text().splitlines() if line.strip() and line[0] != "#"}
+    held_out = labelled | {_key(file) for split in SPLITS[1:] for file in _listed(split)}
+    return [file for file in files_below(folder) if file.name not in held_out]
 
 
 def _framed(file: Path, size: int) -> np.ndarray | None:

@@ -11,7 +11,16 @@ import numpy as np
 
 from hyperdreambooth.base.loading import load_base
 from hyperdreambooth.base.model import Base
-from hyperdreambooth.embedded import BASE, DEMO_PHOTO, E4T_NETWORK, FOLDER, HYPERNETWORK, INDEPENDENT_NETWORK, JUDGES
+from hyperdreambooth.embedded import (
+    BASE,
+    DEMO_PHOTO,
+    E4T_NETWORK,
+    FACE_VERIFIER,
+    FOLDER,
+    HYPERNETWORK,
+    INDEPENDENT_NETWORK,
+    JUDGES,
+)
 from hyperdreambooth.errors import WrongBase, WrongSpace
 from hyperdreambooth.evaluation.features import ImageText, SelfSupervised
 from hyperdreambooth.evaluation.judges import AttributeReader, Judge, Recogniser, SceneClassifier
@@ -26,6 +35,7 @@ from hyperdreambooth.sheet import save_png, to_image
 from recipes import denoiser, hyper
 from recipes.cards import Card, data_lines, seconds_in
 from recipes.measures import own_scores
+from recipes.photographs import learnt_faces
 from recipes.workshop import WORLDS, Workshop
 
 DEMO_SEED = 15_005  # a tuning person: the training never saw them
@@ -96,6 +106,10 @@ def adopt(shop: Workshop) -> Iterator[str]:
         save_tensors(shop.start("hypernetwork"), network.state_dict())
         earlier |= seconds_in(file.parent)
         yield "the hypernetwork"
+    if (verifier := shop.out / FACE_VERIFIER.relative_to(FOLDER)).exists() and not shop.weights("verifier").exists():
+        save_tensors(shop.weights("verifier"), {name: one.float() for name, one in load_tensors(verifier)[0].items()})
+        earlier |= seconds_in(verifier.parent)
+        yield "the face verifier"
     if (trained := shop.out / E4T_NETWORK.relative_to(FOLDER)).exists():
         save_tensors(shop.start("e4t"), load_tensors(trained)[0])
         earlier |= seconds_in(trained.parent)
@@ -194,6 +208,25 @@ def ship_e4t(shop: Workshop) -> Iterator[str]:
         shop.start("e4t").exists(),
     ).write(file.parent)
     yield "what E4T learnt beforehand"
+
+
+def ship_verifier(shop: Workshop) -> Iterator[str]:
+    """The face verifier, in half precision, and its card, where it is not there already."""
+    file, part = shop.out / FACE_VERIFIER.relative_to(FOLDER), shop.cache / "verifier-half.safetensors"
+    save_tensors(part, {name: tensor.half() for name, tensor in load_tensors(shop.weights("verifier"))[0].items()})
+    trained = part.read_bytes()
+    part.unlink()
+    if file.exists() and file.read_bytes() == trained:
+        return
+    write_bytes(file, trained)
+    Card(
+        "The face verifier",
+        "A square around what OpenCV's cascades took for a face to how likely it is one; asked where no eyes are seen. "
+        "How well faces are found with it, `python -m benchmarks.faces` measures.",
+        data_lines(None, [file.relative_to(shop.photographs).as_posix() for file in learnt_faces(shop.photographs)]),
+        _seconds(shop, "verifier"),
+    ).write(file.parent)
+    yield "the face verifier"
 
 
 def ship_independent(shop: Workshop) -> Iterator[str]:

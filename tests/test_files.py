@@ -6,6 +6,7 @@ import sys
 import tracemalloc
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save
@@ -92,6 +93,7 @@ def test_full_disk_is_told_from_the_words_of_the_library_too(tmp_path: Path) -> 
 def test_tensors_come_back_with_dtype_views_and_metadata(tmp_path: Path) -> None:
     whole = torch.arange(12.0).reshape(3, 4)
     tensors = {"row": whole[1], "turned": whole.T, "half": whole.half(), "grad": whole.clone().requires_grad_()}
+    tensors["none of numpy's"] = torch.from_numpy(np.concatenate([np.zeros(0, np.int64)] * 2))  # strides of its own
     save_tensors(tmp_path / "a.safetensors", tensors, {"who": "nobody"})
     loaded, metadata = load_tensors(tmp_path / "a.safetensors")
     assert metadata == {"who": "nobody"} and loaded.keys() == tensors.keys()

@@ -204,6 +204,8 @@ def _bytes_of(tensor: Tensor) -> memoryview:
     """A tensor's numbers as they stand in a file, without a copy where it is on the CPU and in order."""
     import torch
 
+    if not tensor.numel():  # whose strides may be anything
+        return memoryview(b"")
     return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
 
 

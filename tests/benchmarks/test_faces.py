@@ -10,14 +10,15 @@ import pytest
 import torch
 
 from benchmarks import faces
-from benchmarks.faces import CUT, LABELS, Truth, framed, is_right, labelled, main, measure, summary, together
+from benchmarks.faces import CUT, Truth, framed, is_right, labelled, main, measure, summary, together
 from hyperdreambooth.faces import Eyes, FaceBox
 from hyperdreambooth.faces.boxes import FFHQ_EYES
 from hyperdreambooth.sheet import save_png, to_image
+from recipes.photographs import LABELLED
 
 
 def test_two_hundred_photographs_are_labelled() -> None:
-    truths = labelled(Path("photos"), LABELS.read_text().splitlines())
+    truths = labelled(Path("photos"), LABELLED.read_text().splitlines())
     assert len({truth.file for truth in truths}) == 200
     assert {truth.seen for truth in truths} == {"yes", "part", "no"}
     assert all(0 < x < 1 and 0 < y < 1 and 0 < side < 1.2 for x, y, side in (t.place for t in truths if t.seen != "no"))
@@ -61,7 +62,7 @@ def test_eyes_are_sought_again_in_the_cut_and_written(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(faces, "find_eyes", eyes_at)
     monkeypatch.setattr(faces, "find_faces", lambda picture, _: [found[picture.shape[2]]])
-    monkeypatch.setattr(faces, "LABELS", tmp_path / "labels.txt")
+    monkeypatch.setattr(faces, "LABELLED", tmp_path / "labels.txt")
     main(tmp_path, output=tmp_path / "faces.json")
     told = json.loads((tmp_path / "faces.json").read_text())
     off = {"pairs": 1, "mean": pytest.approx(0.2), "percentile_95": pytest.approx(0.2)}

@@ -14,9 +14,10 @@ from hyperdreambooth.base.build import PRESETS, build_base
 from hyperdreambooth.base.loading import load_base
 from hyperdreambooth.base.model import Base, fingerprint_of
 from hyperdreambooth.baselines.methods import METHODS, LiDB
-from hyperdreambooth.embedded import E4T_NETWORK, FOLDER, HYPERNETWORK, INDEPENDENT_NETWORK
+from hyperdreambooth.embedded import E4T_NETWORK, FACE_VERIFIER, FOLDER, HYPERNETWORK, INDEPENDENT_NETWORK
 from hyperdreambooth.errors import UserError
 from hyperdreambooth.evaluation.judges import AttributeReader, Recogniser, SceneClassifier
+from hyperdreambooth.faces.verifier import FaceVerifier
 from hyperdreambooth.files import load_tensors, save_tensors, write_text
 from hyperdreambooth.fitting.preoptimize import PreoptimizeConfig, load_people
 from hyperdreambooth.fitting.processes import Processes
@@ -51,6 +52,9 @@ def test_the_whole_recipe_makes_what_the_package_ships(shop: Workshop) -> None:
     for kind in (Recogniser, SceneClassifier, AttributeReader):
         judge = kind.load(shop.out / "judges" / f"{kind.kind.replace(' ', '-')}.safetensors")
         assert judge.look(drawn).isfinite().all() and judge.config == shop.sizes.judge
+    verifier = load_tensors(shop.out / FACE_VERIFIER.relative_to(FOLDER))[0]
+    FaceVerifier().load_state_dict(verifier)
+    assert "licence and consent" in (card := (shop.out / "faces/README.md").read_text()) and "Portraits" not in card
     for part in ("base", "judges", "hypernetwork"):
         card = (shop.out / part / "README.md").read_text()
         assert "--only adopt" not in card
@@ -260,6 +264,17 @@ def test_vae_and_judges_go_on_from_what_is_given_as_their_start(shop: Workshop) 
     for stage, start in starts.items():
         trained = load_tensors(shop.weights(stage))[0]
         assert all(torch.allclose(trained[name].float(), tensor, atol=2e-3) for name, tensor in start.items()), stage
+
+
+def test_an_adopted_verifier_counts_as_trained(shop: Workshop, fresh_base: Base) -> None:
+    list(run(shop, ["faces"]))
+    fresh_base.save(shop.out / "base", torch.float32)
+    file = shop.out / FACE_VERIFIER.relative_to(FOLDER)
+    shipped, card = file.read_bytes(), (file.parent / "README.md").read_text()
+    assert len(shipped) < 120_000 and "5 photographs" in card and "1 photographs" in card
+    other = replace(shop, cache=shop.cache.parent / "other")
+    assert "  the face verifier" in list(run(other, ["adopt"]))
+    assert list(run(other, ["faces"])) == ["[bold]faces"] and file.read_bytes() == shipped
 
 
 def test_an_adopted_hypernetwork_is_where_training_starts(shop: Workshop, fresh_base: Base) -> None:

@@ -3,10 +3,12 @@
 One look alone sees faces in collars and necklaces, and misses one in three that are not quite upright or not quite
 inside the picture. So looks vote, and where they find nothing, the picture is padded, turned, and looked at again; what
 then is doubtful is looked at in small steps and several sizes. Only then small faces are sought, in a large picture.
+What a small network doubts is no face unless its eyes are seen.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +22,7 @@ from hyperdreambooth.errors import BadPicture
 from hyperdreambooth.faces.boxes import FaceBox, by_choice, is_cropped, is_framed, is_square
 from hyperdreambooth.faces.cascades import Seen, detect, grey_copy
 from hyperdreambooth.faces.eyes import eye_marks, eyes_of
+from hyperdreambooth.faces.verifier import is_doubted
 
 Detector: TypeAlias = Callable[[Tensor], list[FaceBox]]
 """Finds the faces in a picture (3, H, W) in [0, 1], the one to take first."""
@@ -38,7 +41,7 @@ _SAME = 0.35  # overlap from which two boxes are of one face
 _VOTES = {"eyes": 3, "marks": 12, "nothing": 25}  # that make a face, by what is seen of its eyes
 _FEWEST = 3  # that one look must have to count
 _FRAMED_VOTES = 5  # of one look, that make a picture framed
-_CLEAR = 60  # votes by which nobody needs to look for eyes
+_CLEAR = 60  # votes by which nobody needs to look for eyes, where there is no doubt
 _AGAINST_BEST = 0.3  # of the votes of the best face, another one needs
 _EYE_BAND = (0.25, 0.55)  # of a face's box, from its top
 
@@ -72,8 +75,10 @@ class _Candidate:
     """Of all looks, weighted."""
     looks: int = 1
     """How many saw it."""
-    needs: int | None = None
-    """Votes that make it a face; None: nobody has looked for its eyes."""
+    doubted: bool | None = None
+    """Whether the verifier doubts it; None: nobody has asked."""
+    needs: float | None = None
+    """Votes that make it a face, if any do; None: nobody has looked for its eyes."""
 
 
 def find_faces(picture: Tensor, detector: Detector | None = None) -> list[FaceBox]:
@@ -144,8 +149,9 @@ def _seen_closer(picture: Tensor, faces: list[FaceBox]) -> list[FaceBox]:
     candidates: list[_Candidate] = []
     for size, weight, seen in _closer(picture):
         _count(candidates, _scaled(seen, size, weight))
-    best = max(candidates, key=lambda one: one.votes, default=None)
-    if best is None or best.votes < _CLOSER_VOTES or best.looks < _CLOSER_LOOKS:
+    likely = [one for one in candidates if one.votes >= _CLOSER_VOTES and one.looks >= _CLOSER_LOOKS]
+    best = max((one for one in likely if not is_doubted(picture, one.box)), key=lambda one: one.votes, default=None)
+    if best is None:
         return faces
     confirmed = (one.votes >= best.votes / 2 and one.box.overlap(box) >= _SAME for one in candidates for box in faces)
     return faces if any(confirmed) else [best.box]
@@ -183,15 +189,15 @@ def _count(candidates: list[_Candidate], boxes: list[tuple[FaceBox, float]]) -> 
                 candidate.votes += votes
                 candidate.looks += 1
                 if votes > 2 * candidate.most:
-                    candidate.box, candidate.most, candidate.needs = box, votes, None
+                    candidate.box, candidate.most, candidate.doubted, candidate.needs = box, votes, None, None
                 break
         else:
             candidates.append(_Candidate(box, votes, votes))
 
 
 def _faces(candidates: list[_Candidate], picture: Tensor) -> list[FaceBox]:
-    """The candidates that are faces, by what is seen of their eyes and how many votes they have."""
-    return _best([one for one in candidates if one.votes >= _CLEAR or one.votes >= _needs(one, picture)], picture)
+    """The candidates that are faces, by what is seen of their eyes, how many votes they have, and the verifier."""
+    return _best([one for one in candidates if _is_face(one, picture)], picture)
 
 
 def _best(faces: list[_Candidate], picture: Tensor) -> list[FaceBox]:
@@ -201,13 +207,17 @@ def _best(faces: list[_Candidate], picture: Tensor) -> list[FaceBox]:
     return by_choice(boxes, picture.shape[2], picture.shape[1])
 
 
-def _needs(candidate: _Candidate, picture: Tensor) -> int:
+def _is_face(candidate: _Candidate, picture: Tensor) -> bool:
+    if candidate.doubted is None:
+        candidate.doubted = is_doubted(picture, candidate.box)
+    if candidate.votes >= _CLEAR and not candidate.doubted:
+        return True
     if candidate.needs is None:
         marks = eye_marks(picture, candidate.box)
         some = sum(_EYE_BAND[0] < mark.y < _EYE_BAND[1] for mark in marks)
         seen = "eyes" if eyes_of(marks) else "marks" if some > 1 else "nothing"
-        candidate.needs = _VOTES[seen]
-    return candidate.needs
+        candidate.needs = math.inf if candidate.doubted and seen != "eyes" else _VOTES[seen]
+    return candidate.votes >= candidate.needs
 
 
 def _upright(grey: np.ndarray) -> Iterator[tuple[float, list[Seen]]]:
