@@ -29,7 +29,7 @@ from hyperdreambooth.progress import Progress, log
 
 CHECK, READ, ENCODE = "check photographs", "read people", "encode"
 
-_FRAMING = 3  # to be raised when faces are found or cut otherwise: those that are kept are cut anew then
+_FRAMING = 4  # to be raised when faces are found or cut otherwise: those that are kept are cut anew then
 
 OnProgress = Callable[[Progress], None]
 
