@@ -28,7 +28,7 @@ from rich.console import Console
 from hyperdreambooth.faces import Detector, Eyes, FaceBox, LocatedFace, find_eyes, find_faces, read_picture
 from hyperdreambooth.faces.boxes import FFHQ_CENTRE, FFHQ_EYES, FFHQ_SIDE
 from hyperdreambooth.files import write_text
-from recipes.photographs import LABELLED
+from recipes.photographs import LABELLED, labels
 
 NEAR, SIDES = 1 / 3, (0.5, 2.0)
 CUT = 256  # pixels a side of the cuts in which eyes are sought again
@@ -78,11 +78,9 @@ def framed(folder: Path) -> list[Truth]:
 def labelled(folder: Path, lines: Iterable[str]) -> list[Truth]:
     """The photographs of a folder that lines "name seen x y side" speak of; those with # are words."""
     truths = []
-    for line in lines:
-        if line.strip() and not line.startswith("#"):
-            name, seen, *place = line.split()
-            x, y, side = map(float, place or ("0", "0", "0"))
-            truths.append(Truth(folder / name, seen, (x, y, side)))
+    for name, seen, *place in labels(lines):
+        x, y, side = map(float, place or ("0", "0", "0"))
+        truths.append(Truth(folder / name, seen, (x, y, side)))
     return truths
 
 

@@ -10,7 +10,7 @@ from hyperdreambooth.errors import UserError
 from hyperdreambooth.portraits.splits import TRAINING
 
 # Minutes per thousand on two CPU cores, measured; trainings take the minutes that they are given.
-_SEEK, _FRAME, _DRAW_PORTRAITS, _DRAW_PHOTOGRAPHS, _ENCODE, _CROWD = 1.0, 1.0, 0.1, 0.02, 0.05, 1.5
+_SEEK, _FRAME, _DRAW_PORTRAITS, _DRAW_PHOTOGRAPHS, _ENCODE, _CROWD = 1.8, 1.0, 0.1, 0.02, 0.05, 1.5
 _FOLDER = 2.0  # thousand photographs in the folder, about
 
 
@@ -57,7 +57,7 @@ class Budget:
     hypernetwork_noises: int = _row(8, "samples through the U-Net per person and step of the hypernetwork")
     hypernetwork_lr: float = _row(5e-4, "learning rate of the hypernetwork, falling to 0 in either phase")
     hypernetwork_minutes: float = _row(54.0, "of the hypernetwork; the weight loss alone gets a twentieth of them")
-    e4t_minutes: float = _row(11.0, "of what E4T, a baseline, learns beforehand")
+    e4t_minutes: float = _row(9.0, "of what E4T, a baseline, learns beforehand")
 
     def __post_init__(self) -> None:
         for row in ("people", "hypernetwork_portraits", "fitted_portraits"):

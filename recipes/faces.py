@@ -20,8 +20,8 @@ from torch import Tensor
 
 from hyperdreambooth.errors import HyperDreamBoothError, UserError
 from hyperdreambooth.faces import FaceBox, enough_for, in_order, read_picture
-from hyperdreambooth.faces.cascades import detect, grey_copy
 from hyperdreambooth.faces.eyes import eye_marks, eyes_of
+from hyperdreambooth.faces.finding import DETECTION_SIDE, SAME, WEIGHTS, copy_at, look, scaled
 from hyperdreambooth.faces.verifier import SIDE, FaceVerifier, square_of
 from hyperdreambooth.files import load_tensors, save_tensors
 from hyperdreambooth.fitting.steps import Checkpoint, FitConfig, Run, steps
@@ -33,10 +33,7 @@ FACE, MISTAKEN, ELSEWHERE = range(3)  # kinds of squares: the face, what cascade
 _EACH = {FACE: 6, MISTAKEN: 12, ELSEWHERE: 6}  # of one photograph, at most
 _OF_A_BATCH = {FACE: 6, MISTAKEN: 4, ELSEWHERE: 2}  # twelfths
 
-_SIDE = 256  # longer side, in pixels, of the copy that cascades look at
-_CASCADES = {"frontalface_alt2": 1.5, "frontalface_default": 1.0, "profileface": 2.0}  # the weight of a vote
 _SEEN, _BEYOND_DOUBT = 40.0, 90.0  # votes that make a face certain with eyes, and without
-_SAME = 0.35  # overlap from which two boxes are of one face
 _SHIFT, _SCALE = 0.25, 1.55  # how far squares of a face are off, in its sides
 _OFF, _SIZES = 0.36, (0.47, 2.1)  # from which on, or beyond which, a square is of no face
 
@@ -106,20 +103,18 @@ def squares_of(file: Path) -> tuple[np.ndarray, np.ndarray]:
 
 def _seen(picture: Tensor) -> list[tuple[FaceBox, float]]:
     """All that cascades see, were it only once, with the votes for it, the most exact first."""
-    height, width = picture.shape[1:]
-    scale = _SIDE / max(height, width)
-    grey = grey_copy(picture, *(max(1, round(side * scale)) for side in (height, width)))
+    scale = DETECTION_SIDE / max(picture.shape[1:])
+    grey = copy_at(picture, scale)
     found = list[tuple[FaceBox, float]]()
-    for name, weight in _CASCADES.items():
+    for name, weight in WEIGHTS.items():
         for light in (grey, cv2.equalizeHist(grey)):
-            for one in detect(name, light, max(24, min(grey.shape) // 10), fewest=2):
-                found.append((FaceBox(one.left / scale, one.top / scale, one.side / scale), weight * one.votes))
+            found += scaled(look(name, light, fewest=2), scale, weight)
     return found
 
 
 def _certain(picture: Tensor, seen: list[tuple[FaceBox, float]]) -> FaceBox | None:
     """The face that has most votes, if they or its eyes leave no doubt."""
-    votes = [sum(count for other, count in seen if other.overlap(box) >= _SAME) for box, _ in seen]
+    votes = [sum(count for other, count in seen if other.overlap(box) >= SAME) for box, _ in seen]
     if not votes or max(votes) < _SEEN:
         return None
     best = seen[votes.index(max(votes))][0]

@@ -7,7 +7,7 @@ twice: nobody is listed who was found again in a photograph that trains.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -106,9 +106,14 @@ def files_below(folder: Path) -> list[Path]:
     return files
 
 
+def labels(lines: Iterable[str]) -> Iterator[list[str]]:
+    """The words of each line of `LABELLED` about a photograph: its name, what of its face is seen, and where."""
+    return (line.split() for line in lines if line.strip() and not line.startswith("#"))
+
+
 def learnt_faces(folder: Path) -> list[Path]:
     """The pictures below a folder that a face verifier learns from: nobody who tunes or reports, and none labelled."""
-    labelled = {line.split()[0] for line in LABELLED.read_text().splitlines() if line.strip() and line[0] != "#"}
+    labelled = {name for name, *_ in labels(LABELLED.read_text().splitlines())}
     held_out = labelled | {_key(file) for split in SPLITS[1:] for file in _listed(split)}
     return [file for file in files_below(folder) if file.name not in held_out]
 

@@ -32,9 +32,9 @@ DETECTION_SIDE = 256
 
 _FRONTAL = ("frontalface_alt2", "frontalface_default")  # exact first, then lenient
 _PROFILE = "profileface"  # knows one side: the other is found in the mirror
-_WEIGHTS = {"frontalface_alt2": 1.5, "frontalface_default": 1.0, "profileface": 2.0}  # of a vote
+WEIGHTS = {"frontalface_alt2": 1.5, "frontalface_default": 1.0, "profileface": 2.0}  # of a vote
 _TURNED_WEIGHT = 0.5  # of a vote in a turned copy
-_SAME = 0.35  # overlap from which two boxes are of one face
+SAME = 0.35  # overlap from which two boxes are of one face
 
 # Chosen on the 200 labelled photographs of `benchmarks.faces`, as are weights and looks: true finds have 5 to 600
 # votes, and of 262 false ones, one has eyes, 15 have two marks of eyes.
@@ -117,15 +117,15 @@ def check_shape(picture: Tensor) -> None:
 def _by_cascades(picture: Tensor) -> list[FaceBox]:
     height, width = picture.shape[1:]
     scale = min(max(height, width, DETECTION_SIDE), 2 * DETECTION_SIDE) / max(height, width)
-    grey = _copy(picture, scale)
+    grey = copy_at(picture, scale)
     candidates: list[_Candidate] = []
     for weight, seen in _upright(grey):
         largest = sorted(
-            (box for box, votes in _scaled(seen, scale) if votes >= _FRAMED_VOTES), key=lambda box: -box.side
+            (box for box, votes in scaled(seen, scale) if votes >= _FRAMED_VOTES), key=lambda box: -box.side
         )
         if largest and is_framed(largest[0], width, height):
             return largest
-        _count(candidates, _scaled(seen, scale, weight))
+        _count(candidates, scaled(seen, scale, weight))
         if not is_square(width, height) and (faces := _faces(candidates, picture)):
             return faces
     faces = _faces(candidates, picture)
@@ -135,8 +135,8 @@ def _by_cascades(picture: Tensor) -> list[FaceBox]:
     for size, margin, turns in ((scale, _MARGIN, (0.0,)), (small, _WIDE_MARGIN, _TURNS)):
         if faces:
             break
-        for weight, seen in _padded(_copy(picture, size), margin, turns):
-            _count(candidates, _scaled(seen, size, weight))
+        for weight, seen in _padded(copy_at(picture, size), margin, turns):
+            _count(candidates, scaled(seen, size, weight))
         faces = _faces(candidates, picture)
     doubtful = max((one.votes for one in candidates if one.box in faces), default=0) < _DOUBTFUL
     if doubtful:
@@ -148,12 +148,12 @@ def _seen_closer(picture: Tensor, faces: list[FaceBox]) -> list[FaceBox]:
     """The faces found, unless a closer look sees one elsewhere and hardly anything in their place: then that one."""
     candidates: list[_Candidate] = []
     for size, weight, seen in _closer(picture):
-        _count(candidates, _scaled(seen, size, weight))
+        _count(candidates, scaled(seen, size, weight))
     likely = [one for one in candidates if one.votes >= _CLOSER_VOTES and one.looks >= _CLOSER_LOOKS]
     best = max((one for one in likely if not is_doubted(picture, one.box)), key=lambda one: one.votes, default=None)
     if best is None:
         return faces
-    confirmed = (one.votes >= best.votes / 2 and one.box.overlap(box) >= _SAME for one in candidates for box in faces)
+    confirmed = (one.votes >= best.votes / 2 and one.box.overlap(box) >= SAME for one in candidates for box in faces)
     return faces if any(confirmed) else [best.box]
 
 
@@ -162,20 +162,21 @@ def _far_away(picture: Tensor) -> list[FaceBox]:
     if max(picture.shape[1:]) <= 2 * DETECTION_SIDE:
         return []
     scale = min(1.0, _FAR_SIDE / min(picture.shape[1:]))
-    grey = _copy(picture, scale)
+    grey = copy_at(picture, scale)
     candidates: list[_Candidate] = []
     for light in (grey, cv2.equalizeHist(grey)):
         for name in _FRONTAL:
-            seen = _look(name, light, _FAR_SHARE)
-            _count(candidates, _scaled(seen, scale, _WEIGHTS[name]))
+            seen = look(name, light, _FAR_SHARE)
+            _count(candidates, scaled(seen, scale, WEIGHTS[name]))
     return _best([one for one in candidates if eyes_of(eye_marks(picture, one.box))], picture)
 
 
-def _copy(picture: Tensor, scale: float) -> np.ndarray:
+def copy_at(picture: Tensor, scale: float) -> np.ndarray:
+    """A picture as the cascades look at it: grey, at this scale."""
     return grey_copy(picture, *(max(1, round(side * scale)) for side in picture.shape[1:]))
 
 
-def _scaled(seen: list[Seen], scale: float, weight: float = 1.0) -> list[tuple[FaceBox, float]]:
+def scaled(seen: list[Seen], scale: float, weight: float = 1.0) -> list[tuple[FaceBox, float]]:
     """What was seen in a copy as boxes of the picture, with their votes."""
     return [(FaceBox(one.left / scale, one.top / scale, one.side / scale), weight * one.votes) for one in seen]
 
@@ -185,7 +186,7 @@ def _count(candidates: list[_Candidate], boxes: list[tuple[FaceBox, float]]) -> 
     known = list(candidates)
     for box, votes in boxes:
         for candidate in known:
-            if candidate.box.overlap(box) >= _SAME:
+            if candidate.box.overlap(box) >= SAME:
                 candidate.votes += votes
                 candidate.looks += 1
                 if votes > 2 * candidate.most:
@@ -227,10 +228,10 @@ def _upright(grey: np.ndarray) -> Iterator[tuple[float, list[Seen]]]:
     """
     levelled = cv2.equalizeHist(grey)
     for name in _FRONTAL:
-        yield _WEIGHTS[name], _look(name, grey)
-        yield _WEIGHTS[name], _look(name, levelled)
-    profiles = _look(_PROFILE, grey), _mirrored(_look(_PROFILE, cv2.flip(grey, 1)), grey)
-    yield _WEIGHTS[_PROFILE], max(profiles, key=len)  # one person's two sides are one face
+        yield WEIGHTS[name], look(name, grey)
+        yield WEIGHTS[name], look(name, levelled)
+    profiles = look(_PROFILE, grey), _mirrored(look(_PROFILE, cv2.flip(grey, 1)), grey)
+    yield WEIGHTS[_PROFILE], max(profiles, key=len)  # one person's two sides are one face
 
 
 def _closer(picture: Tensor) -> Iterator[tuple[float, float, list[Seen]]]:
@@ -238,7 +239,7 @@ def _closer(picture: Tensor) -> Iterator[tuple[float, float, list[Seen]]]:
     longer = max(picture.shape[1:])
     for side in (side for side in _CLOSER_SIDES if side <= max(_CLOSER_SIDES[0], _CLOSER_SCALE * longer)):
         scale = side / longer
-        grey = _copy(picture, scale)
+        grey = copy_at(picture, scale)
         seek = partial(detect, smallest=min(grey.shape) // _SMALLEST_SHARE, step=_CLOSER_STEP, fewest=_FEWEST)
         for light in _lights(grey):
             for name, weight in _CLOSER_WEIGHTS.items():
@@ -265,13 +266,13 @@ def _padded(grey: np.ndarray, margin: float, turns: tuple[float, ...]) -> Iterat
         for light in lights:
             shown = cv2.warpAffine(light, turn, (width, height), borderMode=cv2.BORDER_REPLICATE) if degrees else light
             for name in _FRONTAL:
-                seen = _look(name, shown)
+                seen = look(name, shown)
                 middles = [back @ (one.left + one.side / 2, one.top + one.side / 2, 1.0) - wide for one in seen]
                 placed = [
                     one._replace(left=float(x) - one.side / 2, top=float(y) - one.side / 2)
                     for one, (x, y) in zip(seen, middles, strict=True)
                 ]
-                yield _WEIGHTS[name] * (_TURNED_WEIGHT if degrees else 1.0), placed
+                yield WEIGHTS[name] * (_TURNED_WEIGHT if degrees else 1.0), placed
 
 
 def _lights(grey: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -279,6 +280,6 @@ def _lights(grey: np.ndarray) -> tuple[np.ndarray, ...]:
     return grey, cv2.equalizeHist(grey), cv2.createCLAHE(3.0, (8, 8)).apply(grey)
 
 
-def _look(cascade: str, grey: np.ndarray, share: int = 10) -> list[Seen]:
-    """What a cascade sees, from that part of the shorter side up."""
-    return detect(cascade, grey, max(24, min(grey.shape) // share), fewest=_FEWEST)
+def look(cascade: str, grey: np.ndarray, share: int = 10, fewest: int = _FEWEST) -> list[Seen]:
+    """What a cascade sees, from that part of the shorter side up, with so many votes or more."""
+    return detect(cascade, grey, max(24, min(grey.shape) // share), fewest=fewest)
