@@ -141,7 +141,7 @@ def test_evaluate_and_report(hdb: Hdb, tmp_path: Path, quick_sampling: None) -> 
         assert words in text
     assert "textual-inversion@2" not in text and "5,000" not in text  # a point of a curve is no row of a table
     assert 'src="data:image/png' in page and '.png"' not in page and "<table>" in page
-    assert {path.name for path in (run / "report").iterdir()} >= {"time.png", "bytes.png", "sheet-1.jpg"}
+    assert {path.name for path in (run / "report/results").iterdir()} >= {"time.png", "bytes.png", "sheet-1.jpg"}
 
 
 def test_evaluate_takes_the_photographs_that_are_named(

@@ -140,8 +140,6 @@ class Personalization:
 
     def _predict(self) -> Tensor | None:
         if self._hypernetwork is None:
-            name = self._base.name
-            log.warning('there is no hypernetwork for the base "%s": fine-tuning alone, from the common start', name)
             return None
         counts = [len(of_one) for of_one in self._photos]
         faces = torch.cat([views[:count] for views, count in zip(self.views, counts, strict=True)])

@@ -35,7 +35,7 @@ from hyperdreambooth.identity import Identity
 from hyperdreambooth.lidb import LiDBSpace, find_blocks, find_sites, inject
 from hyperdreambooth.lidb.recompute import recompute
 from hyperdreambooth.personalization import Personalization, PersonalizeConfig, Photos
-from hyperdreambooth.progress import Progress
+from hyperdreambooth.progress import Progress, log
 from hyperdreambooth.sheet import to_image
 from hyperdreambooth.tuned import Tuned, is_tuned
 
@@ -136,9 +136,17 @@ class HyperDreamBooth:
 
         Returns an iterable of Progress that holds the results.
         """
-        return Personalization(
+        work = Personalization(
             self.base, self.adapters, self.hypernetwork, photos, config or PersonalizeConfig(), self.fingerprint
         )
+        self.note_missing()
+        return work
+
+    def note_missing(self) -> None:
+        """Log that there is no hypernetwork, for a method that would use one."""
+        if self.hypernetwork is None:
+            name = self.base.name
+            log.warning('there is no hypernetwork for the base "%s": fine-tuning alone, from the common start', name)
 
     def open(self, path: str | Path) -> Identity:
         """Read an identity file that was made for this base. Raises BadIdentityFile, WrongBase or WrongSpace."""

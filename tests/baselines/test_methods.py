@@ -88,6 +88,23 @@ def test_every_method_makes_a_person(
     assert again.how == person.how
 
 
+def test_a_missing_hypernetwork_is_told_to_those_who_would_use_one(
+    booth: HyperDreamBooth, face: torch.Tensor, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def told(name: str) -> bool:
+        caplog.clear()
+        made(booth, method_of(name), face)
+        return "there is no hypernetwork" in caplog.text
+
+    assert not told("hyperdreambooth@1")
+    monkeypatch.setattr(booth, "hypernetwork", None)
+    assert told("hyperdreambooth@1") and told("one-noise@1")
+    assert not told("no-hyper@1") and not told("lora-dreambooth@1")
+    caplog.clear()
+    booth.personalize(face, steps=1)
+    assert caplog.text.count("there is no hypernetwork") == 1
+
+
 def test_one_noise_is_one_sample_a_step_and_relaxed_4_has_four_ranks(
     booth: HyperDreamBooth, face: torch.Tensor
 ) -> None:

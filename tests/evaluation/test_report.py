@@ -20,6 +20,7 @@ from hyperdreambooth.evaluation.scores import BASE_METHOD, CELLS, TRUE, Scoring
 from hyperdreambooth.evaluation.study import make_study
 from hyperdreambooth.evaluation.study_scores import Answers
 from hyperdreambooth.evaluation.tables import SHARES
+from tests.evaluation.test_aims import timed_quick_set
 from tests.evaluation.test_scores import OURS, PHOTOGRAPHS, PORTRAITS, REFERENCES, add, begin, panel, whole
 
 
@@ -57,7 +58,7 @@ def test_the_tables_hold_the_scores(tmp_path: Path) -> None:
     scores = {one.method: one for one in scoring.all()}
     folder = tmp_path / "report"
     written = write_report([Part(scoring, list(scores.values()))], folder)
-    assert written == sum(path.stat().st_size for path in folder.iterdir())
+    assert written == sum(path.stat().st_size for path in folder.rglob("*.*"))
     text = (folder / "results.md").read_text()
     assert "3 portraits, 3 prompts, 4 methods and 1 more points of curves, 84 pictures; base b, hypernetwork h." in text
     assert "Not complete" not in text and "Of photographs" not in text
@@ -92,10 +93,11 @@ def test_the_page_holds_everything_whatever_people_are_called(tmp_path: Path) ->
     add(run, "k-1", half)
     scoring, folder, title = Scoring(run, panel()), tmp_path / "report", "<script>Zoë</script> & *all*"
     write_report([Part(scoring, list(scoring.all()))], folder, title)
-    files = {path.name for path in folder.iterdir()}
-    assert files == {"results.md", "results.html", "time.png", "bytes.png", "gallery.jpg", "sheet-1.jpg", "sheet-2.jpg"}
+    assert {path.name for path in folder.iterdir()} == {"results.md", "results.html", "results"}
+    files = {path.name for path in (folder / "results").iterdir()}
+    assert files == {"time.png", "bytes.png", "gallery.jpg", "sheet-1.jpg", "sheet-2.jpg"}
     text, page = ((folder / name).read_text() for name in ("results.md", "results.html"))
-    assert set(re.findall(r"!\[.*\]\((.*)\)", text)) == files - {"results.md", "results.html"}
+    assert set(re.findall(r"!\[.*\]\((.*)\)", text)) == {f"results/{name}" for name in files}
     assert text.count("Of photographs") == 1 and "3 photographs, 3 prompts" in text
     assert "Not complete, and scored as far as it goes: k-1 lacks pictures of 1 of 3 people." in text
     shown = Sources(page)
@@ -127,10 +129,11 @@ def test_photographs_are_told_behind_the_portraits_on_the_same_page(
         assert len(tables) > 10 and tables == [line for line in part.splitlines() if line.startswith("|")]
         assert "#### Table 3" in part and f"3 {heading.lower()}, 3 prompts" in part
     assert text.index("## Portraits") < text.index("### What it takes") < text.index("## Photographs")
-    pictures = {path.name for path in folder.iterdir()} - {"results.md", "results.html"}
+    pictures = {path.name for path in (folder / "results").iterdir()}
     names = {"time.png", "bytes.png", "gallery.jpg", "stages.jpg", "sheet-1.jpg", "sheet-2.jpg"}
     assert pictures == names | {f"photographs-{name}" for name in names}
-    assert set(re.findall(r"!\[.*\]\((.*)\)", text)) == pictures and len(Sources(page).pictures) == len(pictures)
+    shown = {f"results/{name}" for name in pictures}
+    assert set(re.findall(r"!\[.*\]\((.*)\)", text)) == shown and len(Sources(page).pictures) == len(pictures)
     with pytest.raises(UserError, match=r"holds synthetic people .*, expected photographs"):
         evaluating.report(second.path, tmp_path / "other", photographs=first.path)
     with pytest.raises(UserError, match=r"cannot read .*key\.json"):
@@ -195,3 +198,22 @@ def test_times_of_another_run_stand_in_the_tables(
     text = (run.path / "report" / "results.md").read_text()
     said = [row(text, name, "## What it takes")[2] for name in (OURS, "k-1", "no-hyper")]
     assert said == ["2.00 (1.0 x)", "1.00 (0.5 x)", "0.25, 3 at once (-)"]
+
+
+def test_the_time_of_the_quick_set_is_of_a_run_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    aim = "the quick set by ours in 5 minutes, two cores"
+    run, quick = begin(tmp_path / "run"), timed_quick_set(tmp_path / "quick")
+    add(run, OURS, whole(1))
+    monkeypatch.setattr(Panel, "load", panel)
+    evaluating.report(run.path)
+    assert row((run.path / "report/results.md").read_text(), aim) == ["not measured", ""]
+    evaluating.report(run.path, quick=quick.path)
+    assert row((run.path / "report/results.md").read_text(), aim) == ["52 s (cpu fp32, 2 threads)", "yes"]
+    capsys.readouterr()
+    with pytest.raises(UserError, match=rf"run holds no whole quick set by {OURS}, .*: hdb evaluate -o .*run"):
+        evaluating.report(run.path, quick=run.path)
+    (quick.path / "plan.json").write_text((quick.path / "plan.json").read_text().replace('"b"', '"c"'))
+    with pytest.raises(UserError, match=r"got times of base c in .*quick, expected b as in"):
+        evaluating.report(run.path, quick=quick.path)

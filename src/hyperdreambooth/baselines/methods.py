@@ -81,6 +81,8 @@ class LiDB:
         """N photographs in one batch. Raises as `check`."""
         self.check(booth)
         network = None if self.hypernetwork == "left out" else self._network(booth)
+        if self.hypernetwork == "if there":
+            booth.note_missing()  # who leaves it out knows
         config = replace(self.config, seed=seed)
         return Personalization(booth.base, booth.adapters, network, photos, config, booth.fingerprint)
 

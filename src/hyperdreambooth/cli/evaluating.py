@@ -253,6 +253,9 @@ def report(
         Path | None,
         typer.Option(help="A run made with --together 1, of few people: its seconds stand for those of RUN."),
     ] = None,
+    quick: Annotated[
+        Path | None, typer.Option(help="A run of the quick set by ours, whose seconds stand among the aims.")
+    ] = None,
     photographs: Annotated[
         Path | None, typer.Option(help="A run of photographs: all its tables, plots and sheets behind those of RUN.")
     ] = None,
@@ -269,6 +272,7 @@ def report(
     folder = run / "report" if output is None else output
     check_outputs(folder / "results.md", folder / "results.html")
     with Job(as_json) as job:
+        from hyperdreambooth.evaluation.aims import check_quick
         from hyperdreambooth.evaluation.drawn import alone_seconds
         from hyperdreambooth.evaluation.encoders import Panel
         from hyperdreambooth.evaluation.records import RunFolder
@@ -286,6 +290,9 @@ def report(
             for answers in answered:
                 answers.check(list(runs.values()))
             alone = {} if times is None else alone_seconds(RunFolder(times), runs[""])
+            timed = None if quick is None else RunFolder(quick)
+            if timed is not None:
+                check_quick(timed, runs[""])
             panel = Panel.load()
             if encoders is not None:
                 from hyperdreambooth.evaluation.pretrained import load_pretrained
@@ -295,7 +302,7 @@ def report(
             scorings = {prefix: Scoring(one, panel, {} if prefix else alone) for prefix, one in runs.items()}
             parts = [Part(scoring, list(scoring.all(job.report)), prefix) for prefix, scoring in scorings.items()]
         with job.phase("write"):
-            bytes_written = write_report(parts, folder, title, answered)
+            bytes_written = write_report(parts, folder, title, answered, timed)
         methods = len(parts[0].scores) - 1
         job.finish(report=str(folder / "results.html"), methods=methods, bytes=bytes_written)
 

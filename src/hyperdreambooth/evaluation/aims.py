@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 
 from hyperdreambooth.baselines.methods import NOMINAL, OURS
+from hyperdreambooth.errors import UserError
 from hyperdreambooth.evaluation.compared import paired
 from hyperdreambooth.evaluation.costs import (
     AIMS,
@@ -19,11 +20,12 @@ from hyperdreambooth.evaluation.costs import (
     reaches,
 )
 from hyperdreambooth.evaluation.curves import named
-from hyperdreambooth.evaluation.drawn import Drawn
+from hyperdreambooth.evaluation.drawn import Drawn, check_same
 from hyperdreambooth.evaluation.metrics import FEWEST, Mean
 from hyperdreambooth.evaluation.page import rows
 from hyperdreambooth.evaluation.prompts import SETS
 from hyperdreambooth.evaluation.protocol import asked
+from hyperdreambooth.evaluation.records import RunFolder
 from hyperdreambooth.evaluation.scores import MEASURES, Scores
 from hyperdreambooth.evaluation.tables import FEW, SHARES, Heads, signed
 
@@ -64,6 +66,16 @@ def quick_set(drawn: Drawn) -> tuple[float, str] | None:
         return None
     known = [value for value in seconds if value is not None]
     return (sum(known), machines.pop()) if len(known) == len(seconds) else None
+
+
+def check_quick(quick: RunFolder, run: RunFolder) -> None:
+    """Raise UserError for what is no whole quick set by ours, or as `check_same`."""
+    check_same(quick, run, [OURS])
+    if quick_set(Drawn(quick)) is None:
+        raise UserError(
+            f"{quick.path} holds no whole quick set by {OURS}, timed on one kind of machine, expected one: "
+            f"hdb evaluate -o {quick.path} --methods {OURS}"
+        )
 
 
 def _of_pictures(scores: Mapping[str, Scores], heads: Heads) -> Iterator[_Row]:
@@ -132,8 +144,8 @@ def _of_bytes(scores: Mapping[str, Scores]) -> Iterator[_Row]:
     for what, most, whole in (("7.5 % of rank-1 LoRA", 0.075, RANK_ONE), ("1/10,000 of the U-Net", 1e-4, UNET)):
         said = f"{LIDB:,} of {whole:,} numbers, 1/{whole / LIDB:,.1f}"
         yield [f"{counted} {what}", said, "yes" if LIDB / whole <= most else "no"]
-    sizes = [(name, scores[name].bytes if name in scores else None) for name in _RELAXED]
-    said = "; ".join(f"{name} {_NOT_MEASURED if size is None else f'{size:,.0f}'}" for name, size in sizes)
+    sizes = {name: scores[name].bytes for name in _RELAXED if name in scores}
+    said = "; ".join(f"{name} {_NOT_MEASURED if size is None else f'{size:,.0f}'}" for name, size in sizes.items())
     yield ["bytes after relaxation, in LiDB and in full space", said, ""]
 
 

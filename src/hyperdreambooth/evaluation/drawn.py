@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from hyperdreambooth.errors import UserError
@@ -74,30 +75,38 @@ class Alone(NamedTuple):
     machine: str | None
 
 
+def check_same(other: RunFolder, run: RunFolder, methods: Iterable[str] = ()) -> None:
+    """Whether the times of another run speak of this one's methods.
+
+    Raises:
+        UserError: it is a run of another base, another hypernetwork or a method of other settings.
+    """
+    for what in ("base", "hypernetwork"):
+        if other.plan.get(what) != run.plan.get(what):
+            raise UserError(
+                f"got times of {what} {other.plan.get(what)} in {other.path}, expected {run.plan.get(what)} as in "
+                f"{run.path}: time the same methods on the same base"
+            )
+    for name in methods:
+        plans = [(of.path / METHODS / name / PLAN_FILE) for of in (other, run)]
+        if all(plan.is_file() for plan in plans) and len({plan.read_bytes() for plan in plans}) > 1:
+            raise UserError(
+                f"got times of {name} in {other.path} with other settings than in {run.path} (compare {plans[0]} with "
+                f"{plans[1]}), expected the same: time it anew"
+            )
+
+
 def alone_seconds(times: RunFolder, run: RunFolder) -> dict[str, Alone]:
     """By method, the mean seconds of those people in `times` who were made one at a time.
 
     Raises:
-        UserError: nobody there was made alone, or it is a run of another base, another hypernetwork or a method of
-            other settings than in `run`.
+        UserError: nobody there was made alone, or as `check_same`.
     """
-    for what in ("base", "hypernetwork"):
-        if times.plan.get(what) != run.plan.get(what):
-            raise UserError(
-                f"got times of {what} {times.plan.get(what)} in {times.path}, expected {run.plan.get(what)} as in "
-                f"{run.path}: time the same methods on the same base"
-            )
     found: dict[str, list[PersonRecord]] = {}
     for one in times.people():
         if one.together == 1:
             found.setdefault(one.method, []).append(one)
-    for name in found:
-        plans = [(of.path / METHODS / name / PLAN_FILE) for of in (times, run)]
-        if all(plan.is_file() for plan in plans) and len({plan.read_bytes() for plan in plans}) > 1:
-            raise UserError(
-                f"got times of {name} in {times.path} with other settings than in {run.path} (compare {plans[0]} with "
-                f"{plans[1]}), expected the same: time it anew"
-            )
+    check_same(times, run, found)
     if not found:
         raise UserError(
             f"{times.path} holds nobody who was made alone, expected a run of hdb evaluate --together 1: make one"

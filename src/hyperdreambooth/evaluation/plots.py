@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from io import BytesIO
+from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hyperdreambooth.baselines.methods import OURS
 from hyperdreambooth.errors import UserError
@@ -32,13 +33,22 @@ _OTHERS = (
     "#f472b6",
     "#1e1b4b",
 )
+_MARKERS = "os^Dv"
 _PAPER, _INK = "#faf9f6", "#26262a"
 
 
-def colours_of(names: Iterable[str]) -> dict[str, str]:
-    """A colour for each method, the same in every figure of a report."""
-    others = (name for name in names if name != OURS)
-    return {name: _OTHERS[number % len(_OTHERS)] for number, name in enumerate(others)} | {OURS: _OUR_COLOUR}
+class Look(NamedTuple):
+    """How a method is drawn, wherever it is."""
+
+    colour: str
+    marker: str  # in matplotlib's letters
+
+
+def looks_of(names: Iterable[str]) -> dict[str, Look]:
+    """A look for each method, the same in every figure of a report: no two alike but where there are dozens."""
+    others = [name for name in names if name != OURS]
+    every = [Look(colour, marker) for marker in _MARKERS for colour in _OTHERS]
+    return dict(zip(others, cycle(every), strict=False)) | {OURS: Look(_OUR_COLOUR, _MARKERS[0])}
 
 
 def plot_costs(
@@ -47,7 +57,7 @@ def plot_costs(
     truth: Scores | None,
     cost: str,
     label: str,
-    colours: Mapping[str, str],
+    looks: Mapping[str, Look],
     heads: Mapping[str, str] = MEASURES,
 ) -> int:
     """Write a PNG of the measures in `SHOWN` against a cost (an attribute of `Scores`); returns its bytes.
@@ -61,7 +71,7 @@ def plot_costs(
         lines: by name, the points to join, such as a method's curve; those whose cost nobody knows are left out.
         truth: true pictures, a dotted line across, if they are there.
         cost, label: what is to the right, and what stands under it.
-        colours: of the lines, by name.
+        looks: of the lines, by name.
         heads: how the measures are called.
 
     Raises:
@@ -81,14 +91,15 @@ def plot_costs(
             if not points:
                 continue
             alike = ours is None or all(comparable(one, ours) for one in _fitted(several))
-            look: dict[str, Any] = {"markersize": 6, **(_OURS if name == OURS else {}), "color": colours[name]}
+            colour, marker = looks[name]
+            look: dict[str, Any] = {"markersize": 6, **(_OURS if name == OURS else {}), "color": colour}
             said = name + (_shared(several) if cost == "seconds" else "")
             said += "".join(f" (of {len(one.people)})" for one in several if any(one is other for other in few))
             where, middle = [x for x, _ in points], [mean.value for _, mean in points]
             reach = [[mean.value - mean.low for _, mean in points], [mean.high - mean.value for _, mean in points]]
-            axes.errorbar(where, middle, reach, fmt="none", ecolor=colours[name], elinewidth=0.8, alpha=0.35)
+            axes.errorbar(where, middle, reach, fmt="none", ecolor=colour, elinewidth=0.8, alpha=0.35)
             style = "none" if name == OURS or (cost == "seconds" and not alike) else "full"
-            axes.plot(where, middle, label=said, marker="o", linewidth=1.2, fillstyle=style, **look)
+            axes.plot(where, middle, label=said, marker=marker, linewidth=1.2, fillstyle=style, **look)
         if truth is not None and people:
             height = bootstrap(of_people(truth, people, measure)).value
             axes.axhline(height, color=_INK, linestyle=":", linewidth=1, label="true pictures")

@@ -16,7 +16,7 @@ from hyperdreambooth.evaluation.curves import curves, named
 from hyperdreambooth.evaluation.drawn import Drawn
 from hyperdreambooth.evaluation.figures import Sheet, sheets
 from hyperdreambooth.evaluation.page import html_page, plain
-from hyperdreambooth.evaluation.plots import colours_of, plot_costs
+from hyperdreambooth.evaluation.plots import looks_of, plot_costs
 from hyperdreambooth.evaluation.records import RunFolder
 from hyperdreambooth.evaluation.scores import BASE_METHOD, MEASURES, TRUE, Scores, Scoring
 from hyperdreambooth.evaluation.study_tables import Answered, study_tables
@@ -26,6 +26,7 @@ from hyperdreambooth.files import write_bytes
 from hyperdreambooth.sheet import save_jpeg
 
 MARKDOWN, HTML = "results.md", "results.html"
+PICTURES = "results"  # the folder of the pictures that the page of Markdown shows
 _LIBRARIES = {"matplotlib": "matplotlib", "markdown-it-py": "markdown_it"}  # an extra: name and module
 _STAND_INS = (
     "The judges are small networks in the places of the paper's: a face recogniser that has learnt from true pictures"
@@ -114,14 +115,21 @@ def check_report(run: RunFolder, photographs: bool = False) -> None:
         )
 
 
-def write_report(parts: Sequence[Part], folder: Path, title: str = "Results", studies: Sequence[Answered] = ()) -> int:
-    """Write both pages and their pictures; returns the bytes of all of them.
+def write_report(
+    parts: Sequence[Part],
+    folder: Path,
+    title: str = "Results",
+    studies: Sequence[Answered] = (),
+    quick: RunFolder | None = None,
+) -> int:
+    """Write both pages and the folder of their pictures; returns the bytes of all of them.
 
     Args:
         parts: the runs, each under a heading of its own where there are several.
         folder: what is written into.
         title: above everything.
         studies: user studies of them.
+        quick: the quick set by ours as it was timed, where none of the parts is that.
 
     Raises:
         UserError: as `check_report`. DiskFull, WorkError: as files do.
@@ -129,8 +137,8 @@ def write_report(parts: Sequence[Part], folder: Path, title: str = "Results", st
     written = 0
     for part in parts:
         check_report(part.scoring.run)
-        written += _write_pictures(part, folder)
-    text = "\n".join(_lines(parts, title, studies)) + "\n"
+        written += _write_pictures(part, folder / PICTURES)
+    text = "\n".join(_lines(parts, title, studies, quick)) + "\n"
     page = html_page(text, folder, title)
     for name, content in ((MARKDOWN, text), (HTML, page)):
         written += write_bytes(folder / name, content.encode())
@@ -143,11 +151,11 @@ def _write_pictures(part: Part, folder: Path) -> int:
     single = {name: [one] for name, one in named(scores).items() if name not in (TRUE, BASE_METHOD)}
     truth = scores.get(TRUE)
     lines = curves(scores)
-    colours = colours_of(dict.fromkeys([*lines, *single]))
+    looks = looks_of(dict.fromkeys([*lines, *single]))
     time, kept = (folder / f"{part.prefix}{name}.png" for name in ("time", "bytes"))
     heads = _heads(part)
-    written = plot_costs(time, lines, truth, "seconds", "seconds per person", colours, heads)
-    written += plot_costs(kept, single, truth, "bytes", "bytes per person", colours, heads)
+    written = plot_costs(time, lines, truth, "seconds", "seconds per person", looks, heads)
+    written += plot_costs(kept, single, truth, "bytes", "bytes per person", looks, heads)
     return written + sum(save_jpeg(folder / f"{part.prefix}{one.file}", one.image) for one in part.sheets)
 
 
@@ -156,28 +164,29 @@ def _heads(part: Part) -> dict[str, str]:
     return {**MEASURES, **(_LIKE if part.scoring.panel.encoders.stand_ins else {})}
 
 
-def _lines(parts: Sequence[Part], title: str, studies: Sequence[Answered]) -> Iterator[str]:
+def _lines(parts: Sequence[Part], title: str, studies: Sequence[Answered], quick: RunFolder | None) -> Iterator[str]:
     yield from (f"# {plain(title)}", "")
     for part in parts:
+        lines = _lines_of(part, part.scoring.drawn if quick is None else Drawn(quick))
         if len(parts) == 1:
-            yield from _lines_of(part)
+            yield from lines
         else:  # each under its own heading, with all others one level below
             yield from (f"## {part.scoring.subjects.world.capitalize()}", "")
-            yield from (f"#{line}" if line.startswith("#") else line for line in _lines_of(part))
+            yield from (f"#{line}" if line.startswith("#") else line for line in lines)
         yield ""
     if studies:
         yield from ("## User studies", "", *study_tables(studies))
 
 
-def _lines_of(part: Part) -> Iterator[str]:
-    """Everything on one run."""
+def _lines_of(part: Part, quick: Drawn) -> Iterator[str]:
+    """Everything on one run, with the quick set's time."""
     points = {one.method: one for one in part.scores}
     scores = named(points)
     yield from _opening(part.scoring)
     heads = _heads(part)
     yield from ("", *tables.paper_tables(scores, heads), _CAVEAT, "")
     yield from (_STYLISED + (_STYLES_LEARNT if part.scoring.panel.encoders.stand_ins else "") + ".", "")
-    yield from ("## What was aimed at", "", *aims(points, heads, quick_set(part.scoring.drawn)), "")
+    yield from ("## What was aimed at", "", *aims(points, heads, quick_set(quick)), "")
     yield from (_REACHED, "")
     yield from ("## Ours against each, person by person", "", *tables.differences(scores, heads), "")
     yield (
@@ -190,7 +199,8 @@ def _lines_of(part: Part) -> Iterator[str]:
     if nominal := list(costs.nominal(scores)):
         yield from (*nominal, "", _NOMINAL, "")
     yield from (*costs.at_equal_likeness(points), "")
-    time, kept = f"{part.prefix}time.png", f"{part.prefix}bytes.png"
+    pictures = f"{PICTURES}/{part.prefix}"  # a folder, and how its files begin
+    time, kept = f"{pictures}time.png", f"{pictures}bytes.png"
     yield from (f"![Likeness and prompt against seconds]({time})", "", f"![The same against bytes]({kept})", "")
     yield from ("## What the paper does not measure", "", *tables.beyond(scores), "")
     yield (
@@ -203,7 +213,7 @@ def _lines_of(part: Part) -> Iterator[str]:
     )
     yield from ("", "## Pictures", "")
     for sheet in part.sheets:
-        yield from (f"![{plain(sheet.title)}]({part.prefix}{sheet.file})", "")
+        yield from (f"![{plain(sheet.title)}]({pictures}{sheet.file})", "")
     yield "The first people and prompts of the run, the first picture of each: not chosen."
 
 
