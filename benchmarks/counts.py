@@ -59,7 +59,7 @@ def counts(layout: Path, size: int | None, a: int, b: int, preset: str) -> Itera
         adapters = inject(base.adapted, space_of(base))
         latents, timestep = torch.zeros(1, *base.latent_shape), torch.zeros(1, dtype=torch.long)
         picture = torch.zeros(1, 3, base.picture_size, base.picture_size)
-        held = [t for one in (base.vae, *base.adapted.values()) for t in tensors_of(one)]
+        held = [t for one in (base.vae, *base.adapted.values()) for t in tensors_of(one)] + adapters.bases.tensors
         with torch.no_grad():
             states = base.encode_prompts([""])
 

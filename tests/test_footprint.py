@@ -34,11 +34,12 @@ def test_the_peak_is_of_what_is_there_at_once() -> None:
 
 
 def kept_by_a_fit(mode: LowMemory, noises: int) -> tuple[int, int]:
-    """Bytes that autograd keeps of a true step, and bytes of the networks."""
+    """Bytes that autograd keeps of a true step, and bytes of the networks and bases."""
     base = build_base(PRESETS["tiny"], ["a", "face"])
     adapters = HyperDreamBooth(base).adapters
     save_memory(base, mode, recompute)
-    held = [one for network in (base.vae, *base.adapted.values()) for one in tensors_of(network)]
+    networks = base.vae, *base.adapted.values()
+    held = [one for network in networks for one in tensors_of(network)] + adapters.bases.tensors
     kept = Kept(held)
     with kept:
         latents = torch.zeros(noises, *base.latent_shape)
@@ -64,7 +65,7 @@ def test_drawing_needs_less_picture_by_picture_and_least_network_by_network() ->
     booth = HyperDreamBooth(build_base(PRESETS["tiny"], ["a", "face"]))
     few, many = (needs_of_drawing(booth, "off", pictures, 3) for pictures in (4, 16))
     networks = [booth.base.vae, *booth.base.adapted.values()]
-    resident = sum(bytes_of(tensors_of(network)) for network in networks)
+    resident = sum(bytes_of(tensors_of(network)) for network in networks) + bytes_of(booth.adapters.bases.tensors)
     assert 3.9 < (many["off"] - resident) / (few["off"] - resident) < 4.1
     assert (
         many["checkpointing"] == many["off"] > 2 * many["slicing"] > 2 * many["offload"]

@@ -140,13 +140,14 @@ def _needs(
         base = _twin(booth.base)
         adapters = inject(base.adapted, space_of(base))
         networks = [base.vae, *base.adapted.values()]
-        held = [one for network in networks for one in tensors_of(network)]
+        bases = adapters.bases.tensors
+        held = [*bases, *(one for network in networks for one in tensors_of(network))]
         for step in LADDER[LADDER.index(mode) : LADDER.index("offload")]:
             save_memory(base, step, recompute)
             works = pieces(base, adapters)
             peaks = [_peak(work, held) for _, work in works]
-            found[step] = _bytes_in(networks) + guest + max(peaks)
-        apart = [_bytes_in(together) + peak for (together, _), peak in zip(works, peaks, strict=True)]
+            found[step] = _bytes_in(networks) + bytes_of(bases) + guest + max(peaks)
+        apart = [_bytes_in(together) + bytes_of(bases) + peak for (together, _), peak in zip(works, peaks, strict=True)]
         return found | {"offload": max(guest, *apart)}
 
 

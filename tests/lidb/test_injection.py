@@ -13,7 +13,7 @@ from torch.func import functional_call
 
 from hyperdreambooth.errors import UserError
 from hyperdreambooth.lidb import LiDBLinear, LiDBSpace, LoRALayout, Site, find_sites, inject
-from hyperdreambooth.lidb.linear import Worn, placed
+from hyperdreambooth.lidb.linear import Worn
 
 if TYPE_CHECKING:
     from tests.lidb.conftest import World
@@ -112,7 +112,6 @@ def test_an_outfit_worn_twice_is_what_use_wears(world: World) -> None:
         with adapters.use(weights, own, under=below):
             expected = world.draw(*inputs)
         outfit = adapters.outfit(weights, own, under=below)
-        assert all(worn.a_train is None and worn.b_train is None for worn in outfit)  # composed: nothing left to do
         for _ in range(2):
             with adapters.wear(outfit):
                 assert torch.allclose(world.draw(*inputs), expected, atol=2e-5)
@@ -131,12 +130,6 @@ def test_what_is_worn_beside_adds_to_it(world: World, with_lora: bool) -> None:
         assert torch.allclose(world.draw(*inputs), expected, atol=2e-5)
     with adapters.use(fresh, beside=adapters.outfit(predicted, lora)):
         assert torch.allclose(world.draw(*inputs), expected, atol=2e-5)
-
-
-def test_an_outfit_is_placed_without_its_weight() -> None:
-    worn = placed(Worn(down=torch.ones(1, 2), up=torch.ones(3, 1), weight=torch.ones(3, 2)), torch.device("meta"))
-    assert worn.down is not None and worn.up is not None and worn.weight is not None
-    assert (worn.down.is_meta, worn.up.is_meta, worn.weight.is_meta, worn.a_train) == (True, True, False, None)
 
 
 @torch.no_grad()

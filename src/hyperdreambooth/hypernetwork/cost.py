@@ -106,7 +106,8 @@ def training_cost(sizes: HyperNetworkConfig, base: Base, adapters: Adapters, con
         with torch.no_grad():
             prediction = count_flops(lambda: network(_pictures(network, 1)))
         networks = (base.vae, *base.adapted.values())
-        held = [mode.from_tensor(t) for one in (network, *networks) for t in tensors_of(one)]
+        of_base = [t for one in networks for t in tensors_of(one)] + adapters.bases.tensors
+        held = [mode.from_tensor(t) for t in [*tensors_of(network), *of_base]]
         phases = {}
         for name, fit in config.phases().items():
             people = config.both_batch if name == "both" else config.weights_batch
@@ -131,7 +132,7 @@ def training_cost(sizes: HyperNetworkConfig, base: Base, adapters: Adapters, con
             prediction_flops=prediction,
             network_bytes=bytes_of(tensors_of(network)),
             training_bytes=max(map(_copies, config.phases().values()), default=0) * bytes_of(trained),
-            base_bytes=sum(bytes_of(tensors_of(one)) for one in networks),
+            base_bytes=bytes_of(of_base),
             phases=phases,
         )
 
@@ -165,7 +166,7 @@ def _loss(network: HyperNetwork, base: Base, adapters: Adapters, theta: Tensor, 
     if noises:
         latents = torch.zeros(people * noises, *base.latent_shape, device=base.device)
         timesteps = torch.zeros(len(latents), dtype=torch.long, device=base.device)
-        with adapters.use(network.numbers(theta)), without_autocast(base):
+        with without_autocast(base), adapters.use(network.numbers(theta)):
             states = base.encode_prompts([prompt] * people).repeat(noises, 1, 1)  # (K * N, L, D)
             loss = loss + denoising_loss(base, latents, states, timesteps, latents).mean()
     return loss

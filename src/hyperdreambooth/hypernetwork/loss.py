@@ -101,7 +101,7 @@ def worn_loss(
     if people.prompts:
         of_view = [prompt] * people.plain + list(people.prompts)
         prompts = [of_view[view] for view in places[1].tolist()]  # B
-    with adapters.use(worn), without_autocast(base):
+    with without_autocast(base), adapters.use(worn):
         states = base.encode_prompts(prompts).repeat(len(latents) // len(prompts), 1, 1)  # (B, L, D)
         return denoising_loss(base, latents, states, timesteps, noise.to(device), masks, weighting)
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from hyperdreambooth.errors import UserError
-from hyperdreambooth.lidb.linear import LiDBConv2d, LiDBLinear, Worn, composed, placed, together
+from hyperdreambooth.lidb.bases import Bases
+from hyperdreambooth.lidb.linear import LiDBConv2d, LiDBLinear, Worn, merged, together, trimmed
 from hyperdreambooth.lidb.lora import LoRALayout
 from hyperdreambooth.lidb.sites import Site, fusable, refuse_fused, total_width
 from hyperdreambooth.lidb.space import LiDBSpace
@@ -43,9 +44,9 @@ def inject(models: Mapping[str, nn.Module], space: LiDBSpace) -> "Adapters":
         refuse_fused(fusable(model))
     found = [_plain_layer(models, space, index) for index in range(len(space.sites))]
     places = []
-    for index, (parent, child, original) in enumerate(found):
+    for parent, child, original in found:
         kind: Any = LiDBConv2d if isinstance(original, nn.Conv2d) else LiDBLinear
-        adapted = kind(original, *space.bases(index), space.scale)
+        adapted = kind(original)
         setattr(parent, child, adapted)
         places.append(_Place(parent, child, original, adapted))
     return Adapters(models, space, places)
@@ -56,6 +57,7 @@ class Adapters:
 
     Attributes:
         space: of all sites; people may be of its `rule`'s alone.
+        bases: its frozen bases, which go where and to the precision that people are worn in.
 
     What is worn is state of the models, so one thread at a time wears, merges or takes off; others wait for it.
     """
@@ -63,6 +65,7 @@ class Adapters:
     def __init__(self, models: Mapping[str, nn.Module], space: LiDBSpace, places: list[_Place]) -> None:
         self.space = space
         self._places = places
+        self.bases = Bases(space, places[0].adapted.weight)
         self._attentions = [one for model in models.values() for one in fusable(model)]
         self._unmerged: list[Tensor] | None = None
         self._lock = RLock()
@@ -124,11 +127,8 @@ class Adapters:
         Raises:
             UserError: as `use`.
         """
-        given = weights if weights is not None else lora
         with torch.no_grad():
-            worn = self._outfit(weights, lora, 0, None, under)
-            made = [composed(place.adapted, one) for place, one in zip(self._places, worn, strict=True)]
-            return made if given is None else [placed(one, given.device) for one in made]
+            return [trimmed(one) for one in self._outfit(weights, lora, 0, None, under)]
 
     @contextmanager
     def wear(self, outfit: Outfit) -> Iterator[None]:
@@ -174,11 +174,7 @@ class Adapters:
             )
         with self.use(weights, lora), torch.no_grad():
             for place in self._places:
-                weight, factors = place.adapted.weight, place.adapted.factors()
-                if factors is not None:
-                    down, up = factors  # (n, k) (k, m)
-                    weight = weight + (down @ up).T.reshape(weight.shape)
-                yield place, weight.detach()
+                yield place, merged(place.adapted)
 
     def unmerge(self) -> None:
         """Bring back the weights from before ``merge``, bit for bit; nothing happens if nothing is merged."""
@@ -216,18 +212,19 @@ class Adapters:
             place.adapted.worn = one
 
     def _worn(self, weights: Tensor | None, lora: Tensor | None, first: int, lora_at: slice | None) -> Outfit:
-        """What each site wears; unbinding once keeps the backward pass to one stacking."""
-        count = len(self.space.sites)
-        lidb: list[tuple[Tensor | None, Tensor | None]] = [(None, None)] * count
-        full = list(lidb)
+        """What each site wears, of one or of both kinds, composed in the models' precision."""
+        count, dtype = len(self.space.sites), self._places[0].adapted.weight.dtype
+        worn = [Worn()] * count
         if weights is not None:
             self._check(weights, first)
-            lidb[first : first + weights.shape[-3]] = [self.space.split(one) for one in weights.unbind(dim=-3)]
-        if lora is not None:
-            own = self.space if weights is None else self.space.of(weights)
-            at = slice(len(own.sites)) if lora_at is None else lora_at
-            full[at] = _layout(lora, self.space.sites[at]).split(lora)
-        return [Worn(*pair, *factors) for pair, factors in zip(lidb, full, strict=True)]
+            worn[first : first + weights.shape[-3]] = [Worn(*one) for one in self.bases.compose(weights, first, dtype)]
+        if lora is None:
+            return worn
+        own = self.space if weights is None else self.space.of(weights)
+        at = slice(len(own.sites)) if lora_at is None else lora_at
+        full = _layout(lora, self.space.sites[at]).split(lora.to(dtype))
+        worn[at] = [together(Worn(*factors), one) for factors, one in zip(full, worn[at], strict=True)]
+        return worn
 
     def _check(self, weights: Tensor, first: int) -> None:
         expected = (len(self.space.sites) - first, "R", self.space.width)

@@ -10,18 +10,14 @@ from torch import Tensor, nn
 
 
 class Worn(NamedTuple):
-    """What one layer wears; each tensor is of one person, or has a leading N for one person per sample.
+    """What one layer wears; the factors are of one person, or have a leading N for one person per sample.
 
     Attributes:
-        a_train: (N?, R, a) A_train transposed, or None.
-        b_train: (N?, R, b) B_train, or None exactly when a_train is.
-        down: (N?, r, n) a full-space LoRA's down factor, or None.
-        up: (N?, m, r) its up factor, or None exactly when down is.
+        down: (N?, k, n) all that is worn as one LoRA, its down factor, or None.
+        up: (N?, m, k) its up factor, or None exactly when down is.
         weight: in the place of the layer's own, of the same shape, or None.
     """
 
-    a_train: Tensor | None = None
-    b_train: Tensor | None = None
     down: Tensor | None = None
     up: Tensor | None = None
     weight: Tensor | None = None
@@ -30,36 +26,23 @@ class Worn(NamedTuple):
 class LiDBLinear(nn.Linear):
     """y = W x + bias + dW x, with the very parameters of the layer that it replaces, so state-dict keys stay the same.
 
-    The bases are non-persistent buffers: they follow ``.to()`` and are never saved. dW is never formed.
+    dW is never formed. What it is of is composed for all layers at once, by `Bases`.
 
     Args:
         original: the layer to stand in for; its parameters are shared, not copied.
-        a_aux: (n, a) frozen basis of the inputs.
-        b_aux: (b, m) frozen basis of the outputs.
-        scale: factor of dW.
     """
 
-    a_aux: Tensor
-    b_aux: Tensor
-
-    def __init__(self, original: nn.Linear, a_aux: Tensor, b_aux: Tensor, scale: float) -> None:
+    def __init__(self, original: nn.Linear) -> None:
         nn.Module.__init__(self)  # nn.Linear's would draw new parameters
         self.in_features, self.out_features = original.in_features, original.out_features
-        _adopt(self, original, a_aux, b_aux)
-        self.scale, self.worn = scale, Worn()
+        _adopt(self, original)
+        self.worn = Worn()
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, ..., n) -> (B, ..., m). With N persons B = c * N: the rows are the N persons, tiled c times."""
         y = F.linear(x, _weight(self), self.bias)
-        factors = self.factors()
+        factors = _factors(self.worn, x)
         return y if factors is None else y + residual(x, *factors).to(y.dtype)
-
-    def factors(self) -> tuple[Tensor, Tensor] | None:
-        """What is worn as one LoRA, (N?, n, R + r) and (N?, R + r, m), in the dtype of the layer; None if nothing is.
-
-        Composing the bases with a person's few columns first is cheaper than projecting every row of x on the bases.
-        """
-        return _factors(self, self.worn)
 
 
 class LiDBConv2d(nn.Conv2d):
@@ -67,31 +50,21 @@ class LiDBConv2d(nn.Conv2d):
 
     Args:
         original: the layer to stand in for, of one group; its parameters are shared, not copied.
-        a_aux: (n, a) frozen basis of the patches.
-        b_aux: (b, m) frozen basis of the outputs.
-        scale: factor of dW.
     """
 
-    a_aux: Tensor
-    b_aux: Tensor
-
-    def __init__(self, original: nn.Conv2d, a_aux: Tensor, b_aux: Tensor, scale: float) -> None:
+    def __init__(self, original: nn.Conv2d) -> None:
         nn.Module.__init__(self)  # nn.Conv2d's would draw new parameters
         for name in nn.Conv2d.__constants__:
             setattr(self, name, getattr(original, name))
         self._reversed_padding_repeated_twice = original._reversed_padding_repeated_twice
-        _adopt(self, original, a_aux, b_aux)
-        self.scale, self.worn = scale, Worn()
+        _adopt(self, original)
+        self.worn = Worn()
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, m, H', W'). With N persons B = c * N: the rows are the N persons, tiled c times."""
         y = self._conv_forward(x, _weight(self), self.bias)
-        factors = self.factors()
+        factors = _factors(self.worn, x)
         return y if factors is None else y + self._residual(x, *factors).to(y.dtype)
-
-    def factors(self) -> tuple[Tensor, Tensor] | None:
-        """What is worn as one LoRA, as of `LiDBLinear`."""
-        return _factors(self, self.worn)
 
     def _residual(self, x: Tensor, down: Tensor, up: Tensor) -> Tensor:
         """x (B, C, H, W) through down (N?, n, k) and up (N?, k, m) -> (B, m, H', W')."""
@@ -127,11 +100,9 @@ class LiDBConv2d(nn.Conv2d):
         return reduce(torch.add, (padded[:, :, place, top, left] for place, (top, left) in enumerate(windows)))
 
 
-def _adopt(layer: nn.Module, original: nn.Linear | nn.Conv2d, a_aux: Tensor, b_aux: Tensor) -> None:
-    """Give a layer the original's parameters, and the bases beside them."""
+def _adopt(layer: nn.Module, original: nn.Linear | nn.Conv2d) -> None:
+    """Give a layer the original's parameters."""
     layer.weight, layer.bias = original.weight, original.bias
-    layer.register_buffer("a_aux", a_aux.to(original.weight), persistent=False)
-    layer.register_buffer("b_aux", b_aux.to(original.weight), persistent=False)
     layer.train(original.training)
 
 
@@ -140,46 +111,39 @@ def _weight(layer: LiDBLinear | LiDBConv2d) -> Tensor:
     return layer.weight if layer.worn.weight is None else layer.worn.weight
 
 
-def composed(layer: LiDBLinear | LiDBConv2d, worn: Worn) -> Worn:
-    """The same dW on this layer as full-space factors alone, without ranks that change nothing in anybody."""
-    factors = _factors(layer, worn)
+def _factors(worn: Worn, x: Tensor) -> tuple[Tensor, Tensor] | None:
+    """What is worn, as it is multiplied by: (N?, n, k) and (N?, k, m), where and in the precision that x is."""
+    if worn.down is None or worn.up is None:
+        return None
+    return worn.down.to(x).mT, worn.up.to(x).mT
+
+
+def merged(layer: LiDBLinear | LiDBConv2d) -> Tensor:
+    """A layer's weight with the dW of the one person that it wears in it."""
+    weight, factors = layer.weight, _factors(layer.worn, layer.weight)
     if factors is None:
+        return weight.detach()
+    down, up = factors  # (n, k) (k, m)
+    return (weight + (down @ up).T.reshape(weight.shape)).detach()
+
+
+def trimmed(worn: Worn) -> Worn:
+    """The same dW without ranks that change nothing in anybody."""
+    if worn.down is None or worn.up is None:
         return worn
-    down, up = factors[0].mT, factors[1].mT  # (N?, k, n), (N?, m, k)
-    used = up.ne(0).flatten(0, -2).any(dim=0)  # (k,)
+    used = worn.up.ne(0).flatten(0, -2).any(dim=0)  # (k,)
     if not used.any():
         return Worn(weight=worn.weight)
-    return Worn(down=down[..., used, :].contiguous(), up=up[..., used].contiguous(), weight=worn.weight)
-
-
-def placed(worn: Worn, device: torch.device) -> Worn:
-    """The same on a device, but for the weight, which is large."""
-    factors = {name: one.to(device) for name, one in worn._asdict().items() if one is not None and name != "weight"}
-    return worn._replace(**factors)
+    return worn._replace(down=worn.down[..., used, :].contiguous(), up=worn.up[..., used].contiguous())
 
 
 def together(worn: Worn, other: Worn) -> Worn:
-    """Both at once, where the other is `composed`: the sum of their dW."""
+    """Both at once: the sum of their dW, the other's ranks first; the weight is the first's."""
     if other.down is None or other.up is None:
         return worn
     if worn.down is None or worn.up is None:
         return worn._replace(down=other.down, up=other.up)
     return worn._replace(down=_concatenate([other.down, worn.down], -2), up=_concatenate([other.up, worn.up], -1))
-
-
-def _factors(layer: LiDBLinear | LiDBConv2d, worn: Worn) -> tuple[Tensor, Tensor] | None:
-    """What is worn on a layer as one LoRA, (N?, n, R + r) and (N?, R + r, m)."""
-    a_train, b_train, down, up, _ = worn
-    downs, ups = [], []
-    if a_train is not None and b_train is not None:
-        downs.append(layer.a_aux @ a_train.to(layer.a_aux).mT)  # (n, a) (N?, a, R)
-        ups.append(layer.scale * b_train.to(layer.b_aux) @ layer.b_aux)  # (N?, R, b) (b, m)
-    if down is not None and up is not None:
-        downs.append(down.to(layer.a_aux).mT)  # (N?, n, r)
-        ups.append(up.to(layer.b_aux).mT)  # (N?, r, m)
-    if not downs:
-        return None
-    return _concatenate(downs, -1), _concatenate(ups, -2)
 
 
 def _tiles(rows: int, persons: int) -> int:
@@ -195,10 +159,11 @@ def residual(x: Tensor, down: Tensor, up: Tensor) -> Tensor:
     Raises:
         ValueError: B is not a multiple of N.
     """
-    if down.dim() == 2:
-        return x @ down @ up
-    persons = len(down)
-    tiled = x.reshape(_tiles(len(x), persons), persons, -1, x.shape[-1])  # (c, N, T, n)
+    persons = 1 if down.dim() == 2 else len(down)
+    if persons == 1:  # whose gradient then is one product over all rows
+        return x @ down.reshape(down.shape[-2:]) @ up.reshape(up.shape[-2:])
+    tiles = _tiles(len(x), persons)
+    tiled = x.reshape(*([tiles] if tiles > 1 else []), persons, -1, x.shape[-1])  # (c?, N, T, n)
     return (tiled @ down @ up).reshape(*x.shape[:-1], up.shape[-1])
 
 

@@ -1,0 +1,76 @@
+"""The frozen bases of all layers: eq. 1 for every layer at once, in one batched product for each of few sizes."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hyperdreambooth.lidb.lora import Factors
+from hyperdreambooth.lidb.space import LiDBSpace
+
+
+class Bases:
+    """A space's bases, those of layers with as many inputs (outputs) in one tensor.
+
+    Layers are many and small, of a few sizes: on Stable Diffusion 1.5 384 products become eight. A person's few columns
+    are composed with the bases first, which is cheaper than to project every row of a layer's inputs on them.
+
+    Args:
+        space: whose bases.
+        like: a tensor of the device and precision that they are kept in until they are needed elsewhere.
+    """
+
+    def __init__(self, space: LiDBSpace, like: Tensor) -> None:
+        every = [space.bases(index) for index in range(len(space.sites))]
+        self._space = space
+        self._down = _Side([a_aux.T.to(like) for a_aux, _ in every])
+        self._up = _Side([b_aux.to(like) for _, b_aux in every])
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All that is kept, wherever it is now."""
+        return [*self._down.stacks, *self._up.stacks]
+
+    def compose(self, weights: Tensor, first: int, dtype: torch.dtype) -> list[Factors]:
+        """People's numbers as one LoRA of each layer: down (N?, R, n) and up (N?, m, R), dW = up @ down.
+
+        Args:
+            weights: (N?, S', R, a + b) of S' layers.
+            first: number of the first of them.
+            dtype: of the result, and of the work.
+        """
+        a_train, b_train = self._space.split(weights.to(dtype))
+        downs = self._down.times(a_train, first)
+        ups = self._up.times(self._space.scale * b_train, first)
+        return [(down, up.mT) for down, up in zip(downs, ups, strict=True)]
+
+
+class _Side:
+    """All A_aux transposed, or all B_aux: a tensor (L, w, n) for the L layers of each size n, in their order."""
+
+    def __init__(self, bases: Sequence[Tensor]) -> None:
+        sizes = sorted({one.shape[1] for one in bases})
+        self._layers = [[index for index, one in enumerate(bases) if one.shape[1] == size] for size in sizes]
+        self.stacks = [torch.stack([bases[index] for index in layers]) for layers in self._layers]
+
+    def times(self, numbers: Tensor, first: int) -> list[Tensor]:
+        """Numbers (N?, S', R, w) by the bases of these layers: S' times (N?, R, n)."""
+        each = numbers.unbind(dim=-3)
+        products = dict[int, Tensor]()
+        for layers, stack in zip(self._layers, self._at(numbers), strict=True):
+            here = [index for index in layers if first <= index < first + len(each)]
+            if here:
+                own, begin = torch.stack([each[index - first] for index in here]), layers.index(here[0])
+                product = own.flatten(1, -2) @ stack[begin : begin + len(here)]  # (L, N? * R, n)
+                products |= zip(here, product.unflatten(1, own.shape[1:-1]), strict=True)
+        return [products[first + place] for place in range(len(each))]
+
+    def _at(self, to: Tensor) -> list[Tensor]:
+        """The stacks where and in the precision that they are needed, and so from now on, but for mere shapes."""
+        if (self.stacks[0].device, self.stacks[0].dtype) == (to.device, to.dtype):
+            return self.stacks
+        with torch.inference_mode(False):  # what is made inside could never be trained with again
+            moved = [one.to(to) for one in self.stacks]
+        if type(moved[0]) is Tensor and not moved[0].is_meta:
+            self.stacks = moved
+        return moved
