@@ -6,11 +6,12 @@ import platform
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.memory import random_base
 from hyperdreambooth.base.diffusion import denoising_loss
@@ -38,6 +39,9 @@ PUBLISHED = {
     "the one of the other (%)": 7.5,
 }
 """Of Stable Diffusion 1.5 at 512 pixels and ViT-H/14 at 224, one picture, products of attention in."""
+
+
+_NONE = (torch.ops.aten.detach, torch.ops.aten._unsafe_view)  # they give no new numbers either
 
 
 class Counted(NamedTuple):
@@ -113,12 +117,15 @@ def _sizes(space: LiDBSpace, model: int) -> Iterator[Counted]:
 
 
 def _work_and_memory(name: str, step: Callable[[], None], held: list[Tensor]) -> Iterator[Counted]:
-    """FLOPs of a step, and bytes that it keeps for its backward pass beside what is held anyway."""
+    """FLOPs of a step, operations, and bytes that it keeps for its backward pass beside what is held anyway."""
     kept = Kept(held)
     with kept:
         flops = count_flops(step)
     yield _giga(name, flops)
     yield _counted(f"{name}, kept in float32 (bytes)", kept.bytes)
+    with Operations() as operations:
+        step()
+    yield _counted(f"{name} (operations)", operations.count)
 
 
 def _step(
@@ -142,6 +149,18 @@ def _step(
             denoising_loss(base, latents, read.repeat(noises, 1, 1), timesteps, latents).sum().backward()
 
     return work
+
+
+class Operations(TorchDispatchMode):
+    """Inside, operations that give new numbers are counted: what a GPU is told to do, one launch or a few for each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func.namespace == "aten" and not func.is_view and func.overloadpacket not in _NONE
+        return func(*args, **(kwargs or {}))
 
 
 def _giga(name: str, flops: int) -> Counted:
