@@ -12,7 +12,7 @@ from hyperdreambooth.lidb.space import LiDBSpace
 class Bases:
     """A space's bases, those of layers with as many inputs (outputs) in one tensor.
 
-    Layers are many and small, of a few sizes: on Stable Diffusion 1.5 384 products become eight. A person's few columns
+    Layers are many and small, of a few sizes: on Stable Diffusion 1.5 384 products become eleven. A person's few columns
     are composed with the bases first, which is cheaper than to project every row of a layer's inputs on them.
 
     Args:
@@ -21,10 +21,13 @@ class Bases:
     """
 
     def __init__(self, space: LiDBSpace, like: Tensor) -> None:
-        every = [space.bases(index) for index in range(len(space.sites))]
         self._space = space
-        self._down = _Side([a_aux.T.to(like) for a_aux, _ in every])
-        self._up = _Side([b_aux.to(like) for _, b_aux in every])
+        self._down = _Side([site.n_in for site in space.sites], space.a, like)
+        self._up = _Side([site.n_out for site in space.sites], space.b, like)
+        for index in range(len(space.sites)):  # one at a time: all at once are as much memory again
+            a_aux, b_aux = space.bases(index)
+            self._down.keep(index, a_aux.T)
+            self._up.keep(index, b_aux)
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -48,10 +51,16 @@ class Bases:
 class _Side:
     """All A_aux transposed, or all B_aux: a tensor (L, w, n) for the L layers of each size n, in their order."""
 
-    def __init__(self, bases: Sequence[Tensor]) -> None:
-        sizes = sorted({one.shape[1] for one in bases})
-        self._layers = [[index for index, one in enumerate(bases) if one.shape[1] == size] for size in sizes]
-        self.stacks = [torch.stack([bases[index] for index in layers]) for layers in self._layers]
+    def __init__(self, sizes: Sequence[int], width: int, like: Tensor) -> None:
+        groups = {size: [index for index, one in enumerate(sizes) if one == size] for size in sizes}
+        self._layers = list(groups.values())
+        self.stacks = [like.new_empty(len(layers), width, size) for size, layers in groups.items()]
+
+    def keep(self, index: int, basis: Tensor) -> None:
+        """That of one layer, (w, n)."""
+        for layers, stack in zip(self._layers, self.stacks, strict=True):
+            if index in layers:
+                stack[layers.index(index)].copy_(basis)
 
     def times(self, numbers: Tensor, first: int) -> list[Tensor]:
         """Numbers (N?, S', R, w) by the bases of these layers: S' times (N?, R, n)."""
