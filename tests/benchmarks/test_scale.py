@@ -150,7 +150,7 @@ def test_the_page_has_the_tables_that_its_commands_print(
     (seconds,) = re.findall(r"cluster_simulation --seconds ([\d.]+)", page)
     plan = printed(scale.main, [COMMITTED], monkeypatch, capsys)
     simulated = printed(cluster_simulation.main, ["--seconds", seconds], monkeypatch, capsys)
-    assumed, *tables = tables_of(page)  # the first says what was assumed, and is nobody's output
+    _, assumed, *tables = tables_of(page)  # the first two, what was measured and assumed, are not their output
     assert len(assumed[0]) == 3 and tables == [*tables_of(plan), *tables_of(simulated)]
     assert f"A shard of 32 people: {seconds} s" in plan and f"F(4) / rate = {seconds} s" in page
 
@@ -169,6 +169,21 @@ def test_figures_in_the_page_s_words_are_those_counted() -> None:
         "rank 1: {:,.1f}": "U-Net, forward and backward of rank 1 (GFLOP)",
     }.items():
         assert words.format(counted[name]) in page, name
+
+
+def test_seconds_in_the_page_are_those_measured() -> None:
+    result = json.loads((DOCS / "sd15-cpu.json").read_text())
+    seconds = {row["phase"]: row["seconds"] for row in result["rows"]}
+    ours, shared = seconds["fine-tune, 1 noise"], seconds["fine-tune, 4 people x 1 noise"] / 4
+    plain = [seconds[f"plain loop, rank {rank}"] for rank in ("1", "4", "4, encodes")]
+    four, plain_four = seconds["fine-tune, 4 noises"], seconds["plain loop, rank 4, 4 noises"]
+    said = [
+        ["fine-tuning, one noise", f"{ours:.2f}", *(f"{one:.2f} ({one / ours:.2f} x)" for one in plain)],
+        ["of a person, four in one batch", f"{shared:.2f}", *(f"{one / shared:.2f} x" for one in plain)],
+        ["fine-tuning, four noises", f"{four:.1f}", "", f"{plain_four:.1f} ({plain_four / four:.2f} x)", ""],
+    ]
+    (_, _, *measured), *_ = tables_of(PAGE.read_text())
+    assert measured == said
 
 
 def test_the_committed_counts_are_what_is_counted() -> None:
