@@ -12,8 +12,8 @@ from hyperdreambooth.lidb.space import LiDBSpace
 class Bases:
     """A space's bases, those of layers with as many inputs (outputs) in one tensor.
 
-    Layers are many and small, of a few sizes: on Stable Diffusion 1.5 384 products become eleven. A person's few columns
-    are composed with the bases first, which is cheaper than to project every row of a layer's inputs on them.
+    Layers are many and small, of a few sizes: on Stable Diffusion 1.5 384 products become eleven. A person's few
+    columns are composed with the bases first, which is cheaper than to project every row of a layer's inputs on them.
 
     Args:
         space: whose bases.
