@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from transformers import (
@@ -25,10 +26,12 @@ from transformers import (
 
 from hyperdreambooth.base.tokenizer import build_tokenizer
 from hyperdreambooth.cli import run as hdb
+from hyperdreambooth.embedded import DEMO_PHOTO
 from hyperdreambooth.errors import BadFile
 from hyperdreambooth.evaluation import pretrained
 from hyperdreambooth.evaluation.facenet import FORMAT, InceptionResnetV1, layout
 from hyperdreambooth.evaluation.pretrained import Clip, Dino, FaceNet, Preparation, load_pretrained
+from hyperdreambooth.faces import read_picture
 from hyperdreambooth.files import load_tensors, save_tensors
 from tests.evaluation.test_scores import OURS, add, begin, whole
 
@@ -233,10 +236,17 @@ def test_facenet_takes_framed_faces_of_any_size() -> None:
     shown = pictures(2, 160, 160)
     assert facenet.embed(shown).shape == (2, 3) and not facenet.network.training
     torch.testing.assert_close(seen[0], (shown * 255 - 127.5) / 128)
-    facenet.embed(pictures(2, 512, 400))
-    reduced = np.stack([np.asarray(image.resize((160, 160), 2)) for image in images(pictures(2, 512, 400))])
+    facenet.embed(pictures(2, 512, 400))  # nobody's: the middle
+    middles = images(pictures(2, 512, 400)[..., 56:456, :])
+    reduced = np.stack([np.asarray(image.resize((160, 160), 2)) for image in middles])
     expected = (torch.from_numpy(reduced).permute(0, 3, 1, 2) - 127.5) / 128
-    torch.testing.assert_close(seen[1], expected, rtol=0, atol=0.01)
+    torch.testing.assert_close(seen[1], expected, rtol=0, atol=0.02)
+    face = F.interpolate(read_picture(DEMO_PHOTO).unsqueeze(0), (256, 256), mode="bicubic").clamp(0, 1)
+    wide = F.pad(face, (300, 60, 150, 90), value=0.5)  # somewhere in a larger picture
+    facenet.embed(face), facenet.embed(wide)
+    (framed,), (found,) = seen[2:]
+    unframed = F.interpolate(wide, (160, 160), mode="area")[0] * 2 - 1
+    assert 2 * (framed - found).abs().mean() < (framed - unframed).abs().mean()
 
 
 def test_all_three_come_from_one_folder(copied: Path) -> None:

@@ -13,12 +13,12 @@ import torch
 
 from hyperdreambooth.baselines.dreambooth import DreamBooth
 from hyperdreambooth.baselines.e4t import E4T
-from hyperdreambooth.baselines.methods import CURVE, METHODS, OURS, TABLES, LiDB, costly, method_of
+from hyperdreambooth.baselines.methods import CURVE, METHODS, OURS, TABLES, LiDB, costly, method_of, names_of
 from hyperdreambooth.baselines.textual_inversion import TextualInversion
 from hyperdreambooth.baselines.work import Method
 from hyperdreambooth.cli import evaluating
 from hyperdreambooth.errors import UserError, WorkError
-from hyperdreambooth.evaluation import protocol
+from hyperdreambooth.evaluation import protocol, tables
 from hyperdreambooth.evaluation.prompts import NOBODY, PLAIN, PROMPTS, SETS, EvaluationSet
 from hyperdreambooth.evaluation.protocol import Evaluation, Share, asked
 from hyperdreambooth.evaluation.records import PersonRecord, PictureRecord, RunFolder, Writer
@@ -278,5 +278,10 @@ def test_the_sets_and_methods_are_those_of_the_paper() -> None:
     assert {name: METHODS[name].iterations for name in steps} == steps
     assert METHODS["textual-inversion"].iterations == 5000 and METHODS["only-hyper"].iterations == 0
     assert set(TABLES) <= set(METHODS)
-    with pytest.raises(UserError, match="expected one of hyperdreambooth"):
-        method_of("magic")
+    assert names_of(["tables", "int8-file", "k-1"]) == (*TABLES, "int8-file")
+    everything = {*names_of(["tables", "ablations"])}
+    assert {*tables.RANKS} - {"relaxed-full"} <= everything  # ours is that on the embedded base
+    assert {*METHODS} - everything == {"independent-layers", "relaxed-full"}
+    for wrong in ("magic", "hyperdreambooth@", "k-1@two"):
+        with pytest.raises(UserError, match="expected one of hyperdreambooth"):
+            method_of(wrong)

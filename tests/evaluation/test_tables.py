@@ -150,7 +150,7 @@ def test_the_bare_base_is_no_method_to_compare_with() -> None:
     bounds = [line for line in tables.paper_tables(run) if "bare base" in line or TRUE in line]
     assert [line[:30] for line in bounds] == ["| *nobody: the bare base* |  |", "| *true pictures* |  | 0.900<b"]
     lines = list(tables.beyond(run))
-    assert any(line.startswith("| nobody worn | 0.100<br>") for line in lines) and len(lines) == 2 + 4
+    assert any(line.startswith("| nobody worn | 4 | 0.100<br>") for line in lines) and len(lines) == 2 + 4
 
 
 def test_the_tables_hold_the_papers_rows_and_whatever_else_there_is() -> None:
@@ -189,6 +189,16 @@ def test_a_method_with_very_few_people_does_not_decide_on_whom_all_are_compared(
     assert "Of 4 whom all of these have drawn, and their common prompts." in lines
     (row,) = (line for line in lines if line.startswith("| textual-inversion"))
     assert row.startswith("| textual-inversion (of 3 of them) | 40 | 0.200<br>")
+
+
+def test_a_hundred_people_are_compared_with_sixteen_on_these() -> None:
+    ours, cheap = scores(OURS, 0.5, people=100), scores("textual-inversion", 0.4, people=100)
+    lines = list(tables.paper_tables(run_of(ours, cheap, scores("dreambooth", 0.4, people=16))))
+    assert "Of 16 whom all of these have drawn, and their common prompts." in lines
+    assert not any("of them)" in line for line in lines)
+    lines = list(tables.paper_tables(run_of(ours, cheap, scores("dreambooth", 0.4, people=9))))
+    assert "Of 100 whom all of these have drawn, and their common prompts." in lines
+    assert any(line.startswith("| dreambooth (of 9 of them) |") for line in lines)
 
 
 def test_nominal_seconds_are_of_one_noise_a_step() -> None:

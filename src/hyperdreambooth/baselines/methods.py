@@ -160,6 +160,12 @@ TABLES = (  # those of the paper's tables, E4T, and ours without hypernetwork at
     *("dreambooth", "dreambooth-agg-1", "dreambooth-agg-2", "textual-inversion", "e4t"),
     *("lora-dreambooth", "lidb-dreambooth", BASE),
 )
+# What else is left out or changed, the ranks, and LoRA as the paper has it.
+ABLATIONS = (
+    *(OURS, "relaxed-lidb", "relaxed-2", "relaxed-4", "relaxed-8", "relaxed-full-2", "relaxed-full-8"),
+    *("int8-file", "in-attention", "lora-dreambooth-rule"),
+)
+GROUPS: Mapping[str, tuple[str, ...]] = {"tables": TABLES, "ablations": ABLATIONS}
 # Points of a method's curve: what `hdb evaluate --curve` draws beside the method itself, which is a point too. Ours and
 # the fit from nothing go to twice their 40 steps: more is not what they are for. DreamBooth's are of the rate that was
 # searched nearest to so many steps, at 160 of both neighbours; the long fits of LoRA and LiDB have one rate each; a
@@ -170,12 +176,12 @@ CURVE: Mapping[str, tuple[str, ...]] = {
     "no-hyper": (BASE, *(f"no-hyper@{steps}" for steps in (5, 10, 20, 80))),
     "dreambooth": (
         BASE,
-        *(f"dreambooth-agg-2@{steps}" for steps in (10, 20)),
+        *(f"dreambooth-agg-2@{steps}" for steps in (5, 10, 20)),
         *("dreambooth-agg-2", "dreambooth-agg-2@80", "dreambooth-agg-2@160"),
         *("dreambooth-agg-1@160", "dreambooth-agg-1"),
     ),
-    "lora-dreambooth": (BASE, *(f"lora-dreambooth@{steps}" for steps in (10, 20, 40, 80, 160, 400))),
-    "lidb-dreambooth": (BASE, *(f"lidb-dreambooth@{steps}" for steps in (10, 20, 40, 80, 160, 400))),
+    "lora-dreambooth": (BASE, *(f"lora-dreambooth@{steps}" for steps in (5, 10, 20, 40, 80, 160, 400))),
+    "lidb-dreambooth": (BASE, *(f"lidb-dreambooth@{steps}" for steps in (5, 10, 20, 40, 80, 160, 400))),
     "textual-inversion": (BASE, *(f"textual-inversion@{steps}" for steps in (40, 160, 400, 1200))),
     "e4t": tuple(f"e4t@{steps}" for steps in (5, 10, 40, 80)),
 }
@@ -198,6 +204,11 @@ def costly(name: str) -> bool:
     return name.partition("@")[0] in _COSTLY
 
 
+def names_of(asked: Sequence[str]) -> tuple[str, ...]:
+    """Names of methods, "tables" and "ablations" standing for those of `GROUPS`, each once."""
+    return tuple(dict.fromkeys(name for one in asked for name in GROUPS.get(one, (one,))))
+
+
 def with_curves(names: Sequence[str]) -> tuple[str, ...]:
     """These methods, and behind them the points of their curves, each once."""
     return tuple(dict.fromkeys([*names, *(point for name in names for point in CURVE.get(name, ()))]))
@@ -218,7 +229,7 @@ def begins_bare(name: str) -> bool:
 
 def method_of(name: str) -> Method:
     """The method of a name, or with another number of steps: "dreambooth@40". Raises UserError for any other name."""
-    known, _, steps = name.partition("@")
-    if known not in METHODS or (steps and not steps.isdecimal()):
+    known, at, steps = name.partition("@")
+    if known not in METHODS or (at and not steps.isdecimal()):
         raise UserError(f"got the method {name!r}, expected one of {', '.join(METHODS)}, or one with @STEPS behind it")
     return METHODS[known].with_steps(int(steps)) if steps else METHODS[known]

@@ -58,8 +58,9 @@ def evaluate(
     ] = EVERYBODY,
     sets: Annotated[str, typer.Option("--set", help="quick, standard or paper: how much is drawn.")] = "quick",
     methods: Annotated[
-        str | None, typer.Option(help="Names, with commas between.", show_default="those of the paper's tables")
-    ] = None,
+        str,
+        typer.Option(help="Names, with commas between; tables: those of the paper's; ablations: what is left out."),
+    ] = "tables",
     count: Annotated[
         int | None, typer.Option("--people", min=1, help="Of these, the first so many.", show_default="the set's")
     ] = None,
@@ -126,7 +127,7 @@ class _Order:
     output: Path
     people: str
     sets: str
-    methods: str | None
+    methods: str
     curve: bool
     count: int | None
     only: Path | None
@@ -138,10 +139,10 @@ class _Order:
 
     def open(self, job: Job) -> _Opened:
         """Check the order, then open all that it needs. Raises UserError."""
-        from hyperdreambooth.baselines.methods import TABLES, method_of, with_curves
+        from hyperdreambooth.baselines.methods import method_of, names_of, with_curves
         from hyperdreambooth.evaluation.prompts import set_of
 
-        names = self.methods.split(",") if self.methods else TABLES
+        names = names_of(self.methods.split(","))
         chosen = {name: method_of(name) for name in (with_curves(names) if self.curve else names)}
         size = set_of(self.sets)
         booth = load_booth(job, self.base, self.hypernetwork, self.machine)

@@ -10,7 +10,8 @@ from torch import Tensor
 from hyperdreambooth.evaluation.metrics import Mean, bootstrap, over_prompts
 from hyperdreambooth.evaluation.scores import Scores
 
-_FEW = 3  # a method that has drawn so many times fewer people than another is not let decide on whom all are compared
+ENOUGH = 10  # people on whom methods are compared, if need be
+_FEW = 3  # one that has fewer, and so many times fewer than another, is not let decide on whom all are compared
 
 
 def common_people(several: Sequence[Scores]) -> list[int]:
@@ -18,14 +19,18 @@ def common_people(several: Sequence[Scores]) -> list[int]:
     return sorted(set.intersection(*(set(one.people.tolist()) for one in several)))
 
 
+def enough(counts: Sequence[int]) -> list[bool]:
+    """Who has drawn ten people, or a third as many as any: for others' sake these would be compared on few."""
+    most = max(counts, default=0)
+    return [count >= ENOUGH or count * _FEW >= most for count in counts]
+
+
 def with_enough(several: Sequence[Scores]) -> tuple[list[Scores], list[Scores]]:
-    """Those that have drawn at least a third as many people as any, and the others, for whose sake the former would be
-    compared on few people."""
-    most = max((len(one.people) for one in several), default=0)
-    enough = [len(one.people) * _FEW >= most for one in several]
+    """Those that have drawn `enough` people, and the others."""
+    there = enough([len(one.people) for one in several])
     return (
-        [one for one, there in zip(several, enough, strict=True) if there],
-        [one for one, there in zip(several, enough, strict=True) if not there],
+        [one for one, many in zip(several, there, strict=True) if many],
+        [one for one, many in zip(several, there, strict=True) if not many],
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from hyperdreambooth.baselines.methods import OURS
 from hyperdreambooth.errors import UserError
-from hyperdreambooth.evaluation.compared import common_people, of_people, on_common, with_enough
+from hyperdreambooth.evaluation.compared import common_people, enough, of_people, on_common
 from hyperdreambooth.evaluation.costs import comparable
 from hyperdreambooth.evaluation.metrics import bootstrap
 from hyperdreambooth.evaluation.scores import MEASURES, Scores
@@ -62,9 +62,9 @@ def plot_costs(
 ) -> int:
     """Write a PNG of the measures in `SHOWN` against a cost (an attribute of `Scores`); returns its bytes.
 
-    All points are of the people whom all of them have drawn, with 95 % intervals over these; those of methods that have
-    drawn very few are of their own. Seconds that other numbers
-    of people shared than ours, or were taken elsewhere, are hollow, and marked in the legend.
+    All points are of the people whom all of them have drawn, with 95 % intervals over these; a line of which a point
+    has very few is of its own, and marked. Seconds that other numbers of people shared than ours, or were taken
+    elsewhere, are hollow, and marked in the legend.
 
     Args:
         path: of the file.
@@ -79,14 +79,18 @@ def plot_costs(
     """
     figure = _figure()(figsize=(11, 4.4), dpi=110, facecolor=_PAPER, layout="constrained")
     known = {name: [one for one in several if getattr(one, cost) is not None] for name, several in lines.items()}
+    known = {name: several for name, several in known.items() if several}
     costs = [getattr(one, cost) for several in known.values() for one in several]
-    everything, few = with_enough([one for several in known.values() for one in several])
+    drawn = {name: len(common_people(several)) for name, several in known.items()}
+    many = dict(zip(drawn, enough(list(drawn.values())), strict=True))
+    everything = [one for name, several in known.items() if many[name] for one in several]
     people = common_people(everything) if everything else []
-    ours = next((several[-1] for name, several in known.items() if name == OURS and several), None)
+    ours = known[OURS][-1] if OURS in known else None
     for axes, measure in zip(figure.subplots(1, len(SHOWN)), SHOWN, strict=True):
         means = dict(zip(map(id, everything), on_common(everything, measure) if people else (), strict=False))
-        means |= {id(one): one.measures[measure] for one in few}
         for name, several in known.items():
+            if not many[name] and drawn[name]:
+                means |= zip(map(id, several), on_common(several, measure), strict=True)
             points = [(getattr(one, cost), bootstrap(means[id(one)])) for one in several if id(one) in means]
             if not points:
                 continue
@@ -94,7 +98,7 @@ def plot_costs(
             colour, marker = looks[name]
             look: dict[str, Any] = {"markersize": 6, **(_OURS if name == OURS else {}), "color": colour}
             said = name + (_shared(several) if cost == "seconds" else "")
-            said += "".join(f" (of {len(one.people)})" for one in several if any(one is other for other in few))
+            said += "" if many[name] else f" (of {drawn[name]})"
             where, middle = [x for x, _ in points], [mean.value for _, mean in points]
             reach = [[mean.value - mean.low for _, mean in points], [mean.high - mean.value for _, mean in points]]
             axes.errorbar(where, middle, reach, fmt="none", ecolor=colour, elinewidth=0.8, alpha=0.35)

@@ -21,6 +21,7 @@ from hyperdreambooth.base.libraries import quiet
 from hyperdreambooth.errors import BadFile
 from hyperdreambooth.evaluation.encoders import Encoders
 from hyperdreambooth.evaluation.facenet import SIDE, InceptionResnetV1
+from hyperdreambooth.faces import crop_face
 
 _BATCH = 64  # pictures, or texts, looked at together
 _RESAMPLE = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
@@ -120,7 +121,7 @@ _FACENET_PREPARATION = Preparation((SIDE, SIDE), None, mean=(0.5,) * 3, std=(128
 
 
 class FaceNet:
-    """Is it the same person? Embeddings of framed faces; `faces.crop_face` frames others."""
+    """Is it the same person? Embeddings of the face of each picture, found and framed as photographs are."""
 
     name: str = "FaceNet"
 
@@ -135,7 +136,8 @@ class FaceNet:
 
     def embed(self, pictures: Tensor) -> Tensor:
         """Pictures (N, 3, H, W) in [0, 1] -> unit embeddings (N, 512) float32 on the CPU."""
-        return _embed(pictures, self.device, lambda some: self.network(_FACENET_PREPARATION(some)))
+        faces = torch.stack([crop_face(one, SIDE).picture for one in pictures.float().cpu()])
+        return _embed(faces, self.device, lambda some: self.network(_FACENET_PREPARATION(some)))
 
 
 class Dino:

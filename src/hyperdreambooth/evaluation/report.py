@@ -42,7 +42,8 @@ _CAVEAT = (
     "methods can be compared. Intervals are 95 %, bootstrapped over people (expanded percentiles, of five people or "
     "more), each drawn from noises of their own; everybody is fitted once, by one sequence of noises. "
     f"Fits by all methods, the others' too, weigh head and hair 1 and the background {BACKGROUND:g}, and spread their "
-    "timesteps evenly: plain training scripts do neither."
+    "timesteps evenly: plain training scripts do neither. Pictures by all methods are drawn with as much likeness, but "
+    "those of predictions alone with more: plain pipelines have no such guidance."
 )
 _REACHED = (
     "No worse: the interval of the difference does not lie below 0. Better: it lies above. Equal likeness: as much "
@@ -53,12 +54,13 @@ _SECONDS = (
     "that were shared by as many, on one kind of machine, are compared"
 )
 _BEFOREHAND = (
-    "What was trained beforehand, once for a base, is in none of them: the hypernetwork of ours, and what E4T has "
-    "learnt behind the same network's eyes. The cards beside those files say how long it took."
+    "What was made beforehand, once for a base, is in none of them: the hypernetwork of ours, what E4T has learnt "
+    "behind the same network's eyes (the cards beside those files say how long it took), and the class's pictures that "
+    "DreamBooth draws for its prior."
 )
 _NOMINAL = (
     "The paper counts one noise a step for everybody. Ours, which the tables above speak of, takes two; one-noise is "
-    "ours with one, photograph, encoding and prediction included."
+    "ours with one, encoding and prediction included; finding the face is in nobody's."
 )
 _PHOTOGRAPHS = (
     "Of photographs there is one of each person, the one that was fitted: identified compares with that photograph "

@@ -111,12 +111,13 @@ def beyond(scores: Mapping[str, Scores]) -> Iterator[str]:
     body = [
         [
             "nobody worn" if name == BASE_METHOD else name,
+            str(len(one.people)),
             *(_said(one.measures[measure]) for measure in BEYOND),
             "" if one.attributes is None else f"{one.attributes:.2f}",
         ]
         for name, one in scores.items()
     ]
-    yield from rows(["", *(MEASURES[name] for name in BEYOND), "attribute error"], body)
+    yield from rows(["", "people", *(MEASURES[name] for name in BEYOND), "attribute error"], body)
 
 
 def _said(values: Tensor, share: bool = False) -> str:
