@@ -120,7 +120,8 @@ def booth_of(bases: str | None) -> HyperDreamBooth:
 
 def main(
     settings: Annotated[
-        list[str] | None, typer.Argument(help="METHOD[@STEPS],KEY=VALUE[/VALUE]...,...", show_default="those of SEARCH")
+        list[str] | None,
+        typer.Argument(help=r"METHOD\[@STEPS],KEY=VALUE\[/VALUE]...,...", show_default="those of SEARCH"),
     ] = None,
     people: Annotated[int, typer.Option(help="Tuning portraits.")] = 6,
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("runs/tune-methods"),
