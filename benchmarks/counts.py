@@ -20,6 +20,8 @@ from hyperdreambooth.fitting.finetune import PRESETS as FINETUNE
 from hyperdreambooth.hypernetwork.cost import Kept, count_flops, numbers_of, shapes_alone, tensors_of
 from hyperdreambooth.hypernetwork.model import PRESETS, random_hypernetwork
 from hyperdreambooth.lidb import Adapters, LiDBSpace, LoRALayout, inject
+from hyperdreambooth.lidb.injection import Outfit
+from hyperdreambooth.lidb.linear import Worn
 from hyperdreambooth.pipeline import space_of
 
 PUBLISHED = {
@@ -88,6 +90,9 @@ def counts(layout: Path, size: int | None, a: int, b: int, preset: str) -> Itera
         for noises in (1, 2):
             step = _step(base, adapters, fresh.requires_grad_(), states, noises, first)
             yield from _work_and_memory(f"a step of fine-tuning, {noises} noise{'s' * (noises > 1)}", step, held)
+        beside = _beside(adapters)
+        step = _step(base, adapters, fresh, states, 1, first, beside)
+        yield _operations("a step of fine-tuning, 1 noise, in half precision", step)
         for network, module in (("U-Net", base.unet), ("text encoder", base.text_encoder), ("VAE", base.vae)):
             yield _parameters(network, module)
         with torch.no_grad():
@@ -123,9 +128,19 @@ def _work_and_memory(name: str, step: Callable[[], None], held: list[Tensor]) ->
         flops = count_flops(step)
     yield _giga(name, flops)
     yield _counted(f"{name}, kept in float32 (bytes)", kept.bytes)
+    yield _operations(name, step)
+
+
+def _operations(name: str, step: Callable[[], None]) -> Counted:
     with Operations() as operations:
         step()
-    yield _counted(f"{name} (operations)", operations.count)
+    return _counted(f"{name} (operations)", operations.count)
+
+
+def _beside(adapters: Adapters) -> Outfit:
+    """A prediction on the rule's sites as it is worn where it cannot lie in the weights."""
+    rule = adapters.bases.compose(adapters.space.rule.start().unsqueeze(0))
+    return [Worn(*one) for one in rule] + [Worn()] * adapters.space.blocks
 
 
 def _step(
@@ -135,15 +150,16 @@ def _step(
     states: Tensor | None,
     noises: int,
     first: int = 0,
+    beside: Outfit | None = None,
 ) -> Callable[[], None]:
-    """Forward and backward of one person who wears (1, S, R, a + b) on the sites from `first` on.
+    """Forward and backward of one person who wears (1, S, R, a + b) on the sites from `first` on, and what is beside.
 
     states: None reads the prompt on the way.
     """
 
     def work() -> None:
         latents = torch.zeros(noises, *base.latent_shape)
-        with adapters.use(worn, first=first):
+        with adapters.use(worn, first=first, beside=beside):
             read = base.encode_prompts([""]) if states is None else states  # (1, L, D)
             timesteps = torch.zeros(noises, dtype=torch.long)
             denoising_loss(base, latents, read.repeat(noises, 1, 1), timesteps, latents).sum().backward()

@@ -270,6 +270,7 @@ def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
         "torch": torch.__version__,
         "reduced": device.type != "cuda",
         "compiled": options.compile,
+        "channels-last": options.channels_last,
         "amount": asdict(amount),
     }
     with console.status("the peak of the device"):

@@ -59,7 +59,7 @@ def test_a_command_leaves_the_gpu_to_its_workers_before_they_begin(
 
 
 def test_what_is_left_is_on_the_cpu(fresh_base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
-    booth, moved = HyperDreamBooth(fresh_base), list[tuple[nn.Module, str]]()
+    booth, moved, told = HyperDreamBooth(fresh_base), list[tuple[nn.Module, str]](), list[str]()
     booth.hypernetwork = random_hypernetwork(PRESETS["tiny"], booth.space, booth.fingerprint)
     to = nn.Module.to
 
@@ -68,6 +68,8 @@ def test_what_is_left_is_on_the_cpu(fresh_base: Base, monkeypatch: pytest.Monkey
         return to(network, *given, **named)
 
     monkeypatch.setattr(nn.Module, "to", moving)
+    monkeypatch.setattr(booth.adapters.bases, "to", lambda device: told.append(device))
     leave_to_workers(booth)
+    assert told == ["cpu"]
     own = [booth.hypernetwork, fresh_base.vae, *fresh_base.adapted.values()]
     assert all((network, "cpu") in moved for network in own) and booth.base.device == torch.device("cpu")

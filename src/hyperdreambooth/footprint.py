@@ -148,7 +148,7 @@ def _needs(
             peaks = [_peak(work, held) for _, work in works]
             found[step] = _bytes_in(networks) + bytes_of(bases) + guest + max(peaks)
         apart = [_bytes_in(together) + bytes_of(bases) + peak for (together, _), peak in zip(works, peaks, strict=True)]
-        return found | {"offload": max(guest, *apart)}
+        return found | {"offload": max(guest + bytes_of(bases), *apart)}
 
 
 def _twin(base: Base) -> Base:

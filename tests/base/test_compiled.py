@@ -15,6 +15,7 @@ from hyperdreambooth.base.compiled import compile_unet
 from hyperdreambooth.base.model import Base
 from hyperdreambooth.drawing import DrawConfig
 from hyperdreambooth.errors import UserError
+from hyperdreambooth.fitting.finetune import Relax
 from hyperdreambooth.identity import Identity
 from hyperdreambooth.lidb import LoRALayout
 from hyperdreambooth.lidb.recompute import recompute
@@ -73,18 +74,19 @@ def test_compiled_it_draws_the_same_and_once_for_all_people(booth: HyperDreamBoo
     assert (plain[2] - plain[3]).abs().max() > 0.01
 
 
-def test_compiled_it_fits_the_same(booth: HyperDreamBooth) -> None:
+@pytest.mark.parametrize("relax", ["lora", "lidb"])
+def test_compiled_it_fits_the_same(booth: HyperDreamBooth, relax: Relax) -> None:
     faces = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(2))
 
     def fitted() -> list[torch.Tensor]:
         made = []
         for face in faces:
-            work = booth.personalizing([face], PersonalizeConfig(steps=3))
+            work = booth.personalizing([face], PersonalizeConfig(steps=3, relax=relax))
             for _ in work:
                 pass
             (person,) = work.identities
-            assert person.lora is not None
-            made.append(person.lora)
+            assert (person.lora is None) == (relax == "lidb")
+            made.append(person.weights if person.lora is None else person.lora)
         return made
 
     plain = fitted()

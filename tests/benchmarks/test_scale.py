@@ -167,6 +167,9 @@ def test_figures_in_the_page_s_words_are_those_counted() -> None:
         "D = {:,.1f}": "VAE, decode (GFLOP)",
         "G = {:,.1f}": "guided step (GFLOP)",
         "rank 1: {:,.1f}": "U-Net, forward and backward of rank 1 (GFLOP)",
+        "{:,.0f} operations for a step of F(1)": "a person's step of 1 noise (operations)",
+        "{:,.0f} for one of T(1)": "a step of fine-tuning, 1 noise (operations)",
+        "{:,.0f} in half precision": "a step of fine-tuning, 1 noise, in half precision (operations)",
     }.items():
         assert words.format(counted[name]) in page, name
 

@@ -43,7 +43,7 @@ def test_composed_factors_are_equation_1(space: LiDBSpace, people: int | None, f
     layers = range(len(space.sites))[first : None if count is None else first + count]
     shape = (len(layers), 2, space.width)
     weights = torch.randn(shape if people is None else (people, *shape), generator=torch.Generator().manual_seed(1))
-    factors = Bases(space, weights).compose(weights, first, torch.float32)
+    factors = Bases(space, weights).compose(weights, first)
     assert len(factors) == len(layers) and len(space.rule.sites) == 192
     for index, (down, up) in zip(layers, factors, strict=True):
         own = weights.select(-3, index - first)
@@ -60,7 +60,7 @@ def test_there_is_one_product_for_each_size(space: LiDBSpace) -> None:
     weights = torch.randn(4, 192, 2, rule.width, requires_grad=True)
     sizes = len({site.n_in for site in rule.sites}) + len({site.n_out for site in rule.sites})
     with Products() as products:
-        factors = bases.compose(weights, 0, torch.float32)
+        factors = bases.compose(weights)
     assert products.count == sizes < 12
     with Products() as products:  # the bases are frozen: one more for each in the backward pass
         torch.stack([down.square().sum() + up.square().sum() for down, up in factors]).sum().backward()
@@ -72,22 +72,22 @@ def test_bases_go_where_people_are_worn(world: World) -> None:
     weights = world.persons(2)
     bases = Bases(world.space, torch.empty(0))
     with torch.inference_mode():
-        (down, up), *_ = bases.compose(weights, 0, torch.bfloat16)
+        (down, up), *_ = bases.compose(weights.bfloat16())
     assert (down.dtype, up.dtype) == (torch.bfloat16, torch.bfloat16)
     assert {one.dtype for one in bases.tensors} == {torch.bfloat16}
     weights.requires_grad_()
-    (down, up), *_ = bases.compose(weights, 0, torch.bfloat16)
+    (down, up), *_ = bases.compose(weights.bfloat16())
     (down.sum() + up.sum()).backward()
     assert weights.grad is not None and weights.grad[:, 0].abs().max() > 0 and not weights.grad[:, 1:].any()
 
 
 def test_counting_shapes_takes_no_numbers_away(world: World) -> None:
     bases, weights = Bases(world.space, torch.empty(0)), world.persons(1)[0]
-    expected = bases.compose(weights, 0, torch.float32)
+    expected = bases.compose(weights)
     with shapes_alone():
-        (down, _), *_ = bases.compose(torch.zeros_like(weights), 0, torch.float64)
+        (down, _), *_ = bases.compose(torch.zeros_like(weights).double())
     assert down.shape == expected[0][0].shape and type(down) is not torch.Tensor
-    (down, _), *_ = bases.compose(weights.to("meta"), 0, torch.float32)
+    (down, _), *_ = bases.compose(weights.to("meta"))
     assert down.is_meta
-    for one, other in zip(bases.compose(weights, 0, torch.float32), expected, strict=True):
+    for one, other in zip(bases.compose(weights), expected, strict=True):
         assert all(map(torch.equal, one, other))

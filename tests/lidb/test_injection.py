@@ -208,7 +208,21 @@ def test_eject_restores_every_bit(world: World) -> None:
     assert torch.equal(world.draw(*world.inputs()), plain)
     after = {name: model.get_submodule(name) for model in world.models.values() for name, _ in model.named_modules()}
     assert all(after[name] is modules[name] for name in modules)
+    assert not adapters.bases.tensors
+    with pytest.raises(UserError, match="were ejected"), adapters.use(world.persons(1)[0]):
+        pass
     world.inject()  # and again
+
+
+@torch.no_grad()
+def test_numbers_on_the_cpu_are_worn_where_the_models_are(world: World) -> None:
+    adapters = world.inject()
+    world.unet.to("meta"), world.text_encoder.to("meta")
+    layer = world.unet.mid_block.attentions[0].transformer_blocks[0].attn1.to_q
+    for weights, lora in ((world.persons(2), None), (None, random_lora(world))):
+        with adapters.use(weights, lora):
+            assert layer.worn.down.is_meta and layer.worn.up.is_meta
+    assert not any(one.is_meta for one in adapters.bases.tensors)  # mere shapes take no numbers away
 
 
 def test_eject_keeps_a_move_made_while_injected(world: World) -> None:

@@ -196,6 +196,7 @@ def leave_to_workers(booth: HyperDreamBooth) -> None:
     import torch
 
     booth.base.to("cpu")
+    booth.adapters.bases.to("cpu")
     if booth.hypernetwork is not None:
         booth.hypernetwork.to("cpu")
     torch.cuda.empty_cache()  # nothing where there is none

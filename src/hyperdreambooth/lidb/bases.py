@@ -34,15 +34,19 @@ class Bases:
         """All that is kept, wherever it is now."""
         return [*self._down.stacks, *self._up.stacks]
 
-    def compose(self, weights: Tensor, first: int, dtype: torch.dtype) -> list[Factors]:
+    def to(self, device: torch.device | str) -> None:
+        """To a device, until they are needed elsewhere."""
+        for side in (self._down, self._up):
+            side.stacks = [one.to(device) for one in side.stacks]
+
+    def compose(self, weights: Tensor, first: int = 0) -> list[Factors]:
         """People's numbers as one LoRA of each layer: down (N?, R, n) and up (N?, m, R), dW = up @ down.
 
         Args:
-            weights: (N?, S', R, a + b) of S' layers.
+            weights: (N?, S', R, a + b) of S' layers, on the device and in the precision of the work and its result.
             first: number of the first of them.
-            dtype: of the result, and of the work.
         """
-        a_train, b_train = self._space.split(weights.to(dtype))
+        a_train, b_train = self._space.split(weights)
         downs = self._down.times(a_train, first)
         ups = self._up.times(self._space.scale * b_train, first)
         return [(down, up.mT) for down, up in zip(downs, ups, strict=True)]
@@ -76,10 +80,11 @@ class _Side:
 
     def _at(self, to: Tensor) -> list[Tensor]:
         """The stacks where and in the precision that they are needed, and so from now on, but for mere shapes."""
-        if (self.stacks[0].device, self.stacks[0].dtype) == (to.device, to.dtype):
-            return self.stacks
+        stacks = self.stacks  # another thread may have them elsewhere in a moment
+        if (stacks[0].device, stacks[0].dtype) == (to.device, to.dtype):
+            return stacks
         with torch.inference_mode(False):  # what is made inside could never be trained with again
-            moved = [one.to(to) for one in self.stacks]
+            moved = [one.to(to) for one in stacks]
         if type(moved[0]) is Tensor and not moved[0].is_meta:
             self.stacks = moved
         return moved

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import RLock
 from typing import Any, TypeAlias
 
@@ -81,6 +81,9 @@ class Adapters:
             raise UserError(
                 "a person is merged into the model and would show in everybody else: call adapters.unmerge() first"
             )
+        self._check_injected()
+
+    def _check_injected(self) -> None:
         if not self._places:
             raise UserError("the adapters were ejected from the model, which can wear nobody now: load it anew")
 
@@ -108,7 +111,7 @@ class Adapters:
             beside: an `outfit` of as many persons, or of one, that is worn as well.
 
         Raises:
-            UserError: wrong shape, or projections that were fused after injection.
+            UserError: wrong shape, projections that were fused after injection, or spent adapters.
         """
         worn = self._outfit(weights, lora, first, lora_at, under)
         if beside is not None:
@@ -122,7 +125,7 @@ class Adapters:
         """What `use` of the same would put on, for whoever wears it many times: composed once, without gradients.
 
         It is in the precision of the models as they are now, on the device of the numbers given, wherever the models
-        wait.
+        wait, or of the models where the numbers are on the CPU.
 
         Raises:
             UserError: as `use`.
@@ -191,6 +194,7 @@ class Adapters:
             place.original.train(place.adapted.training)
             setattr(place.parent, place.child, place.original)
         self._places = []
+        self.bases = Bases(replace(self.space, sites=()), torch.empty(0))
 
     def _outfit(
         self,
@@ -201,6 +205,7 @@ class Adapters:
         under: Sequence[Tensor] | None,
     ) -> Outfit:
         """What each site wears, as `use` takes it."""
+        self._check_injected()
         refuse_fused(self._attentions)
         worn = self._worn(weights, lora, first, lora_at)
         if under is None:
@@ -212,19 +217,24 @@ class Adapters:
             place.adapted.worn = one
 
     def _worn(self, weights: Tensor | None, lora: Tensor | None, first: int, lora_at: slice | None) -> Outfit:
-        """What each site wears, of one or of both kinds, composed in the models' precision."""
-        count, dtype = len(self.space.sites), self._places[0].adapted.weight.dtype
-        worn = [Worn()] * count
+        """What each site wears, of one or of both kinds, composed where it is worn, in the models' precision."""
+        worn = [Worn()] * len(self.space.sites)
         if weights is not None:
             self._check(weights, first)
-            worn[first : first + weights.shape[-3]] = [Worn(*one) for one in self.bases.compose(weights, first, dtype)]
+            composed = self.bases.compose(self._brought(weights), first)
+            worn[first : first + weights.shape[-3]] = [Worn(*one) for one in composed]
         if lora is None:
             return worn
         own = self.space if weights is None else self.space.of(weights)
         at = slice(len(own.sites)) if lora_at is None else lora_at
-        full = _layout(lora, self.space.sites[at]).split(lora.to(dtype))
+        full = _layout(lora, self.space.sites[at]).split(self._brought(lora))
         worn[at] = [together(Worn(*factors), one) for factors, one in zip(full, worn[at], strict=True)]
         return worn
+
+    def _brought(self, numbers: Tensor) -> Tensor:
+        """In the models' precision, where the numbers are, as models may wait on the CPU; from there to the models."""
+        weight = self._places[0].adapted.weight
+        return numbers.to(weight.device if numbers.device.type == "cpu" else numbers.device, weight.dtype)
 
     def _check(self, weights: Tensor, first: int) -> None:
         expected = (len(self.space.sites) - first, "R", self.space.width)
