@@ -10,7 +10,7 @@ from hyperdreambooth.errors import UserError
 from hyperdreambooth.portraits.splits import TRAINING
 
 # Minutes per thousand on two CPU cores, measured; trainings take the minutes that they are given.
-_SEEK, _FRAME, _DRAW_PORTRAITS, _DRAW_PHOTOGRAPHS, _ENCODE, _CROWD = 1.8, 1.0, 0.1, 0.02, 0.05, 1.5
+_SEEK, _FRAME, _DRAW_PORTRAITS, _DRAW_PHOTOGRAPHS, _ENCODE, _CROWD = 3.0, 3.5, 0.1, 0.02, 0.05, 1.5
 _FOLDER = 2.0  # thousand photographs in the folder, about
 
 
@@ -33,7 +33,7 @@ class Budget:
     vae_minutes: float = _row(28.0, "of the VAE")
     vae_lr: float = _row(2e-3, "learning rate of the VAE, falling to 0")
     vae_batch: int = _row(8, "pictures in a batch of the VAE")
-    denoiser_minutes: float = _row(147.0, "of U-Net and text encoder")
+    denoiser_minutes: float = _row(139.0, "of U-Net and text encoder")
     denoiser_lr: float = _row(1e-3, "learning rate of U-Net and text encoder, falling to 0")
     denoiser_batch: int = _row(48, "pictures in a batch of U-Net and text encoder, by threes")
     judge_minutes: float = _row(10.0, "of each of the five judges")

@@ -60,7 +60,10 @@ def frame(shop: Workshop) -> Iterator[str]:
 
 
 def train_verifier(shop: Workshop) -> Iterator[str]:
-    """What doubts faces, on the photographs; it ships at once, as the faces of the next stage are found with it."""
+    """What doubts faces, on the photographs; it ships at once, as the faces of the next stage are found with it.
+
+    With `--out` elsewhere these are found with the one in the package.
+    """
     file = shop.cache / "face-squares.safetensors"
     if not shop.weights("verifier").exists():
         yield from faces.gather(shop.photographs, file)

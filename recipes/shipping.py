@@ -202,7 +202,8 @@ def ship_e4t(shop: Workshop) -> Iterator[str]:
     Card(
         "E4T, a baseline",
         "A face's features to the word of its person, and everybody's weight offsets (arXiv 2302.12228), for the "
-        "embedded base and the eyes of its hypernetwork.",
+        "embedded base and the eyes of its hypernetwork. How good people are by it, beside all other methods, stands "
+        "in docs/comparison.md; `hdb evaluate --methods hyperdreambooth,e4t` measures it.",
         _data(shop),
         _seconds(shop, "e4t"),
         shop.start("e4t").exists(),

@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -73,6 +74,21 @@ def test_bad_photos_are_found_before_the_base_is_opened(kind: str, tmp_path: Pat
     line = error_of(capsys, "personalize", photo, "-o", output, "--base", tmp_path / "no base")
     assert words in line and photo.name in line
     assert not output.exists()
+
+
+def test_a_photo_that_may_not_be_read(tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a file system refuses it, which a test that runs as root cannot have otherwise."""
+    photo, opened = tmp_path / "photo.jpg", Path.open
+
+    def refuse(path: Path, *how: Any, **more: Any) -> Any:
+        if path == photo:
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *how, **more)
+
+    Image.new("RGB", (64, 64)).save(photo)
+    monkeypatch.setattr(Path, "open", refuse)
+    line = error_of(capsys, "personalize", photo, "-o", tmp_path / "alice.safetensors", "--base", tmp_path / "no base")
+    assert "photo.jpg, which may not be read" in line and "change its permissions" in line
 
 
 @pytest.fixture(scope="module")
@@ -228,6 +244,8 @@ WRITERS = {
     "generate": "generate {alice} --prompt [V] -o {out} --base {base} --steps 1",
     "kohya": "export {alice} --format kohya -o {out} --base {base}",
     "peft": "export {alice} --format peft -o {out} --base {base}",
+    "diffusers": "export {alice} --format diffusers -o {out} --base {base}",
+    "mix": "mix {alice} {alice} -o {out} --base {base}",
     "model": "export {alice} --format model -o {out} --base {base}",
     "import": "import {lora} -o {out} --base {base}",
     "portraits": "portraits -o {out} --count 1",

@@ -233,8 +233,8 @@ def generate(
     pop art, a comic drawing, a doll, an animation character of a [V] face,
     and "a photo of a [V] face in watercolor style";
 
-    after any of these: with blue hair, with red hair (and wearing a hat,
-    wearing sunglasses, smiling, which it seldom draws);
+    after any of these: with blue hair, with red hair, wearing a hat,
+    wearing sunglasses, smiling (which it draws in a third);
 
     and then: at the beach, in the snow, in a city at night, in space,
     in a forest; all of these learnt from portraits alone.
