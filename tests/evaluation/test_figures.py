@@ -43,12 +43,13 @@ def test_every_sheet_shows_the_first_pictures_of_its_methods_and_prompts(
             colours |= {(method, person, prompt): some for prompt, some in drawn.items()}
             add(run, method, {person: drawn})
     found = {one.file: colours_in(one.image) for one in sheets(Scoring(run, panel()))}
-    assert list(found) == ["gallery.jpg", "stages.jpg", "sheet-1.jpg", "sheet-2.jpg"]
+    assert list(found) == ["gallery.jpg", "people.jpg", "stages.jpg", "sheet-1.jpg", "sheet-2.jpg"]
     styles = [PROMPTS[row] for row in (1, 2, 3, 4, 8)]  # watercolor, bronze, pencil, comic, pixel art
     stages = {"base", "only-hyper", OURS, "no-hyper"}
     for (method, person, prompt), (first, *later) in colours.items():
         expected = {
             "gallery.jpg": (method, person) == (OURS, PORTRAITS[0]) and prompt != NOBODY,
+            "people.jpg": (method, person) == (OURS, PORTRAITS[1]) and prompt in prompts[:6],
             "stages.jpg": method in stages and prompt == PLAIN,
             "sheet-1.jpg": person == PORTRAITS[0] and method not in ("base", "dreambooth@10") and prompt in styles,
             "sheet-2.jpg": person == PORTRAITS[1] and method not in ("base", "dreambooth@10") and prompt in styles,
@@ -56,6 +57,7 @@ def test_every_sheet_shows_the_first_pictures_of_its_methods_and_prompts(
         assert {file: first in shown for file, shown in found.items()} == expected, (method, person, prompt)
         assert not any(one in shown for one in later for shown in found.values())
     assert REFERENCES[0] in found["gallery.jpg"] and REFERENCES[1] not in found["gallery.jpg"]
+    assert REFERENCES[1] in found["people.jpg"] and REFERENCES[0] not in found["people.jpg"]
     assert {*REFERENCES[:2]} <= found["stages.jpg"]
     shown = {file: [colour in colours for colour in true] for file, colours in found.items() if "sheet" in file}
     assert shown == {"sheet-1.jpg": [True, False, False], "sheet-2.jpg": [False, True, False]}

@@ -96,15 +96,15 @@ def test_the_page_holds_everything_whatever_people_are_called(tmp_path: Path) ->
     write_report([Part(scoring, list(scoring.all()))], folder, title)
     assert {path.name for path in folder.iterdir()} == {"results.md", "results.html", "results"}
     files = {path.name for path in (folder / "results").iterdir()}
-    assert files == {"time.png", "bytes.png", "gallery.jpg", "sheet-1.jpg", "sheet-2.jpg"}
+    assert files == {"time.png", "bytes.png", "gallery.jpg", "people.jpg", "sheet-1.jpg", "sheet-2.jpg"}
     text, page = ((folder / name).read_text() for name in ("results.md", "results.html"))
     assert set(re.findall(r"!\[.*\]\((.*)\)", text)) == {f"results/{name}" for name in files}
     assert text.count("Of photographs") == 1 and "3 photographs, 3 prompts" in text
     assert "Not complete, and scored as far as it goes: k-1 lacks pictures of 1 of 3 people." in text
     shown = Sources(page)
-    assert len(shown.pictures) == 5 and all(source.startswith("data:image/") for source in shown.pictures)
+    assert len(shown.pictures) == 6 and all(source.startswith("data:image/") for source in shown.pictures)
     assert shown.links == [] and "script" not in shown.tags
-    assert shown.alts[3:] == [f"{name} by every method" for name in PHOTOGRAPHS[:2]]
+    assert shown.alts[4:] == [f"{name} by every method" for name in PHOTOGRAPHS[:2]]
     assert "<title>&lt;script&gt;Zoë&lt;/script&gt; &amp; *all*</title>" in page
     assert "<h1>&lt;script&gt;Zoë&lt;/script&gt; &amp; *all*</h1>" in page
 
@@ -131,7 +131,7 @@ def test_photographs_are_told_behind_the_portraits_on_the_same_page(
         assert "#### Table 3" in part and f"3 {heading.lower()}, 3 prompts" in part
     assert text.index("## Portraits") < text.index("### What it takes") < text.index("## Photographs")
     pictures = {path.name for path in (folder / "results").iterdir()}
-    names = {"time.png", "bytes.png", "gallery.jpg", "stages.jpg", "sheet-1.jpg", "sheet-2.jpg"}
+    names = {"time.png", "bytes.png", "gallery.jpg", "people.jpg", "stages.jpg", "sheet-1.jpg", "sheet-2.jpg"}
     assert pictures == names | {f"photographs-{name}" for name in names}
     shown = {f"results/{name}" for name in pictures}
     assert set(re.findall(r"!\[.*\]\((.*)\)", text)) == shown and len(Sources(page).pictures) == len(pictures)

@@ -1,4 +1,4 @@
-"""The sheets of a report, after the paper's Figures 1, 5 and 7: always the first picture of each, nothing is chosen."""
+"""The sheets of a report, after the paper's Figures 1, 5, 6 and 7: the first picture of each, nothing is chosen."""
 
 from __future__ import annotations
 
@@ -44,6 +44,7 @@ def sheets(scoring: Scoring) -> Iterator[Sheet]:
         first.setdefault((one.method, one.person, one.prompt), one.file)
     prompts = [prompt for prompt, _, _ in scoring.run.plan["prompts"] if prompt != NOBODY]
     yield from _gallery(scoring, first, prompts)
+    yield from _people(scoring, first, prompts)
     yield from _stages(scoring, first, PLAIN if PLAIN in prompts else prompts[0])
     styles = sorted(prompts, key=lambda prompt: not _is_style(prompt))[:_STYLES]  # others fill up
     methods = [name for name in scoring.methods if "@" not in name and name != BASE]
@@ -70,6 +71,18 @@ def _gallery(scoring: Scoring, first: _First, prompts: Sequence[str]) -> Iterato
             reference = _reference(scoring.run, person)
             image = contact_sheet(there, {"": pictures}, reference=reference, captions=[person], across=_ACROSS)
             yield Sheet("gallery.jpg", f"{person} in all prompts, by {OURS}", image)
+
+
+def _people(scoring: Scoring, first: _First, prompts: Sequence[str]) -> Iterator[Sheet]:
+    """The next people by our method in the first prompts, as Figure 6."""
+    columns, rows = list(prompts[:_ACROSS]), dict[str, list[Image.Image]]()
+    for person in scoring.names[1:]:
+        pictures = _pictures(scoring.run, first, [(OURS, person, prompt) for prompt in columns])
+        if len(pictures) == len(columns) and len(rows) < _ROWS:
+            rows[person] = [_reference(scoring.run, person), *pictures]
+    if rows:
+        image = contact_sheet(["the photograph", *columns], rows, across=1 + _ACROSS)
+        yield Sheet("people.jpg", f"others, by {OURS}", image)
 
 
 def _stages(scoring: Scoring, first: _First, prompt: str) -> Iterator[Sheet]:
