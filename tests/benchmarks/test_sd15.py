@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from benchmarks import sd15
+from benchmarks.counts import Operations
 from benchmarks.memory import random_base
 from benchmarks.plain_lora import PlainLora
 from benchmarks.rows import OURS, SET_UP, Row, ratios, totals
@@ -179,3 +180,13 @@ def test_ratios_and_totals_by_hand() -> None:
         "15,000 people, 100 steps of 4 noises (hours)": 20.0,
     }
     assert totals([*many, *drawn]).keys() == totals(many).keys() | totals(drawn).keys()
+
+
+def test_operations_are_those_that_give_new_numbers() -> None:
+    x = torch.ones(3, 3)
+    with Operations() as operations:
+        (x @ x.T + 1).view(9).detach()
+    assert operations.count == 2
+    with Operations() as operations:
+        x.T.unsqueeze(0)
+    assert operations.count == 0
