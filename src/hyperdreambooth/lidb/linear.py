@@ -26,7 +26,7 @@ class Worn(NamedTuple):
 class LiDBLinear(nn.Linear):
     """y = W x + bias + dW x, with the very parameters of the layer that it replaces, so state-dict keys stay the same.
 
-    dW is never formed. What it is of is composed for all layers at once, by `Bases`.
+    dW is never formed; its factors are composed for all layers at once, by `Bases`.
 
     Args:
         original: the layer to stand in for; its parameters are shared, not copied.
