@@ -90,6 +90,19 @@ def test_dreambooths_curve_is_of_all_its_rates_and_begins_with_the_bare_base() -
     assert set(named(run)) == {BASE_METHOD, OURS, "only-hyper", "dreambooth", "dreambooth-agg-2", "dreambooth-agg-1"}
 
 
+def test_points_of_very_few_people_do_not_decide_when_others_are_as_like() -> None:
+    people = {"lora": 16, "lora@99": 16, "lora@50": 3}
+    run = run_of(scores(OURS, 0.4, people=16))
+    for (name, count), value, seconds in zip(people.items(), (0.5, 0.3, 0.45), (100, 10, 50), strict=True):
+        run |= run_of(scores(name, value, people=count, seconds=seconds))
+    steps = {"lora": 1000.0, "lora@99": 99.0, "lora@50": 500.0, OURS: 40.0}
+    run = {name: replace(one, iterations=steps[name]) for name, one in run.items()}
+    halfway = 10 * (100 / 10) ** 0.5
+    assert f"| lora | 16 | 0.400 | {halfway:,.1f} s |" in "\n".join(at_equal_likeness(run))
+    del run["lora@99"]  # two points, though of few, are more than one
+    assert "| lora | 3 |" in "\n".join(at_equal_likeness(run))
+
+
 def test_the_points_of_a_curve_are_methods_of_its_family() -> None:
     points = with_curves(METHODS)
     assert len(set(points)) == len(points) and points[: len(METHODS)] == tuple(METHODS)

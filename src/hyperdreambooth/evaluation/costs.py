@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 
 from hyperdreambooth.baselines.methods import NOMINAL, OURS
-from hyperdreambooth.evaluation.compared import on_common
+from hyperdreambooth.evaluation.compared import on_common, with_enough
 from hyperdreambooth.evaluation.curves import curves
 from hyperdreambooth.evaluation.page import rows
 from hyperdreambooth.evaluation.scores import BASE_METHOD, MEASURES, Scores
@@ -53,7 +53,8 @@ def nominal(scores: Mapping[str, Scores]) -> Iterator[str]:
 def at_equal_likeness(scores: Mapping[str, Scores], measure: str = "face") -> Iterator[str]:
     """The seconds in which each method, run with several numbers of steps, reaches what ours measures at the end.
 
-    Ours is measured on the people and prompts that all points of the method's curve have, as the curve is. A method
+    Ours is measured on the people and prompts that all points of the method's curve have, as the curve is; points of
+    very few people are left out where two others remain. A method
     has at any time the best that it has had by then. Between two runs, likeness grows evenly with the logarithm of the
     time, from the bare base on with the time itself; nothing is said of methods that were fitted once.
     """
@@ -94,6 +95,8 @@ def reaches(scores: Mapping[str, Scores], measure: str = "face") -> dict[str, Re
     """By method, when its curve meets what ours measures; see `at_equal_likeness`."""
     ours, found = scores[OURS], dict[str, Reach]()
     for name, curve in curves(scores).items():
+        many, _ = with_enough(curve)  # of few people there may be more points, which say less
+        curve = many if sum(bool(one.iterations) for one in many) > 1 else curve
         if name == OURS or sum(bool(one.iterations) for one in curve) < 2 or not ours.seconds:
             continue
         values = on_common([ours, *curve], measure)  # (1 + S, P)
