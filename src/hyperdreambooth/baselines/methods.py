@@ -137,7 +137,8 @@ METHODS: Mapping[str, Method] = {
     "dreambooth-agg-1": DreamBooth(  # 0.93, 0.55, 69 %
         "dreambooth-agg-1", FitConfig(steps=400, lr=5e-5, schedule="cosine"), prior=_PRIOR
     ),
-    "dreambooth-agg-2": DreamBooth("dreambooth-agg-2", FitConfig(steps=40, lr=1e-4), prior=_PRIOR),  # 0.82, 0.55, 75 %
+    # Searched again on the base that ships, where 1e-4 gave 0.80, 0.66, 90 % (true ones 0.93, 0.68, 100 %).
+    "dreambooth-agg-2": DreamBooth("dreambooth-agg-2", FitConfig(steps=40, lr=2e-4), prior=_PRIOR),  # 0.92, 0.63, 88 %
     "lora-dreambooth": LiDB(  # 0.85, 0.53, 71 %
         PersonalizeConfig(1000, 1, "lora", rank=1, lr=1e-3, where="all", method="lora-dreambooth"), "left out"
     ),
