@@ -17,7 +17,7 @@ from benchmarks.memory import random_base
 from hyperdreambooth.base.diffusion import denoising_loss
 from hyperdreambooth.base.model import Base
 from hyperdreambooth.fitting.finetune import PRESETS as FINETUNE
-from hyperdreambooth.hypernetwork.cost import Kept, count_flops, numbers_of, shapes_alone, tensors_of
+from hyperdreambooth.hypernetwork.cost import Kept, count_flops, held_by, numbers_of, shapes_alone
 from hyperdreambooth.hypernetwork.model import PRESETS, random_hypernetwork
 from hyperdreambooth.lidb import Adapters, LiDBSpace, LoRALayout, inject
 from hyperdreambooth.lidb.injection import Outfit
@@ -65,7 +65,7 @@ def counts(layout: Path, size: int | None, a: int, b: int, preset: str) -> Itera
         adapters = inject(base.adapted, space_of(base))
         latents, timestep = torch.zeros(1, *base.latent_shape), torch.zeros(1, dtype=torch.long)
         picture = torch.zeros(1, 3, base.picture_size, base.picture_size)
-        held = [t for one in (base.vae, *base.adapted.values()) for t in tensors_of(one)] + adapters.bases.tensors
+        held = held_by(base, adapters)
         with torch.no_grad():
             states = base.encode_prompts([""])
 

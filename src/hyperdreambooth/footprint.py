@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_iter
 from hyperdreambooth.base.diffusion import denoising_loss
 from hyperdreambooth.base.memory import LADDER, LowMemory, save_memory
 from hyperdreambooth.base.model import Base
-from hyperdreambooth.hypernetwork.cost import bytes_of, tensors_of
+from hyperdreambooth.hypernetwork.cost import bytes_of, held_by, tensors_of
 from hyperdreambooth.lidb import Adapters, inject
 from hyperdreambooth.lidb.recompute import recompute
 from hyperdreambooth.pipeline import HyperDreamBooth, space_of
@@ -139,14 +139,12 @@ def _needs(
     with torch.no_grad():
         base = _twin(booth.base)
         adapters = inject(base.adapted, space_of(base))
-        networks = [base.vae, *base.adapted.values()]
-        bases = adapters.bases.tensors
-        held = [*bases, *(one for network in networks for one in tensors_of(network))]
+        bases, held = adapters.bases.tensors, held_by(base, adapters)
         for step in LADDER[LADDER.index(mode) : LADDER.index("offload")]:
             save_memory(base, step, recompute)
             works = pieces(base, adapters)
             peaks = [_peak(work, held) for _, work in works]
-            found[step] = _bytes_in(networks) + bytes_of(bases) + guest + max(peaks)
+            found[step] = bytes_of(held) + guest + max(peaks)
         apart = [_bytes_in(together) + bytes_of(bases) + peak for (together, _), peak in zip(works, peaks, strict=True)]
         return found | {"offload": max(guest + bytes_of(bases), *apart)}
 

@@ -15,16 +15,20 @@ from hyperdreambooth.evaluation.scores import BASE_METHOD, TRUE
 from tests.evaluation.test_tables import run_of, scores
 
 
-def test_a_curve_begins_at_no_seconds_and_nothing_else_lies_left_of_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    drawn: list[Any] = []
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The figures that are made."""
+    made: list[Any] = []
 
     def figure(**settings: Any) -> Figure:
-        drawn.append(Figure(**settings))
-        return drawn[-1]
+        made.append(Figure(**settings))
+        return made[-1]
 
     monkeypatch.setattr(plots, "_figure", lambda: figure)
+    return made
+
+
+def test_a_curve_begins_at_no_seconds_and_nothing_else_lies_left_of_it(tmp_path: Path, drawn: list[Any]) -> None:
     run = run_of(
         *(scores(BASE_METHOD, 0.1), scores(OURS, 0.6), scores(TRUE, 0.9)),
         *(scores("no-hyper@10", 0.2, seconds=3), scores("no-hyper@80", 0.5, seconds=20, together=4)),
@@ -49,18 +53,11 @@ def test_a_curve_begins_at_no_seconds_and_nothing_else_lies_left_of_it(
     assert {axes.get_xscale() for axes in drawn[1].axes} == {"log"}
 
 
-def test_all_methods_look_differently(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_methods_look_differently(tmp_path: Path, drawn: list[Any]) -> None:
     names = list(METHODS)
     looks = plots.looks_of(names)
     assert list(looks) != [] and set(looks) == set(names) and len(set(looks.values())) == len(names) > 15
     assert plots.looks_of(names[:3])[names[2]] == looks[names[2]]
-    drawn: list[Any] = []
-
-    def figure(**settings: Any) -> Figure:
-        drawn.append(Figure(**settings))
-        return drawn[-1]
-
-    monkeypatch.setattr(plots, "_figure", lambda: figure)
     some = {name: [scores(name, 0.5)] for name in names}
     plots.plot_costs(tmp_path / "bytes.png", some, None, "bytes", "bytes", looks)
     lines = [line for line in drawn[0].axes[0].get_lines() if not line.get_label().startswith("_")]

@@ -105,8 +105,7 @@ def training_cost(sizes: HyperNetworkConfig, base: Base, adapters: Adapters, con
         trained = [p for p in network.parameters() if p.requires_grad]
         with torch.no_grad():
             prediction = count_flops(lambda: network(_pictures(network, 1)))
-        networks = (base.vae, *base.adapted.values())
-        of_base = [t for one in networks for t in tensors_of(one)] + adapters.bases.tensors
+        of_base = held_by(base, adapters)
         held = [mode.from_tensor(t) for t in [*tensors_of(network), *of_base]]
         phases = {}
         for name, fit in config.phases().items():
@@ -203,6 +202,11 @@ def _storage(tensor: Tensor) -> int:
 def tensors_of(network: nn.Module) -> list[Tensor]:
     """What a network holds: its parameters and buffers."""
     return [*network.parameters(), *network.buffers()]
+
+
+def held_by(base: Base, adapters: Adapters) -> list[Tensor]:
+    """What a base holds with the adapters that are in it: its networks' tensors, and the bases."""
+    return [t for one in (base.vae, *base.adapted.values()) for t in tensors_of(one)] + adapters.bases.tensors
 
 
 def numbers_of(tensors: Iterable[Tensor]) -> int:
