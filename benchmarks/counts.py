@@ -11,14 +11,16 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.memory import random_base
 from hyperdreambooth.base.diffusion import denoising_loss
 from hyperdreambooth.base.model import Base
 from hyperdreambooth.fitting.finetune import PRESETS as FINETUNE
-from hyperdreambooth.hypernetwork.cost import Kept, count_flops, held_by, numbers_of, shapes_alone
-from hyperdreambooth.hypernetwork.model import PRESETS, random_hypernetwork
+from hyperdreambooth.hypernetwork.cost import Kept, count_flops, held_by, numbers_of, shapes_alone, training_cost
+from hyperdreambooth.hypernetwork.model import PRESETS, HyperNetworkConfig, random_hypernetwork
+from hyperdreambooth.hypernetwork.training import TrainConfig
 from hyperdreambooth.lidb import Adapters, LiDBSpace, LoRALayout, inject
 from hyperdreambooth.lidb.injection import Outfit
 from hyperdreambooth.lidb.linear import Worn
@@ -104,7 +106,21 @@ def counts(layout: Path, size: int | None, a: int, b: int, preset: str) -> Itera
             yield _giga(f"prediction, {network.config.rounds} rounds", count_flops(lambda: network(face)))
             yield _parameters(name, network.encoder)
             yield _parameters("decoder", network, network.encoder)
+        yield from _training(PRESETS[preset], base, adapters, mode)
         yield from _sizes(adapters.space, numbers_of(p for one in base.adapted.values() for p in one.parameters()))
+
+
+def _training(sizes: HyperNetworkConfig, base: Base, adapters: Adapters, mode: FakeTensorMode) -> Iterator[Counted]:
+    """What the training of a hypernetwork takes, with as many people and steps as it is preset."""
+    cost = training_cost(sizes, base, adapters, TrainConfig(), mode)
+    for name, phase in cost.phases.items():
+        yield _giga(f"training on {name}, a step", phase.flops_per_step)
+        yield _counted(f"training on {name} (steps)", phase.steps)
+        yield _counted(f"training on {name}, kept in float32 (bytes)", phase.kept_bytes)
+    yield _counted("trained of the hypernetwork (parameters)", cost.parameters_trained)
+    yield _counted("gradient, moments and average of these (bytes)", cost.training_bytes)
+    yield _counted("hypernetwork in float32 (bytes)", cost.network_bytes)
+    yield _counted("base in float32, with the bases (bytes)", cost.base_bytes)
 
 
 def _sizes(space: LiDBSpace, model: int) -> Iterator[Counted]:

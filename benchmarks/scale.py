@@ -51,7 +51,6 @@ class Assumed:
     served: int = 1_000_000  # people who are made, and drawn
     pictures: int = 10  # of each of them in a month of 30 days
     passes: int = 51  # of the sampler for a picture in 50 steps, by that of Stable Diffusion 1.5
-    training: float = 1109e15  # FLOP of the hypernetwork's training, as `hdb train --dry-run` counts the preset's
     trainers: int = 8  # GPUs that share it, at most: those of one machine
     photograph: int = 100_000  # bytes of one, as a file
     picture: int = 400_000  # bytes of one that was drawn, as a file
@@ -186,6 +185,29 @@ def needed(counted: Mapping[str, float], space: LiDBSpace, assumed: Assumed) -> 
     return rows
 
 
+def trained(counted: Mapping[str, float]) -> dict[str, float]:
+    """FLOP of the hypernetwork's training, by phase, in as many steps as are preset."""
+    return {
+        name: 1e9 * counted[f"training on {name}, a step (GFLOP)"] * counted[f"training on {name} (steps)"]
+        for name in ("weights", "both")
+    }
+
+
+def training(counted: Mapping[str, float], assumed: Assumed) -> list[list[str]]:
+    """Work, hours and memory of the hypernetwork's training, by phase; on one GPU."""
+    lasting = _base_bytes(counted) + sum(
+        counted[name] for name in ("hypernetwork in float32 (bytes)", "gradient, moments and average of these (bytes)")
+    )
+    rows = [["on", "steps", "PFLOP", "1 GPU (hours)", "kept by a step, bfloat16 (GB)", "memory of it all (GB)"]]
+    for name, flops in trained(counted).items():
+        kept = counted[f"training on {name}, kept in float32 (bytes)"] / 2
+        steps = counted[f"training on {name} (steps)"]
+        hours = flops / assumed.rate / HOUR
+        sizes = (f"{kept / 1e9:.1f}", f"{(kept + lasting) / 1e9:.1f}")
+        rows.append([name, f"{steps:,.0f}", f"{flops / 1e15:,.0f}", f"{hours:.2f}", *sizes])
+    return rows
+
+
 def made(counted: Mapping[str, float]) -> float:
     """FLOP of a person: the prediction, the photograph encoded, 40 steps of one noise."""
     return 1e9 * (
@@ -258,7 +280,7 @@ def hours_of(counted: Mapping[str, float], assumed: Assumed, gpus: int) -> dict[
     apart = assumed.rate * HOUR  # FLOP of a GPU in an hour
     return {
         f"{assumed.people:,} people pre-optimised": rounds * shard_seconds(counted, assumed) / HOUR,
-        "hypernetwork trained": assumed.training / (min(gpus, assumed.trainers) * apart),
+        "hypernetwork trained": sum(trained(counted).values()) / (min(gpus, assumed.trainers) * apart),
         f"{assumed.served:,} people made": assumed.served * made(counted) / (gpus * apart),
         f"{assumed.served * assumed.pictures:,} pictures drawn": (
             assumed.served * assumed.pictures * drawn(counted, assumed) / (gpus * apart)
@@ -315,6 +337,7 @@ def main() -> None:
         preoptimised(counted, space, assumed),
         needed(counted, space, assumed),
         beforehand(counted, assumed),
+        training(counted, assumed),
         served(counted, space, assumed),
         prices(counted, assumed),
         at_shares(counted, assumed),

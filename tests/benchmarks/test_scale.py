@@ -21,11 +21,14 @@ from benchmarks.scale import (
     sd15_space,
     served,
     shard_seconds,
+    trained,
+    training,
 )
 from hyperdreambooth.base.single_file import LAYOUTS
 from hyperdreambooth.lidb import LiDBSpace
 
 DOCS = Path(__file__).parents[2] / "docs"
+STABLE_DIFFUSION = DOCS / "stable-diffusion.md"
 PAGE, COMMITTED = DOCS / "scale.md", DOCS / "sd15-counts.json"
 
 COUNTED = {
@@ -40,6 +43,14 @@ COUNTED = {
     "VAE, encode (GFLOP)": 1100.0,
     "VAE, decode (GFLOP)": 2500.0,
     "guided step (GFLOP)": 1600.0,
+    "training on weights, a step (GFLOP)": 80e3,
+    "training on weights (steps)": 3000,
+    "training on weights, kept in float32 (bytes)": 30e9,
+    "training on both, a step (GFLOP)": 190e3,
+    "training on both (steps)": 2000,
+    "training on both, kept in float32 (bytes)": 170e9,
+    "hypernetwork in float32 (bytes)": 3e9,
+    "gradient, moments and average of these (bytes)": 1e9,
 }
 ASSUMED = Assumed(peak=700e12, share=0.5, price=2.0, people=640, served=1000)
 
@@ -85,6 +96,13 @@ def test_other_schedules_and_what_comes_before_follow_from_counted_work() -> Non
     assert told["faces encoded, seconds of its GPU"] == f"{640 * 4 * 1.1 / 350:.0f}"
 
 
+def test_the_training_follows_from_counted_work() -> None:
+    assert training(COUNTED, ASSUMED)[1:] == [  # a base of a billion numbers beside a hypernetwork
+        ["weights", "3,000", "240", f"{240e3 / 350 / 3600:.2f}", "15.0", f"{15 + 2 + 3 + 1:.1f}"],
+        ["both", "2,000", "380", f"{380e3 / 350 / 3600:.2f}", "85.0", f"{85 + 2 + 3 + 1:.1f}"],
+    ]
+
+
 def test_people_served_follow_from_counted_work(space: LiDBSpace) -> None:
     _, one, *_ = served(COUNTED, space, ASSUMED)
     made, drawn = 0.4 + 1.1 + 40 * 1.4, 51 * 1.6 + 2.5  # TFLOP
@@ -109,7 +127,7 @@ def test_everything_at_a_fifth_of_the_peak_by_hand() -> None:
     """At 140 TFLOP/s; 20 shards of 160 s are 20 rounds, 3 and 1."""
     rows = {(share, part): cells for share, part, *cells in at_shares(COUNTED, ASSUMED)[1:]}
     assert {share for share, _ in rows} == {"20%", "30%", "40%"}
-    fitted, trained = [20 * 160 / 3600, 3 * 160 / 3600, 160 / 3600], 1109e3 / 140 / 3600
+    fitted, trained = [20 * 160 / 3600, 3 * 160 / 3600, 160 / 3600], (3 * 80e3 + 2 * 190e3) / 140 / 3600
     made, drawn = (1000 * tera / 140 / 3600 for tera in (0.4 + 1.1 + 40 * 1.4, 10 * (51 * 1.6 + 2.5)))
     assert rows["20%", "640 people pre-optimised"][:3] == [f"{hours:.2f}" for hours in fitted]
     assert rows["20%", "hypernetwork trained"] == [
@@ -158,6 +176,9 @@ def test_the_page_has_the_tables_that_its_commands_print(
 def test_figures_in_the_page_s_words_are_those_counted() -> None:
     counted = {one["name"]: one["value"] for one in json.loads(COMMITTED.read_text())}
     page = PAGE.read_text()
+    work = {name: round(flops / 1e15) for name, flops in trained(counted).items()}
+    assert page.count(f"{sum(work.values())} PFLOP") == 2
+    assert all(f"| {flops} PFLOP |" in STABLE_DIFFUSION.read_text() for flops in work.values())
     for words, name in {
         "F(1) = {:,.1f}": "a person's step of 1 noise (GFLOP)",
         "F(4) = {:,.1f}": "a person's step of 4 noises (GFLOP)",
@@ -204,4 +225,4 @@ def test_all_tables_are_printed(
     monkeypatch.setattr(sys, "argv", ["scale", str(counts), "--price", "9"])
     scale.main()
     out = capsys.readouterr().out
-    assert out.count("\n| --- ") == 8 and "9 dollars a GPU hour" in out
+    assert out.count("\n| --- ") == 9 and "9 dollars a GPU hour" in out

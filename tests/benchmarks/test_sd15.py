@@ -19,8 +19,9 @@ from benchmarks.rows import OURS, SET_UP, Row, ratios, totals
 from benchmarks.sd15 import Bench
 from hyperdreambooth.base.compiled import compile_unet
 from hyperdreambooth.base.model import Base
-from hyperdreambooth.hypernetwork.cost import count_flops
+from hyperdreambooth.hypernetwork.cost import count_flops, training_cost
 from hyperdreambooth.hypernetwork.model import PRESETS, random_hypernetwork
+from hyperdreambooth.hypernetwork.training import TrainConfig
 from hyperdreambooth.pipeline import HyperDreamBooth
 from tests.base.checkpoints import SIZE, write_layout
 from tests.conftest import left_as_it_was
@@ -68,21 +69,27 @@ def test_every_phase_is_a_row(
     assert "No CUDA: cut to" in capsys.readouterr().out
 
 
-def test_counts_agree_with_what_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    counted = {one["name"]: one["value"] for one in narrow(tmp_path, monkeypatch, "--counts")}
+@pytest.fixture(scope="module")
+def counted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
+    """The quantities of the narrow model, by name."""
+    with pytest.MonkeyPatch.context() as patch:
+        return {one["name"]: one["value"] for one in narrow(tmp_path_factory.mktemp("counts"), patch, "--counts")}
+
+
+def test_counts_agree_with_what_runs(
+    counted: dict[str, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     options = ("--device", "cpu", "--phases", "encode", "mixed", "preoptimise", "--people", 1)
     monkeypatch.setattr(sd15, "REDUCED", replace(sd15.REDUCED, matmul=64, rows=(1, 2)))
-    (tmp_path / "again").mkdir()
-    rows = {row["phase"]: row["flops"] for row in narrow(tmp_path / "again", monkeypatch, *options)["rows"]}
+    rows = {row["phase"]: row["flops"] for row in narrow(tmp_path, monkeypatch, *options)["rows"]}
     assert rows["VAE encode"] == counted["VAE, encode (GFLOP)"] * 1e9
     assert rows["U-Net, batch of 1, nobody"] == counted["U-Net, forward (GFLOP)"] * 1e9
     assert rows["U-Net, batch of 2, nobody"] == counted["guided step (GFLOP)"] * 1e9
     assert rows["pre-optimise, batch of 1 x 4 noises"] == counted["a person's step of 4 noises (GFLOP)"] * 1e9
 
 
-def test_sizes_are_those_of_people_who_are_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    counted = {one["name"]: one["value"] for one in narrow(tmp_path, monkeypatch, "--counts")}
-    booth = HyperDreamBooth(random_base(tmp_path / "layout", SIZE, 10, 6))
+def test_sizes_are_those_of_people_who_are_made(counted: dict[str, float], tmp_path: Path) -> None:
+    booth = HyperDreamBooth(random_base(write_layout("sd1", tmp_path / "layout"), SIZE, 10, 6))
     booth.hypernetwork = random_hypernetwork(replace(PRESETS["tiny"], blocks=False), booth.space, booth.fingerprint)
     picture = torch.rand(3, 64, 64)
     alone = booth.personalize(picture, steps=0).numbers
@@ -92,6 +99,16 @@ def test_sizes_are_those_of_people_who_are_made(tmp_path: Path, monkeypatch: pyt
     for relax, where in (("lidb", "in the bases"), ("lora", "in full space")):
         person = booth.personalize(picture, steps=1, noises=1, relax=relax)
         assert counted[f"a person, relaxed {where} (numbers)"] == person.numbers
+
+
+def test_a_training_is_counted_on_shapes_as_on_numbers(counted: dict[str, float], tmp_path: Path) -> None:
+    booth = HyperDreamBooth(random_base(write_layout("sd1", tmp_path / "layout"), SIZE, 10, 6))
+    cost = training_cost(PRESETS["tiny"], booth.base, booth.adapters, TrainConfig())
+    for name, phase in cost.phases.items():
+        told = [f"training on {name}, a step (GFLOP)", f"training on {name}, kept in float32 (bytes)"]
+        assert [counted[one] for one in told] == [phase.flops_per_step / 1e9, phase.kept_bytes]
+    assert counted["hypernetwork in float32 (bytes)"] == cost.network_bytes > 4 * cost.parameters
+    assert counted["gradient, moments and average of these (bytes)"] == 4 * 4 * cost.parameters_trained
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")  # torch says both while it compiles

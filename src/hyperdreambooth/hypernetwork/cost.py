@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
@@ -92,12 +92,21 @@ class TrainingCost:
     phases: dict[str, PhaseCost]
 
 
-def training_cost(sizes: HyperNetworkConfig, base: Base, adapters: Adapters, config: TrainConfig) -> TrainingCost:
+def training_cost(
+    sizes: HyperNetworkConfig,
+    base: Base,
+    adapters: Adapters,
+    config: TrainConfig,
+    shapes: FakeTensorMode | None = None,
+) -> TrainingCost:
     """Count a training of a hypernetwork of these sizes on a base that has adapters in it, which stays as it is.
 
     The encoder is of the sizes that stand in the config: a pretrained one is not fetched.
+
+    Args:
+        shapes: the context of `shapes_alone` that a base without numbers was made in.
     """
-    with shapes_alone() as mode:
+    with shapes or shapes_alone() as mode:
         with base.device:
             network = random_hypernetwork(sizes, adapters.space, "")
             network.start = network.start.to(base.device)  # which is drawn on the CPU
@@ -105,8 +114,8 @@ def training_cost(sizes: HyperNetworkConfig, base: Base, adapters: Adapters, con
         trained = [p for p in network.parameters() if p.requires_grad]
         with torch.no_grad():
             prediction = count_flops(lambda: network(_pictures(network, 1)))
-        of_base = held_by(base, adapters)
-        held = [mode.from_tensor(t) for t in [*tensors_of(network), *of_base]]
+        held = [*tensors_of(network), *(of_base := held_by(base, adapters))]
+        held += [mode.from_tensor(t) for t in of_base if not isinstance(t, FakeTensor)]  # autograd keeps either
         phases = {}
         for name, fit in config.phases().items():
             people = config.both_batch if name == "both" else config.weights_batch
