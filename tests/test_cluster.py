@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -259,21 +260,35 @@ def test_the_command_gives_the_same_people(ray: Any, hdb: Hdb, tmp_path: Path) -
 HDB = "from hyperdreambooth.cli import main; main()"
 
 
-def test_a_killed_evaluation_goes_on_and_draws_what_one_process_draws(ray: Any, hdb: Hdb, tmp_path: Path) -> None:
+@pytest.mark.parametrize("victim", ["driver", "worker"])
+def test_a_killed_evaluation_goes_on_and_draws_what_one_process_draws(
+    victim: str, ray: Any, hdb: Hdb, tmp_path: Path
+) -> None:
+    """Without its driver it is the same command again that goes on; without a worker it does so by itself."""
+
     def command(name: str) -> list[object]:
         asked = ("evaluate", "portraits:15000-15002", "-o", tmp_path / name, "--methods", "no-hyper@1", "--people", 3)
         return [*asked, "--base", hdb.base, "--hypernetwork", "none", "--device", "cpu"]
 
     expected, run = hdb.json(*command("here")), RunFolder(tmp_path / "there")
     workers = ["--workers", 2, "--cluster", ray.get_runtime_context().gcs_address]
-    words = [str(word) for word in (*command("there"), *workers)]
-    driver = subprocess.Popen([sys.executable, "-c", HDB, *words])
+    words = [str(word) for word in (*command("there"), *workers, "--json")]
+    driver = subprocess.Popen(
+        [sys.executable, "-c", HDB, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     while not run.people():
         assert driver.poll() is None
         time.sleep(0.1)
-    driver.send_signal(signal.SIGKILL)
-    driver.wait()
-    got = hdb.json(*command("there"), *workers)
+    if victim == "driver":
+        driver.send_signal(signal.SIGKILL)
+        driver.communicate()
+        got = hdb.json(*command("there"), *workers)
+    else:
+        busy = [one for one in psutil.Process().children(recursive=True) if one.name().startswith("ray::_Worker.do")]
+        busy[0].kill()
+        out, err = driver.communicate()
+        got = json.loads(out)
+        assert err.count("a worker died") == 1
     assert {key: got[key] for key in ("people", "made", "pictures")} == {
         key: expected[key] for key in ("people", "made", "pictures")
     }

@@ -31,13 +31,14 @@ from tests.hypernetwork.conftest import World
 from tests.hypernetwork.test_training import SHARED
 
 processes, world, folder = Processes.started(), World(*adapted_base()), Path({folder!r})
+config = replace(SHARED, **{{name: replace(fit, precision={precision!r}) for name, fit in SHARED.phases().items()}})
 network = world.network()
 portraits = world.people(12)
 portraits = replace(portraits, numbers=portraits.numbers[:5])  # processes meet different numbers of those who have some
 worlds = {{"portraits": portraits, "photographs": world.people(8, views=1, seed=1)}}
 held_out = {{"portraits": world.people(4, seed=7)}}
 reports = []
-for report in train(network, world.base, world.adapters, worlds, held_out, folder, SHARED, processes):
+for report in train(network, world.base, world.adapters, worlds, held_out, folder, config, processes):
     reports.append(report)
     if len(reports) == {killed_after}:
         os._exit(9)
@@ -48,18 +49,21 @@ save_tensors(folder / f"seen-{{processes.index}}.safetensors", tensors | dict(ne
 """
 
 
-def launched(folder: Path, count: int, killed_after: int = 0) -> subprocess.CompletedProcess[str]:
+def launched(
+    folder: Path, count: int, killed_after: int = 0, precision: str | None = None
+) -> subprocess.CompletedProcess[str]:
     """The training above by so many processes, which die at their n-th report where that is asked for."""
     script = folder / "train.py"
     folder.mkdir(exist_ok=True)
-    script.write_text(TOGETHER.format(root=str(ROOT), folder=str(folder), killed_after=killed_after))
+    words = {"root": str(ROOT), "folder": str(folder), "killed_after": killed_after, "precision": precision}
+    script.write_text(TOGETHER.format(**words))
     launch = ["-m", "torch.distributed.run", "--nproc-per-node", str(count), "--standalone"] if count > 1 else []
     return subprocess.run([sys.executable, *launch, str(script)], capture_output=True, text=True, timeout=300)
 
 
-def trained(folder: Path, count: int) -> list[dict[str, torch.Tensor]]:
+def trained(folder: Path, count: int, precision: str | None = None) -> list[dict[str, torch.Tensor]]:
     """What each of so many processes saw and ended with."""
-    done = launched(folder, count)
+    done = launched(folder, count, precision=precision)
     assert done.returncode == 0, done.stderr[-2000:]
     return [load_tensors(folder / f"seen-{index}.safetensors")[0] for index in range(count)]
 
@@ -82,6 +86,16 @@ def test_two_processes_train_as_one_does_and_only_one_writes(tmp_path: Path) -> 
     torch.testing.assert_close(first["loss"], alone["loss"], rtol=1e-5, atol=1e-6)
     left = {path.name for path in (tmp_path / "two").iterdir()}
     assert left - {"seen-1.safetensors"} == {path.name for path in (tmp_path / "one").iterdir()}
+
+
+def test_two_processes_train_as_one_does_in_bfloat16(tmp_path: Path) -> None:
+    whole, alone = (trained(tmp_path / f"one {name}", 1, name)[0] for name in (None, "bf16"))
+    first, second = trained(tmp_path / "two", 2, "bf16")
+    apart = (alone["loss"] - whole["loss"]).abs()
+    assert apart.min() > 0.0  # every step is rounded
+    assert (first["loss"] - alone["loss"]).abs().max() < apart.max() < 0.02
+    for name in alone:
+        assert torch.equal(first[name], second[name]) and first[name].dtype != torch.bfloat16, name
 
 
 RESTORED = """
