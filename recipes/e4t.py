@@ -14,6 +14,7 @@ from hyperdreambooth.pipeline import HyperDreamBooth
 from recipes.judges import fresh
 
 PULL = 0.01  # towards the class noun's word
+_DRAWS, _NOISES = 8, 4  # of a view, and of noises of each, that a score is the mean of
 
 
 def fresh_network(booth: HyperDreamBooth) -> E4TNetwork:
@@ -26,6 +27,26 @@ def people_of(crowd: Crowd, booth: HyperDreamBooth) -> People:
     start = booth.space.rule.start()
     nobody = start.expand(2, *start.shape)
     return People(crowd.pictures, crowd.latents, nobody, crowd.masks, crowd.prompts)
+
+
+def own_scores(network: E4TNetwork, booth: HyperDreamBooth, people: People) -> dict[str, float]:
+    """The denoising loss of people under their predicted words and everybody's offsets, and under the class noun alone.
+
+    People are those that it never saw; both meet the same noises.
+    """
+    assert booth.hypernetwork is not None  # by `e4t_network`
+    nobody, scores = fresh_network(booth), dict[str, float]()
+    torch.nn.init.zeros_(nobody.head[-1].weight)
+    rows, eyes = torch.arange(len(people.pictures)), booth.hypernetwork.encoder
+    for name, one in {"denoising": network, "denoising, nobody's word": nobody}.items():
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            losses = [
+                pretraining_loss(one, eyes, booth.base, booth.adapters, people, rows, _NOISES, 0.0, generator)
+                for _ in range(_DRAWS)
+            ]
+        scores[f"portraits it never saw, {name}"] = float(torch.stack(losses).mean())
+    return scores
 
 
 def training_loss(

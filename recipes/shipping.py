@@ -11,6 +11,7 @@ import numpy as np
 
 from hyperdreambooth.base.loading import load_base
 from hyperdreambooth.base.model import Base
+from hyperdreambooth.baselines.e4t import E4TNetwork
 from hyperdreambooth.embedded import (
     BASE,
     DEMO_PHOTO,
@@ -27,12 +28,14 @@ from hyperdreambooth.evaluation.judges import AttributeReader, Judge, Recogniser
 from hyperdreambooth.files import load_tensors, save_tensors, write_atomically, write_bytes
 from hyperdreambooth.hypernetwork.model import HyperNetwork
 from hyperdreambooth.hypernetwork.training import RESULT_FILE
+from hyperdreambooth.people import encode_crowd
 from hyperdreambooth.pipeline import space_of
 from hyperdreambooth.portraits.person import Person
 from hyperdreambooth.portraits.renderer import render
+from hyperdreambooth.portraits.splits import TUNING
 from hyperdreambooth.portraits.view import View
 from hyperdreambooth.sheet import save_png, to_image
-from recipes import denoiser, hyper
+from recipes import denoiser, e4t, hyper
 from recipes.cards import Card, data_lines, seconds_in
 from recipes.measures import own_scores
 from recipes.photographs import learnt_faces
@@ -43,7 +46,7 @@ DEMO_SIZE = 256
 KINDS = (Recogniser, SceneClassifier, AttributeReader, SelfSupervised, ImageText)
 SCORES_KEY = "scores"  # in the metadata of a judge's file
 # In the cache, where somebody has put them there: results of the benchmarks, and a person's words about the sheets.
-QUALITY_FILE, FIRST_LIGHT_FILE, LOOKS_FILE = "quality.json", "first-light.json", "looks.txt"
+QUALITY_FILE, FIRST_LIGHT_FILE, FACES_FILE, LOOKS_FILE = "quality.json", "first-light.json", "faces.json", "looks.txt"
 EARLIER_FILE = "earlier.json"  # seconds of what was adopted, by training
 
 
@@ -199,6 +202,9 @@ def ship_e4t(shop: Workshop) -> Iterator[str]:
     if file.exists() and file.read_bytes() == trained:
         return
     write_bytes(file, trained)
+    booth = shop.shipped_booth()
+    tuning = hyper.portraits(shop.size)(TUNING[0], TUNING[0] + shop.budget.judged_people)
+    people = e4t.people_of(encode_crowd(booth.base, tuning), booth)
     Card(
         "E4T, a baseline",
         "A face's features to the word of its person, and everybody's weight offsets (arXiv 2302.12228), for the "
@@ -207,6 +213,7 @@ def ship_e4t(shop: Workshop) -> Iterator[str]:
         _data(shop),
         _seconds(shop, "e4t"),
         shop.start("e4t").exists(),
+        e4t.own_scores(E4TNetwork.load(file, booth), booth, people),
     ).write(file.parent)
     yield "what E4T learnt beforehand"
 
@@ -226,6 +233,7 @@ def ship_verifier(shop: Workshop) -> Iterator[str]:
         "How well faces are found with it, `python -m benchmarks.faces` measures.",
         data_lines(None, [file.relative_to(shop.photographs).as_posix() for file in learnt_faces(shop.photographs)]),
         _seconds(shop, "verifier"),
+        scores=json.loads(_text(shop.cache / FACES_FILE) or "{}"),
     ).write(file.parent)
     yield "the face verifier"
 
