@@ -118,6 +118,13 @@ def booth_of(bases: str | None) -> HyperDreamBooth:
     return HyperDreamBooth(base)
 
 
+def people_of(count: int, size: int) -> People:
+    """The first tuning portraits, each as in its reference of `size` pixels."""
+    seeds = TUNING[:count]
+    references = portraits_of(seeds, size).references
+    return People(tuple(f"portrait-{seed}" for seed in seeds), references.unsqueeze(1))
+
+
 def main(
     settings: Annotated[
         list[str] | None,
@@ -136,19 +143,17 @@ def main(
     try:
         tried = variants(settings or list(SEARCH))
         booths = {name: booth_of(name) for name in (bases.split(",") if bases else [None])}
+        folders = {name: out if name is None else out / name for name in booths}
+        everybody = people_of(people, next(iter(booths.values())).base.picture_size)  # bases do not change it
+        evaluations = {name: Evaluation(booth, everybody, SET, folders[name]) for name, booth in booths.items()}
     except UserError as error:
         raise typer.BadParameter(str(error)) from error
-    seeds, size = TUNING[:people], next(iter(booths.values())).base.picture_size  # of all: bases do not change it
-    references = portraits_of(seeds, size).references
-    everybody = People(tuple(f"portrait-{seed}" for seed in seeds), references.unsqueeze(1))
-    for name, booth in booths.items():
-        folder = out if name is None else out / name
-        evaluation = Evaluation(booth, everybody, SET, folder)
+    for name, evaluation in evaluations.items():
         for method_name, method in tried.items():
             for _ in evaluation.of(method_name, method, people):
                 pass
             console.print(f"{method_name}: done")
-        console.print(_table(folder, list(tried), floor, name))
+        console.print(_table(folders[name], list(tried), floor, name))
 
 
 def _table(out: Path, names: list[str], floor: float, bases: str | None) -> Table:

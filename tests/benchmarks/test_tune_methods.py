@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import typer
 
-from benchmarks.tune_methods import SEARCH, booth_of, variants
+from benchmarks.tune_methods import SEARCH, SET, booth_of, main, people_of, variants
 from hyperdreambooth.baselines.dreambooth import DreamBooth
 from hyperdreambooth.baselines.methods import METHODS, LiDB
 from hyperdreambooth.baselines.textual_inversion import TextualInversion
 from hyperdreambooth.errors import UserError
+from hyperdreambooth.evaluation.protocol import Evaluation
 
 
 def test_settings_reach_every_kind_of_method() -> None:
@@ -63,6 +66,13 @@ def test_the_search_is_the_same_for_every_method_and_holds_what_is_in_use() -> N
 def test_what_is_wrong_is_said(setting: str) -> None:
     with pytest.raises(UserError, match="expected"):
         variants([setting])
+
+
+def test_a_folder_of_other_people_is_refused_in_a_line(tmp_path: Path) -> None:
+    booth = booth_of(None)
+    Evaluation(booth, people_of(2, booth.base.picture_size), SET, tmp_path)
+    with pytest.raises(typer.BadParameter, match=r"begun with another people \(2 of them, here 1\)"):
+        main(["no-hyper@1"], people=1, out=tmp_path, bases=None)
 
 
 def test_bases_of_other_sizes() -> None:
