@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.memory import random_base
 from hyperdreambooth.base.diffusion import denoising_loss
+from hyperdreambooth.base.hardware import processor
 from hyperdreambooth.base.model import Base
 from hyperdreambooth.fitting.finetune import PRESETS as FINETUNE
 from hyperdreambooth.hypernetwork.cost import Kept, count_flops, held_by, numbers_of, shapes_alone, training_cost
@@ -239,14 +239,4 @@ def device_name(device: torch.device) -> str:
     """What the device calls itself; of a CPU with the number of threads at work."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{_processor()}, {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}"
-
-
-def _processor() -> str:
-    """The name of a CPU; on Linux, as the kernel has it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+    return f"{processor()}, {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}"

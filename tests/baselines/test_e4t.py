@@ -128,6 +128,8 @@ def test_what_is_wrong_is_said(booth: HyperDreamBooth, tiny_base: Base, tmp_path
     fresh_network(booth).save(tmp_path / "e4t", "0" * 16, "another")
     with pytest.raises(WrongBase, match='was made for base "another"'):
         E4TNetwork.load(tmp_path / "e4t", booth)
+    with pytest.raises(WrongBase, match='was made for base "another"'):
+        replace(method, network=tmp_path / "e4t").check(booth)
     network = booth.hypernetwork
     booth.hypernetwork = None
     try:

@@ -19,7 +19,7 @@ from hyperdreambooth.evaluation.prompts import SETS
 from hyperdreambooth.evaluation.protocol import asked
 from hyperdreambooth.evaluation.records import FORMAT, PersonRecord, PictureRecord, RunFolder, Writer
 from hyperdreambooth.evaluation.scores import CELLS, Scores
-from hyperdreambooth.lidb import LiDBSpace, LoRALayout, find_sites
+from hyperdreambooth.lidb import LiDBSpace, LoRALayout, find_blocks, find_sites
 from tests.evaluation.test_tables import run_of, scores
 
 
@@ -99,13 +99,16 @@ def test_bytes_before_relaxation_are_counted_on_stable_diffusion() -> None:
     with torch.device("meta"):
         unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768)
         text = CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
-        sites = find_sites(unet, CLIPTextModel(text))
+        sites, blocks = find_sites(unet, CLIPTextModel(text)), find_blocks(unet)
+    assert LiDBSpace((*sites, *blocks), 100, 50, rule_sites=len(sites)).size() == costs.WITH_BLOCKS
     assert LiDBSpace(sites, a=100, b=50).size() == costs.LIDB and LoRALayout(sites, rank=1).size == costs.RANK_ONE
     assert sum(p.numel() for p in unet.parameters()) == costs.UNET
     said = said_of(run_of(scores(OURS, 0.5), scores("relaxed-lidb", 0.5)))
     counted = "before relaxation, on Stable Diffusion 1.5: at most"
     assert said[f"{counted} 7.5 % of rank-1 LoRA"] == ("28,800 of 385,344 numbers, 1/13.4", "yes")
     assert said[f"{counted} 1/10,000 of the U-Net"] == ("28,800 of 859,520,964 numbers, 1/29,844.5", "yes")
+    blocks = f"{counted} 7.5 % of rank-1 LoRA, with the residual blocks, as is usual here"
+    assert said[blocks] == ("40,800 of 385,344 numbers, 1/9.4", "no")
     sizes = f"{OURS} 1,000; relaxed-lidb 1,000"
     assert said["bytes after relaxation, in LiDB and in full space"] == (sizes, "")
 

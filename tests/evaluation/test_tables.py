@@ -12,7 +12,7 @@ from torch import Tensor
 from hyperdreambooth.baselines.methods import METHODS, OURS, begins_bare, family_of, method_of, with_curves
 from hyperdreambooth.evaluation import tables
 from hyperdreambooth.evaluation.aims import aims
-from hyperdreambooth.evaluation.compared import paired
+from hyperdreambooth.evaluation.compared import paired, where_known
 from hyperdreambooth.evaluation.costs import at_equal_likeness, costs, nominal, reached
 from hyperdreambooth.evaluation.curves import curves, named
 from hyperdreambooth.evaluation.scores import BASE_METHOD, CELLS, ONCE, TRUE, Scores
@@ -193,6 +193,28 @@ def test_a_table_is_of_the_people_whom_all_of_its_methods_drew() -> None:
     assert [first[name][:5] for name in (f"**{OURS}**", "dreambooth", f"*{TRUE}*")] == ["0.300", "0.550", "0.850"]
     strangers = with_face(other, [7, 8], torch.ones(2, 2))
     assert "There is nobody whom all of these have drawn." in list(tables.paper_tables(run_of(ours, strangers)))
+
+
+def test_of_prompts_without_true_pictures_a_table_has_no_ceiling_and_another_leaves_them_out() -> None:
+    """In the second prompt nobody knows how people look, and ours is better there alone."""
+    nan = torch.full((4, 1), torch.nan, dtype=torch.float64)
+    truth, other = scores(TRUE, 0.9), scores("dreambooth", 0.5)
+    truth = replace(truth, cells={name: torch.cat([one[:, :1], nan], dim=1) for name, one in truth.cells.items()})
+    ours = with_face(scores(OURS, 0), [0, 1, 2, 3], torch.tensor([0.3, 0.9]).expand(4, 2))
+    run = run_of(ours, other, truth)
+    assert not any(TRUE in line for line in tables.paper_tables(run))
+    lines = list(tables.where_truth_is_known(run))
+    assert lines[0] == "### In 1 of 2 prompts, in which it is known how they truly look"
+    first = {line.split("|")[1].strip(): line.split("|")[3].strip() for line in lines if line.startswith("| ")}
+    assert [first[name][:5] for name in (f"**{OURS}**", f"*{TRUE}*")] == ["0.300", "0.800"]
+    (gap,) = (line for line in lines if line.startswith("| dreambooth | 4 |"))
+    assert "-0.100" in gap  # of 0.4 there; over both prompts it is +0.100
+    assert paired(*(where_known(run)[name] for name in (OURS, "dreambooth")), "face").value == pytest.approx(-0.1)
+    whole = run_of(ours, other, scores(TRUE, 0.9))
+    assert (
+        list(tables.where_truth_is_known(whole)) == []
+        and not where_known(run_of(ours))[OURS].cells["face"].isnan().any()
+    )
 
 
 def test_a_method_with_very_few_people_does_not_decide_on_whom_all_are_compared() -> None:

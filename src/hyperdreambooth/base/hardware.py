@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import platform
+from pathlib import Path
+
 import torch
 
 from hyperdreambooth.base.model import Base
@@ -88,12 +91,23 @@ def room_on(device: torch.device) -> int | None:
 
 
 def name_of_machine(base: Base) -> str:
-    """Where a base works, for comparing seconds: "cpu fp32, 1 thread", "NVIDIA H100 bf16"."""
+    """Where a base works, for comparing seconds: "cpu fp32, 1 thread (AMD EPYC 7B13)", "NVIDIA H100 bf16"."""
     if base.device.type == "cuda":
         where = torch.cuda.get_device_name(base.device)
         return f"{where} {name_of(base.dtype)}"
     threads = torch.get_num_threads()
-    return f"{base.device.type} {name_of(base.dtype)}, {threads} thread{'s' if threads > 1 else ''}"
+    told = f"{base.device.type} {name_of(base.dtype)}, {threads} thread{'s' if threads > 1 else ''}"
+    return f"{told} ({processor()})"
+
+
+def processor() -> str:
+    """The name of this machine's CPU; on Linux, as the kernel has it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
 
 
 def name_of(dtype: torch.dtype) -> str:

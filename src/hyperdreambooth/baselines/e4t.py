@@ -146,8 +146,8 @@ class E4T(Tuning):
         return settings_of(replace(self, network=Path(trained)))
 
     def check(self, booth: HyperDreamBooth) -> None:
-        """Raise UserError where nothing was pre-trained, the base has no hypernetwork, whose eyes it needs, or is in
-        half precision, in which the offsets and most of a step would be lost."""
+        """Raise UserError where nothing was pre-trained, or for another base, this one has no hypernetwork, whose eyes
+        it needs, or is in half precision, in which the offsets and most of a step would be lost."""
         _hypernetwork(booth)
         if booth.base.dtype != torch.float32:
             raise UserError(
@@ -158,9 +158,10 @@ class E4T(Tuning):
             raise UserError(
                 f"{self.name} needs the file {self.network}, which is not there: make it by the recipe's stage e4t"
             )
+        E4TNetwork.load(self.network, booth)
 
     def personalizing(self, booth: HyperDreamBooth, photos: Sequence[Photos], seed: int = 0) -> TunedWork:
-        """N photographs, one person after the other. Raises as `check` and `E4TNetwork.load`."""
+        """N photographs, one person after the other. Raises as `check`."""
         self.check(booth)
         objective = replace(self.objective, seed=seed)
         network, eyes = E4TNetwork.load(self.network, booth), _hypernetwork(booth).encoder

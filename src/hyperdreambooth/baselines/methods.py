@@ -63,13 +63,18 @@ class LiDB:
         return person.save(path, self.dtype)
 
     def check(self, booth: HyperDreamBooth) -> None:
-        """Raise UserError where a hypernetwork is needed, and there is none, or not the one that it needs."""
+        """Raise UserError where a hypernetwork is needed, and there is none, or not the one that it needs.
+
+        Raises:
+            WrongBase, WrongSpace, BadFile: as `HyperNetwork.load`, of one of its own.
+        """
         if self.own is not None:
             if not file_of(self.own).is_file():
                 raise UserError(
                     f"{self.config.method} needs the file {self.own}, which is not there, nor {file_of(self.own)}: "
                     "make it by the recipe's stage independent"
                 )
+            self._read(booth, self.own)
             return
         if self.hypernetwork == "needed" and booth.hypernetwork is None:
             raise UserError(
@@ -87,17 +92,22 @@ class LiDB:
         return Personalization(booth.base, booth.adapters, network, photos, config, booth.fingerprint)
 
     def _network(self, booth: HyperDreamBooth) -> HyperNetwork | None:
-        """The booth's, or its own. Raises as `HyperNetwork.load`; UserError for one that is not of its kind."""
+        """The booth's, or its own. Raises as `check`."""
         if self.own is None:
             return booth.hypernetwork
-        file = file_of(self.own)
+        network = self._read(booth, self.own)
+        return network if booth.base.home else network.to(booth.base.device)
+
+    def _read(self, booth: HyperDreamBooth, own: Path) -> HyperNetwork:
+        """Its own. Raises as `HyperNetwork.load`; UserError for one that is not of its kind."""
+        file = file_of(own)
         network = HyperNetwork.load(file, booth.space, booth.fingerprint, booth.base.name)
         if not network.config.independent:
             raise UserError(
                 f"{file} holds a hypernetwork whose layers know of each other, expected independent ones for "
                 f"{self.config.method}: make it by the recipe's stage independent"
             )
-        return network if booth.base.home else network.to(booth.base.device)
+        return network
 
 
 def file_of(network: Path) -> Path:

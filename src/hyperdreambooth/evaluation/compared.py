@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from hyperdreambooth.evaluation.metrics import Mean, bootstrap, over_prompts
-from hyperdreambooth.evaluation.scores import Scores
+from hyperdreambooth.evaluation.scores import TRUE, Scores
 
 ENOUGH = 10  # people on whom methods are compared, if need be
 _FEW = 3  # one that has fewer, and so many times fewer than another, is not let decide on whom all are compared
@@ -32,6 +33,26 @@ def with_enough(several: Sequence[Scores]) -> tuple[list[Scores], list[Scores]]:
         [one for one, many in zip(several, there, strict=True) if many],
         [one for one, many in zip(several, there, strict=True) if not many],
     )
+
+
+def known_prompts(scores: Mapping[str, Scores]) -> Tensor:
+    """(Q,) bool: the prompts of which there are true pictures, of photographs styles; all where there are none at all.
+
+    What is measured against true pictures is measured against the photograph in all others, which is not how somebody
+    looks there.
+    """
+    some = scores.get(TRUE) or next(iter(scores.values()))
+    unknown = some.cells["face"].isnan().all(dim=0)
+    return ~unknown if TRUE in scores else torch.ones_like(unknown)
+
+
+def where_known(scores: Mapping[str, Scores]) -> dict[str, Scores]:
+    """The same in `known_prompts` alone: nothing is measured in the others."""
+    unknown = ~known_prompts(scores)
+    return {
+        name: replace(one, cells={what: cells.masked_fill(unknown, torch.nan) for what, cells in one.cells.items()})
+        for name, one in scores.items()
+    }
 
 
 def on_common(several: Sequence[Scores], measure: str) -> Tensor:

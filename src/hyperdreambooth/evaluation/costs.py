@@ -20,6 +20,8 @@ EQUAL_AIMS: Mapping[str, float] = {"dreambooth": 25}
 NOT_COMPARABLE = "not comparable"  # seconds of other numbers of people at once, or of other machines
 LIDB, RANK_ONE, UNET = 28_800, 385_344, 859_520_964
 """Numbers of a person by LiDB and by rank-1 LoRA, of the paper's layers of Stable Diffusion 1.5, and of its U-Net."""
+WITH_BLOCKS = 40_800
+"""The first with the residual blocks' layers, in which people are predicted and fitted unless told otherwise."""
 
 
 def costs(scores: Mapping[str, Scores]) -> Iterator[str]:

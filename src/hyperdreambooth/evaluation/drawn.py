@@ -69,10 +69,11 @@ class Drawn:
 
 
 class Alone(NamedTuple):
-    """What one person takes alone by some method, in the mean, and on which machine (None: on several)."""
+    """What one person takes alone by some method, the mean of how many, and on which machine (None: on several)."""
 
     seconds: float
     machine: str | None
+    people: int = 1
 
 
 def check_same(other: RunFolder, run: RunFolder, methods: Iterable[str] = ()) -> None:
@@ -115,7 +116,7 @@ def alone_seconds(times: RunFolder, run: RunFolder) -> dict[str, Alone]:
     for name, made in found.items():
         machines = {one.machine for one in made}
         machine = machines.pop() if len(machines) == 1 else None
-        alone[name] = Alone(sum(one.seconds for one in made) / len(made), machine)
+        alone[name] = Alone(sum(one.seconds for one in made) / len(made), machine, len(made))
     return alone
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
@@ -12,6 +12,7 @@ from hyperdreambooth.baselines.methods import OURS
 from hyperdreambooth.errors import UserError
 from hyperdreambooth.evaluation import costs, tables
 from hyperdreambooth.evaluation.aims import aims, quick_set
+from hyperdreambooth.evaluation.compared import where_known
 from hyperdreambooth.evaluation.curves import curves, named
 from hyperdreambooth.evaluation.drawn import Drawn
 from hyperdreambooth.evaluation.figures import Sheet, sheets
@@ -33,7 +34,11 @@ _STAND_INS = (
     " in all styles, for VGGFace2's; a self-supervised image encoder, for DINO ViT-S/16; a small model of images and "
     "texts, for CLIP. They speak of the embedded base's two worlds alone."
 )
-_PRETRAINED = "The judges are VGGFace2's Inception-ResNet, DINO ViT-S/16 and CLIP, as in the paper."
+_PRETRAINED = (
+    "The judges are VGGFace2's Inception-ResNet, DINO ViT-S/16 and CLIP, as in the paper. Prompt recognised and "
+    "attribute error are by small networks that know the embedded base's two worlds alone: of another base they say "
+    "nothing."
+)
 _STYLISED = "Face recognition is out of its domain on stylised pictures, which is why the paper asked people too"
 _STYLES_LEARNT = "; the recogniser here has learnt from true pictures in all styles"
 _LIKE = {"dino": "DINO-like", "clip_i": "CLIP-I-like", "clip_t": "CLIP-T-like"}  # how stand-ins are called
@@ -66,7 +71,8 @@ _PHOTOGRAPHS = (
     "Of photographs there is one of each person, the one that was fitted: identified compares with that photograph "
     "under the style's filter, so that a copy passes for likeness, and true pictures are the photograph mirrored, cut"
     " and lit otherwise. Nobody knows how it looks in another domain or context or after an edit: such prompts are "
-    "left out of identified, and of prompt recognised where they ask for no style."
+    "left out of identified, and of prompt recognised where they ask for no style. Likeness in them is to the "
+    "photograph as it is, so that aims, speed at equal likeness and plots are of the styles alone."
 )
 
 
@@ -149,7 +155,7 @@ def write_report(
 
 def _write_pictures(part: Part, folder: Path) -> int:
     """Plots and sheets of one run; their bytes."""
-    scores = {one.method: one for one in part.scores}
+    scores = where_known({one.method: one for one in part.scores})
     single = {name: [one] for name, one in named(scores).items() if name not in (TRUE, BASE_METHOD)}
     truth = scores.get(TRUE)
     lines = curves(scores)
@@ -183,12 +189,12 @@ def _lines(parts: Sequence[Part], title: str, studies: Sequence[Answered], quick
 def _lines_of(part: Part, quick: Drawn) -> Iterator[str]:
     """Everything on one run, with the quick set's time."""
     points = {one.method: one for one in part.scores}
-    scores = named(points)
+    scores, known = named(points), where_known(points)
     yield from _opening(part.scoring)
     heads = _heads(part)
-    yield from ("", *tables.paper_tables(scores, heads), _CAVEAT, "")
+    yield from ("", *tables.paper_tables(scores, heads), *tables.where_truth_is_known(scores, heads), _CAVEAT, "")
     yield from (_STYLISED + (_STYLES_LEARNT if part.scoring.panel.encoders.stand_ins else "") + ".", "")
-    yield from ("## What was aimed at", "", *aims(points, heads, quick_set(quick)), "")
+    yield from ("## What was aimed at", "", *aims(known, heads, quick_set(quick)), "")
     yield from (_REACHED, "")
     yield from ("## Ours against each, person by person", "", *tables.differences(scores, heads), "")
     yield (
@@ -196,11 +202,11 @@ def _lines_of(part: Part, quick: Drawn) -> Iterator[str]:
         "in points of 100."
     )
     machines = ", ".join(sorted({one.machine for one in scores.values() if one.machine}))
-    where = f"; here: {machines}." if machines else "."
+    where = f"; here: {machines}{_timed(part.scoring, scores)}." if machines else "."
     yield from ("", "## What it takes", "", *costs.costs(scores), "", _SECONDS + where, "", _BEFOREHAND, "")
     if nominal := list(costs.nominal(scores)):
         yield from (*nominal, "", _NOMINAL, "")
-    yield from (*costs.at_equal_likeness(points), "")
+    yield from (*costs.at_equal_likeness(known), "")
     pictures = f"{PICTURES}/{part.prefix}"  # a folder, and how its files begin
     time, kept = f"{pictures}time.png", f"{pictures}bytes.png"
     yield from (f"![Likeness and prompt against seconds]({time})", "", f"![The same against bytes]({kept})", "")
@@ -242,6 +248,12 @@ def _drawn(scoring: Scoring) -> str:
     there, world = len(scoring.names), scoring.subjects.world
     most = max(len({one.person for one in scoring.drawn.whole(name)}) for name in scoring.methods)
     return f"{there} {world}" if most == there else f"{most} of {there} {world}"
+
+
+def _timed(scoring: Scoring, scores: Mapping[str, Scores]) -> str:
+    """Of how many people the seconds are means that were taken alone, apart from the run."""
+    counts = sorted({one.people for name, one in scoring.alone.items() if name in scores})
+    return f", means of {' to '.join(str(one) for one in (counts[0], *counts[1:][-1:]))} people" if counts else ""
 
 
 def _missing(drawn: Drawn) -> Iterator[str]:

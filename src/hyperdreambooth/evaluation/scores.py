@@ -115,7 +115,7 @@ class Scoring:
         self.names, self.methods = self.drawn.names, self.drawn.methods
         self.prompts = [prompt for prompt in self.drawn.counts if "[V]" in prompt]
         self.subjects: Subjects = subjects_of(self.names, load_pictures([run.reference(name) for name in self.names]))
-        self._alone, self._truth = dict(alone or {}), self.subjects.truth
+        self.alone, self._truth = dict(alone or {}), self.subjects.truth
         self._scenes = [parse(prompt) for prompt in self.prompts]
         self._row = {prompt: row for row, prompt in enumerate(self.prompts)}
         self._person = {name: row for row, name in enumerate(self.names)}
@@ -182,7 +182,7 @@ class Scoring:
             return {}
         names = ("iterations", "samples", "seconds", "together", "bytes")
         means = {name: float(sum(getattr(one, name) for one in made)) / len(made) for name in names}
-        if (alone := self._alone.get(method)) is not None:
+        if (alone := self.alone.get(method)) is not None:
             return means | {"seconds": alone.seconds, "together": 1.0, "machine": alone.machine}
         machines = {one.machine for one in made}
         return means | {"machine": machines.pop() if len(machines) == 1 else None}

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from torch import Tensor
 
 from hyperdreambooth.baselines.methods import OURS
-from hyperdreambooth.evaluation.compared import common_people, of_people, on_common, paired, with_enough
+from hyperdreambooth.evaluation.compared import (
+    common_people,
+    known_prompts,
+    of_people,
+    on_common,
+    paired,
+    where_known,
+    with_enough,
+)
 from hyperdreambooth.evaluation.metrics import Mean, bootstrap
 from hyperdreambooth.evaluation.page import rows
 from hyperdreambooth.evaluation.scores import BASE_METHOD, CELLS, MEASURES, ONCE, TRUE, Scores
@@ -47,8 +55,8 @@ def paper_tables(scores: Mapping[str, Scores], heads: Heads = MEASURES) -> Itera
     """Tables 1, 2 and 3 as far as the run has their methods, the ranks, and what else it has.
 
     Each is of the people whom all of its methods have drawn, and of the prompts that all have of a person; the floor
-    and the ceiling, the bare base and true pictures, are of the same people. A method that has drawn very few stands on
-    its own, marked.
+    and the ceiling, the bare base and true pictures, are of the same people, the ceiling only where it is of the same
+    prompts. A method that has drawn very few stands on its own, marked.
     """
     listed = {name for names in (*TABLES.values(), RANKS) for name in names} | {TRUE, BASE_METHOD}
     others = tuple(name for name in scores if name not in listed)
@@ -57,35 +65,61 @@ def paper_tables(scores: Mapping[str, Scores], heads: Heads = MEASURES) -> Itera
         there = [scores[name] for name in names if name in scores]
         if len(there) < 2:
             continue
-        yield from (f"### {title}", "")
-        there, few = with_enough(there)
-        if not (people := common_people(there)):
-            yield from ("There is nobody whom all of these have drawn.", "")
-            continue
-        yield from (f"Of {len(people)} whom all of these have drawn, and their common prompts.", "")
-        values = {measure: on_common(there, measure) for measure in SHOWN}
-        body = [
-            row
-            for number, one in enumerate(there)
-            for row in _rows_of(one, {measure: own[number] for measure, own in values.items()})
-        ]
-        for one in few:
-            own = {measure: of_people(one, one.people.tolist(), measure) for measure in SHOWN}
-            body += _rows_of(one, own, f" (of {len(one.people)} of them)" if len(one.people) else "")
-        for name in (BASE_METHOD, TRUE):
-            if name in scores:
-                bounds = {measure: of_people(scores[name], people, measure) for measure in SHOWN}
-                body.append([f"*{_SAID.get(name, name)}*", "", *_means(bounds)])
-        yield from rows(["", "iterations", *(heads[name] for name in SHOWN)], body)
-        yield ""
+        yield from (f"### {title}", "", *_table(there, scores, heads, PAPER), "")
 
 
-def _rows_of(scores: Scores, values: Mapping[str, Tensor], mark: str = "") -> Iterator[list[str]]:
+def where_truth_is_known(scores: Mapping[str, Scores], heads: Heads = MEASURES) -> Iterator[str]:
+    """All methods, and ours less each, in `known_prompts`; nothing where these are all."""
+    known = known_prompts(scores)
+    if bool(known.all()):
+        return
+    there = where_known(scores)
+    methods = [one for name, one in there.items() if name not in (TRUE, BASE_METHOD)]
+    yield from (f"### In {int(known.sum())} of {len(known)} prompts, in which it is known how they truly look", "")
+    yield from (*_table(methods, there, heads, {}), "", *differences(there, heads), "")
+
+
+def _table(
+    there: Sequence[Scores],
+    scores: Mapping[str, Scores],
+    heads: Heads,
+    papers: Mapping[str, tuple[float, float, float, float]],
+) -> Iterator[str]:
+    """One table of these methods, of a run's `scores`, with the paper's figures of some."""
+    there, few = with_enough(there)
+    if not (people := common_people(there)):
+        yield "There is nobody whom all of these have drawn."
+        return
+    yield from (f"Of {len(people)} whom all of these have drawn, and their common prompts.", "")
+    values = {measure: on_common(there, measure) for measure in SHOWN}
+    body = [
+        row
+        for number, one in enumerate(there)
+        for row in _rows_of(one, {measure: own[number] for measure, own in values.items()}, papers)
+    ]
+    for one in few:
+        own = {measure: of_people(one, one.people.tolist(), measure) for measure in SHOWN}
+        body += _rows_of(one, own, papers, f" (of {len(one.people)} of them)" if len(one.people) else "")
+    unknown = ~known_prompts(scores)
+    more = any(bool((~one.cells["clip_t"][:, unknown].isnan()).any()) for one in there)  # prompts than the ceiling
+    for name in (BASE_METHOD,) if more else (BASE_METHOD, TRUE):
+        if name in scores:
+            bounds = {measure: of_people(scores[name], people, measure) for measure in SHOWN}
+            body.append([f"*{_SAID.get(name, name)}*", "", *_means(bounds)])
+    yield from rows(["", "iterations", *(heads[name] for name in SHOWN)], body)
+
+
+def _rows_of(
+    scores: Scores,
+    values: Mapping[str, Tensor],
+    papers: Mapping[str, tuple[float, float, float, float]],
+    mark: str = "",
+) -> Iterator[list[str]]:
     steps = "" if scores.iterations is None else f"{scores.iterations:,.0f}"
     name = f"**{scores.method}**" if scores.method == OURS else _SAID.get(scores.method, scores.method)
     yield [name + mark, steps, *_means(values)]
-    if scores.method in PAPER:
-        paper = dict(zip(_PAPERS, PAPER[scores.method], strict=True))
+    if scores.method in papers:
+        paper = dict(zip(_PAPERS, papers[scores.method], strict=True))
         yield ["*the paper's*", "", *(f"*{paper[name]:.3f}*" if name in paper else "" for name in SHOWN)]
 
 
