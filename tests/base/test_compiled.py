@@ -18,6 +18,7 @@ from hyperdreambooth.errors import UserError
 from hyperdreambooth.fitting.finetune import Relax
 from hyperdreambooth.identity import Identity
 from hyperdreambooth.lidb import LoRALayout
+from hyperdreambooth.lidb.linear import LiDBConv2d, LiDBLinear
 from hyperdreambooth.lidb.recompute import recompute
 from hyperdreambooth.personalization import PersonalizeConfig
 from hyperdreambooth.pipeline import HyperDreamBooth
@@ -96,6 +97,25 @@ def test_compiled_it_fits_the_same(booth: HyperDreamBooth, relax: Relax) -> None
         assert torch.allclose(one, other, atol=1e-4)
     assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]
     assert (plain[0] - plain[1]).abs().max() > 1e-2
+
+
+def test_what_people_wear_is_not_taken_for_fixed_to_its_place_in_memory(booth: HyperDreamBooth) -> None:
+    """CUDA graphs copy what is none of the network's own tensors, and are recorded anew where such a one has moved."""
+    fixed = list[list[bool]]()
+
+    def noting(graph: torch.fx.GraphModule, _: object) -> torch.fx.GraphModule:
+        inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
+        fixed.append(["_dynamo_static_input_type" in node.meta["tensor_dict"] for node in inputs])
+        return graph
+
+    booth.base.unet.compile(backend=noting)
+    latents, states = booth.base.noise(1, torch.Generator().manual_seed(0)), booth.base.encode_prompts([PROMPT])
+    (one,) = people(booth, 1)
+    with booth.adapters.use(one.weights.unsqueeze(0)):
+        booth.base.predict(latents, torch.tensor([5]), states.detach())
+    (seen,) = fixed
+    worn = sum(isinstance(layer, LiDBLinear | LiDBConv2d) for layer in booth.base.unet.modules())
+    assert seen.count(False) >= 2 * worn > 0 and seen.count(True) >= len(list(booth.base.unet.parameters()))
 
 
 def test_copies_of_it_are_not_compiled(booth: HyperDreamBooth) -> None:

@@ -3,6 +3,7 @@
 from functools import reduce
 from itertools import product
 from typing import NamedTuple
+from weakref import finalize
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +24,28 @@ class Worn(NamedTuple):
     weight: Tensor | None = None
 
 
-class LiDBLinear(nn.Linear):
+# By the id of the layer, of those that wear something. It lies beside the layers: what torch.compile finds in a module
+# it takes for fixed to its place in memory, and its CUDA graphs would be recorded anew for each person and step.
+_WORN: dict[int, Worn] = {}
+_NOTHING = Worn()
+
+
+class _Wearing:
+    """A layer that wears people; its copies wear nobody."""
+
+    @property
+    def worn(self) -> Worn:
+        """What it wears, which does not change its own parameters."""
+        return _WORN.get(id(self), _NOTHING)
+
+    @worn.setter
+    def worn(self, worn: Worn) -> None:
+        if id(self) not in _WORN:
+            finalize(self, _WORN.pop, id(self), None).atexit = False  # its id may be another's then
+        _WORN[id(self)] = worn
+
+
+class LiDBLinear(_Wearing, nn.Linear):
     """y = W x + bias + dW x, with the very parameters of the layer that it replaces, so state-dict keys stay the same.
 
     dW is never formed; its factors are composed for all layers at once, by `Bases`.
@@ -36,7 +58,6 @@ class LiDBLinear(nn.Linear):
         nn.Module.__init__(self)  # nn.Linear's would draw new parameters
         self.in_features, self.out_features = original.in_features, original.out_features
         _adopt(self, original)
-        self.worn = Worn()
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, ..., n) -> (B, ..., m). With N persons B = c * N: the rows are the N persons, tiled c times."""
@@ -45,7 +66,7 @@ class LiDBLinear(nn.Linear):
         return y if factors is None else y + residual(x, *factors).to(y.dtype)
 
 
-class LiDBConv2d(nn.Conv2d):
+class LiDBConv2d(_Wearing, nn.Conv2d):
     """The same of a convolution, a linear layer on the patches x of n = channels * kernel^2 numbers.
 
     Args:
@@ -58,7 +79,6 @@ class LiDBConv2d(nn.Conv2d):
             setattr(self, name, getattr(original, name))
         self._reversed_padding_repeated_twice = original._reversed_padding_repeated_twice
         _adopt(self, original)
-        self.worn = Worn()
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, m, H', W'). With N persons B = c * N: the rows are the N persons, tiled c times."""
