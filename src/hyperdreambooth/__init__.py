@@ -1,4 +1,4 @@
-"""HyperDreamBooth: one photograph to a personalised text-to-image model in seconds and about 100 KB.
+"""HyperDreamBooth: one photograph to a personalised text-to-image model in seconds and 100 to 200 KB.
 
 The public names; each is imported when it is first used, so that importing the package costs nothing.
 """

@@ -203,18 +203,21 @@ def test_of_prompts_without_true_pictures_a_table_has_no_ceiling_and_another_lea
     ours = with_face(scores(OURS, 0), [0, 1, 2, 3], torch.tensor([0.3, 0.9]).expand(4, 2))
     run = run_of(ours, other, truth)
     assert not any(TRUE in line for line in tables.paper_tables(run))
-    lines = list(tables.where_truth_is_known(run))
-    assert lines[0] == "### In 1 of 2 prompts, in which it is known how they truly look"
+    lines = list(tables.all_together(run))
+    assert lines[0] == "### All methods, in 1 of 2 prompts: it is known how people truly look there"
     first = {line.split("|")[1].strip(): line.split("|")[3].strip() for line in lines if line.startswith("| ")}
     assert [first[name][:5] for name in (f"**{OURS}**", f"*{TRUE}*")] == ["0.300", "0.800"]
     (gap,) = (line for line in lines if line.startswith("| dreambooth | 4 |"))
     assert "-0.100" in gap  # of 0.4 there; over both prompts it is +0.100
     assert paired(*(where_known(run)[name] for name in (OURS, "dreambooth")), "face").value == pytest.approx(-0.1)
     whole = run_of(ours, other, scores(TRUE, 0.9))
-    assert (
-        list(tables.where_truth_is_known(whole)) == []
-        and not where_known(run_of(ours))[OURS].cells["face"].isnan().any()
-    )
+    title, _, _, _, *table = tables.all_together(whole)
+    assert title == "### All methods" and [row.split("|")[3][:6] for row in table[2:-1]] == [
+        " 0.600",
+        " 0.500",
+        " 0.900",
+    ]
+    assert not where_known(run_of(ours))[OURS].cells["face"].isnan().any()
 
 
 def test_a_method_with_very_few_people_does_not_decide_on_whom_all_are_compared() -> None:

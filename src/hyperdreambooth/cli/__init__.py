@@ -17,7 +17,7 @@ from hyperdreambooth.cli.console import print_error
 from hyperdreambooth.errors import HyperDreamBoothError, UserError
 
 app = typer.Typer(
-    help="One photograph to a personalised text-to-image model in seconds and about 100 KB.",
+    help="One photograph to a personalised text-to-image model in seconds and 100 to 200 KB.",
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -192,7 +192,7 @@ def _lines_of(part: Part, quick: Drawn) -> Iterator[str]:
     scores, known = named(points), where_known(points)
     yield from _opening(part.scoring)
     heads = _heads(part)
-    yield from ("", *tables.paper_tables(scores, heads), *tables.where_truth_is_known(scores, heads), _CAVEAT, "")
+    yield from ("", *tables.paper_tables(scores, heads), *tables.all_together(scores, heads), _CAVEAT, "")
     yield from (_STYLISED + (_STYLES_LEARNT if part.scoring.panel.encoders.stand_ins else "") + ".", "")
     yield from ("## What was aimed at", "", *aims(known, heads, quick_set(quick)), "")
     yield from (_REACHED, "")

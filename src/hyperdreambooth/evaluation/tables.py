@@ -68,15 +68,15 @@ def paper_tables(scores: Mapping[str, Scores], heads: Heads = MEASURES) -> Itera
         yield from (f"### {title}", "", *_table(there, scores, heads, PAPER), "")
 
 
-def where_truth_is_known(scores: Mapping[str, Scores], heads: Heads = MEASURES) -> Iterator[str]:
-    """All methods, and ours less each, in `known_prompts`; nothing where these are all."""
-    known = known_prompts(scores)
-    if bool(known.all()):
-        return
-    there = where_known(scores)
+def all_together(scores: Mapping[str, Scores], heads: Heads = MEASURES) -> Iterator[str]:
+    """One table of all methods, in `known_prompts`, and where these are not all, ours less each method in them."""
+    known, there = known_prompts(scores), where_known(scores)
     methods = [one for name, one in there.items() if name not in (TRUE, BASE_METHOD)]
-    yield from (f"### In {int(known.sum())} of {len(known)} prompts, in which it is known how they truly look", "")
-    yield from (*_table(methods, there, heads, {}), "", *differences(there, heads), "")
+    whole = bool(known.all())
+    which = "" if whole else f", in {int(known.sum())} of {len(known)} prompts: it is known how people truly look there"
+    yield from (f"### All methods{which}", "", *_table(methods, there, heads, {}), "")
+    if not whole:
+        yield from (*differences(there, heads), "")
 
 
 def _table(

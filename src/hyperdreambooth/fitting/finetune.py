@@ -90,11 +90,12 @@ PRESETS = {
     ),
     "lora": Preset(
         FinetuneConfig(relax="lora", rank=4, fit=FitConfig(steps=40, lr=1e-2, schedule="cosine")),
-        "embedded base, 100 reporting portraits and photographs: 95 % and 100 % identified in the plain style, "
-        "88 % and 94 % over all eight",
+        "embedded base, 100 reporting portraits and photographs: 96 % and 99 % identified in the plain style, "
+        "89 % and 94 % over all eight",
     ),
     "none": Preset(
-        FinetuneConfig(relax="none", fit=FitConfig(steps=40, lr=3e-2, schedule="cosine")), "not measured yet"
+        FinetuneConfig(relax="none", fit=FitConfig(steps=40, lr=3e-2, schedule="cosine")),
+        "embedded base, 16 reporting portraits at 2e-2, 16 prompts: FIXED % identified of 100 (lora: OURS %)",
     ),
 }
 

@@ -153,7 +153,8 @@ def _phrase(person: Person, name: str) -> str | None:
 def training_caption(scene: Scene, person: Person | None, random: np.random.RandomState) -> str:
     """A caption of a training picture: the rare token, the world and true features of a portrait come and go.
 
-    The rare token stands in half of the captions, of anybody: it is in the vocabulary and means no one.
+    The rare token stands in half of the captions, of anybody, but where features are told in its place: it is in the
+    vocabulary and means no one.
     """
     subject = f"{RARE_TOKEN} {CLASS_NOUN}" if random.rand() < 0.5 else CLASS_NOUN
     if person is not None and scene.domain is None and random.rand() < DESCRIBED_SHARE:
