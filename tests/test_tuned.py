@@ -119,6 +119,9 @@ def test_what_is_wrong_is_said(booth: HyperDreamBooth, tmp_path: Path) -> None:
     with pytest.raises(BadIdentityFile, match="holds no person"):
         booth.open_person(tmp_path / "half")
     whole = metadata | {"prompt": "a [V] face", "rare_token": "sks", "class_noun": "face"}
+    save_file({WORD: torch.zeros(1)}, tmp_path / "odd", whole | {"how": "[1, 2]"})
+    with pytest.raises(BadIdentityFile, match=r"holds no person .made how: \[1, 2\]"):
+        booth.open_person(tmp_path / "odd")
     save_file({WORD: torch.tensor([torch.nan])}, tmp_path / "nan", whole)
     with pytest.raises(BadIdentityFile, match="not all finite"):
         booth.open_person(tmp_path / "nan")

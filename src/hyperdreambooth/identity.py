@@ -1,7 +1,6 @@
 """One person's numbers, the space they live in, how they were made; and the file that holds them."""
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from hyperdreambooth.errors import BadFile, BadIdentityFile, NewerFormat, NotFinite, UserError, WrongBase, WrongSpace
 from hyperdreambooth.files import load_tensors, save_tensors
-from hyperdreambooth.lidb import LiDBSpace, LoRALayout, SpaceInfo, stack_lora
+from hyperdreambooth.lidb import LiDBSpace, LoRALayout, SpaceInfo, combine_lora
 
 FORMAT = 4  # of files whose blocks come in two parts
 # Of those without full-space factors, of those that have them beside LiDB numbers, and of those that have them alone.
@@ -31,7 +30,8 @@ _SCALES = {"lidb": "scales", "blocks": "block_scales", "up": "up_scales", "lora"
 _GROUP = 64  # full-space factors that share a scale
 _ZEROS = "lora_zeros"  # how many there are before those in the file
 _SITES, _BLOCKS = "sites", "blocks"  # of a person whose LiDB numbers are left out
-_MOST_SITES = 100_000  # of a base, for whoever wrote a file by hand
+_MOST = 2**24  # numbers of a person that are zeros and not in the file, or 64 for each that is: more than anybody has
+_MOST_AMOUNT = 1e30  # of a person in a mixture: far above, float32 ends
 _METADATA_LIMIT = 1400  # bytes; keeps R = 4 in int8 on Stable Diffusion 1.5 within 120,000 bytes
 
 
@@ -205,16 +205,17 @@ def combine(
 ) -> Identity:
     """The person whose dW is the sum of amounts[i] * dW_i: mixing with (1 - w, w), averaging with 1 / N each.
 
-    LiDB ranks stack and are cut back to ``ranks`` (default: the most of any) by the SVD of the cores; full-space
-    factors stack. Everything but the numbers is taken from the first.
+    LiDB ranks stack and are cut back to ``ranks`` (default: the most of any) by the SVD of the cores; full-space ranks
+    stack and are cut back to the most of any. Everything but the numbers is taken from the first.
 
     Raises:
         WrongBase: the persons are of several bases. WrongSpace: they do not all live in ``space``. UserError: an amount
-            that is not finite.
+            that is not finite, or of 1e30 or more.
     """
     first = identities[0]
-    if not all(math.isfinite(amount) for amount in amounts):
-        raise UserError(f"got amounts {', '.join(f'{amount:g}' for amount in amounts)}, expected finite numbers")
+    if not all(abs(amount) < _MOST_AMOUNT for amount in amounts):
+        told = ", ".join(f"{amount:g}" for amount in amounts)
+        raise UserError(f"got amounts {told}, expected finite numbers below {_MOST_AMOUNT:g}")
     for other in identities:
         if other.base != first.base:
             raise WrongBase(
@@ -232,7 +233,7 @@ def combine(
         first,
         weights=space.combine([own.fill(one.weights) for one in identities], amounts, ranks),
         space=own.info,
-        lora=stack_lora(own.sites, *zip(*relaxed, strict=True)) if relaxed else None,
+        lora=combine_lora(own.sites, *zip(*relaxed, strict=True)) if relaxed else None,
         blocks=own.blocks,
         how=how,
     )
@@ -257,18 +258,23 @@ def _parse(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
     """The identity in a file's tensors and metadata, its format and its numbers checked."""
     _check_format(path, metadata)
     try:
-        space = SpaceInfo(**json.loads(metadata["space"]))
+        space, how = SpaceInfo(**json.loads(metadata["space"])), json.loads(metadata["how"])
+        if not isinstance(how, dict) or not all(isinstance(size, int) and size > 0 for size in (space.a, space.b)):
+            raise ValueError(f"a {space.a}, b {space.b}, how {how}")
         ranks, parts = int(metadata["ranks"]), _read_parts(tensors, metadata, space)
-        blocks = sum(map(len, parts[1:]))
-        if any(part.dim() != 3 or part.shape[-1] != space.a + space.b or part.shape[1] > ranks for part in parts):
-            raise ValueError(f"numbers of shape {', '.join(str(tuple(part.shape)) for part in parts)}")
-        if not blocks and parts[0].shape[1] != ranks:
-            raise ValueError(f"numbers of shape {tuple(parts[0].shape)}")
+        blocks, width = sum(map(len, parts[1:])), space.a + space.b
+        fit = all(len(part) and part.dim() == 3 and part.shape[1] <= ranks and part.shape[2] == width for part in parts)
+        fewer = blocks or "lidb" not in tensors  # ranks in the file than the person's
+        if not fit or (ranks < 1 if fewer else parts[0].shape[1] != ranks):
+            raise ValueError(f"{ranks} ranks, numbers of shape {', '.join(str(tuple(part.shape)) for part in parts)}")
+        zeros, most = int(metadata.get(_ZEROS, 0)), max(_MOST, 64 * sum(one.numel() for one in tensors.values()))
+        if not 0 <= zeros <= most or sum(map(len, parts)) * ranks * width > most:
+            raise ValueError(f"{ranks} ranks, {zeros} zeros")
         weights = torch.cat([F.pad(part, (0, 0, 0, ranks - part.shape[1])) for part in parts])
-        lora = F.pad(_dequantise_flat(tensors), (int(metadata.get(_ZEROS, 0)), 0)) if "lora" in tensors else None
+        lora = F.pad(_dequantise_flat(tensors), (zeros, 0)) if "lora" in tensors else None
         text = {key: metadata[key] for key in ("base", "base_name", "prompt", "rare_token", "class_noun")}
-        identity = Identity(weights, space, how=json.loads(metadata["how"]), lora=lora, blocks=blocks, **text)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        identity = Identity(weights, space, how=how, lora=lora, blocks=blocks, **text)
+    except (LookupError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:80]
         raise BadIdentityFile(
             f"{path} is damaged ({type(error).__name__}: {reason}), expected a sound identity file: make it anew"
@@ -282,20 +288,20 @@ def _read_parts(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], spac
     """The packed numbers (S, R, a + b) of the rule's sites, and of the blocks' if there are any, as in `_parts`.
 
     Raises:
-        KeyError, TypeError, ValueError, RuntimeError: the file is damaged.
+        LookupError, TypeError, ValueError, RuntimeError: the file is damaged.
     """
     if "lidb" in tensors or _SITES not in metadata:
         return [_dequantise(tensors, space.a, name) for name in _PARTS if name in tensors or name == "lidb"]
     sites, blocks = int(metadata[_SITES]), int(metadata[_BLOCKS])
-    if "lora" not in tensors or not 0 <= blocks < sites <= _MOST_SITES:
+    if "lora" not in tensors or not 0 <= blocks < sites:
         raise ValueError(f"{sites} sites, {blocks} of blocks, without numbers")
-    nothing = torch.zeros(sites, 1, space.a + space.b)
+    nothing = torch.zeros(1).expand(sites, 1, space.a + space.b)
     return list(nothing.split([sites - blocks, blocks])) if blocks else [nothing]
 
 
 def _check_format(path: str | Path, metadata: Mapping[str, str]) -> None:
     stated = metadata.get("hyperdreambooth", "")
-    if not stated.isdecimal():
+    if not stated.isdecimal() or len(stated) > 9:
         raise BadIdentityFile(
             f"{path} is a safetensors file of something else, expected an identity: give the right file"
         )
@@ -375,6 +381,8 @@ def _quantise_flat(lora: Tensor) -> dict[str, Tensor]:
 def _dequantise_flat(tensors: Mapping[str, Tensor]) -> Tensor:
     """The full-space factors (size,) in float32 of a file's tensors, whatever they were saved as."""
     lora = tensors["lora"]
+    if lora.dim() != 1:
+        raise ValueError(f"LoRA factors of shape {tuple(lora.shape)}")
     if lora.dtype != torch.int8:
         return lora.float()
     return lora.float() * tensors[_SCALES["lora"]].float().repeat_interleave(_GROUP)[: len(lora)]

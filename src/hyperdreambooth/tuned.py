@@ -111,6 +111,8 @@ def read_tuned(path: str | Path) -> Tuned:
         if metadata["format"] != FORMAT:
             raise ValueError(f"format {metadata['format']}")
         how, text = json.loads(metadata["how"]), {key: metadata[key] for key in _TEXT}
+        if not isinstance(how, dict):
+            raise ValueError(f"made how: {how}")
     except (KeyError, ValueError) as error:
         reason = " ".join(str(error).split())[:80]
         raise BadIdentityFile(f"{path} holds no person ({reason}), expected {FORMAT}: make it anew") from error

@@ -12,8 +12,8 @@ from hyperdreambooth.errors import UserError
 def compile_unet(base: Base, backend: str = "inductor") -> None:
     """Compile a base's U-Net for good, for drawing and for fitting; its first pass of each shape takes a minute or two.
 
-    On CUDA it is replayed as CUDA graphs, forward and backward: what people wear are inputs, copied into the graph's own
-    memory, so that the next person with as many ranks needs no new one. On a CPU there are no launches to save
+    On CUDA it is replayed as CUDA graphs, forward and backward: what people wear are inputs, copied into the graph's
+    own memory, so that the next person with as many ranks needs no new one. On a CPU there are no launches to save
     (docs/notes.md).
 
     Args:

@@ -4,7 +4,7 @@ from hyperdreambooth.lidb.basis import BASIS_VERSION, basis, check_value
 from hyperdreambooth.lidb.export import About, save_diffusers, save_kohya, save_peft, to_lora
 from hyperdreambooth.lidb.injection import Adapters, inject
 from hyperdreambooth.lidb.linear import LiDBConv2d, LiDBLinear
-from hyperdreambooth.lidb.lora import LoRALayout, stack_lora
+from hyperdreambooth.lidb.lora import LoRALayout, combine_lora
 from hyperdreambooth.lidb.reading import ReadLoRA, read_lora
 from hyperdreambooth.lidb.sites import Site, find_blocks, find_sites
 from hyperdreambooth.lidb.space import LiDBSpace, SpaceInfo
@@ -22,6 +22,7 @@ __all__ = [
     "SpaceInfo",
     "basis",
     "check_value",
+    "combine_lora",
     "find_blocks",
     "find_sites",
     "inject",
@@ -29,6 +30,5 @@ __all__ = [
     "save_diffusers",
     "save_kohya",
     "save_peft",
-    "stack_lora",
     "to_lora",
 ]

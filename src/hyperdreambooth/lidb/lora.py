@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from hyperdreambooth.lidb.basis import random_state
@@ -56,8 +57,10 @@ class LoRALayout:
         return self.pack(factors)
 
 
-def stack_lora(sites: tuple[Site, ...], flats: Sequence[Tensor], amounts: Sequence[float]) -> Tensor:
-    """Flat factors whose dW is the sum of amounts[i] * dW_i, exactly; their rank is the sum of the ranks.
+def combine_lora(sites: tuple[Site, ...], flats: Sequence[Tensor], amounts: Sequence[float]) -> Tensor:
+    """Flat factors, of the most ranks of any, whose dW is nearest to the sum of amounts[i] * dW_i at each site.
+
+    Those of one person alone are scaled, exactly. A site where nobody has factors has none afterwards: zeros.
 
     Args:
         sites: the adapted layers in order of execution.
@@ -65,13 +68,32 @@ def stack_lora(sites: tuple[Site, ...], flats: Sequence[Tensor], amounts: Sequen
         amounts: N factors of dW.
     """
     width = total_width(sites)
-    split = [LoRALayout(sites, flat.shape[-1] // width).split(flat) for flat in flats]
-    stacked = []
+    layouts = [LoRALayout(sites, flat.shape[-1] // width) for flat in flats]
+    split = [layout.split(flat) for layout, flat in zip(layouts, flats, strict=True)]
+    most = max(layouts, key=lambda layout: layout.rank)
+    nearest = []
     for factors in zip(*split, strict=True):  # of one site
         down = torch.cat([down for down, _ in factors], dim=-2)
         up = torch.cat([amount * up for amount, (_, up) in zip(amounts, factors, strict=True)], dim=-1)
-        stacked.append((down, up))
-    return LoRALayout(sites, len(stacked[0][0])).pack(stacked)
+        nearest.append(_cut(down, up, most.rank))
+    return most.pack(nearest)
+
+
+def _cut(down: Tensor, up: Tensor, rank: int) -> Factors:
+    """Down (k, n) and up (m, k) -> down (rank, n) and up (m, rank) whose dW is nearest, by the SVD of a k x k core.
+
+    Of each singular value, down and up take the root; ranks beyond those of dW are zeros. Factors of no more ranks are
+    returned as they are.
+    """
+    if len(down) <= rank:
+        return down, up
+    basis_in, core_in = torch.linalg.qr(down.mT)  # (n, i), (i, k): i = min(n, k)
+    basis_out, core_out = torch.linalg.qr(up)  # (m, j), (j, k): j = min(m, k)
+    u, s, vt = torch.linalg.svd(core_out @ core_in.mT, full_matrices=False)  # (j, l), (l,), (l, i)
+    root = s[:rank].sqrt()
+    down, up = (root.unsqueeze(-1) * vt[:rank]) @ basis_in.mT, basis_out @ (u[:, :rank] * root)
+    missing = rank - len(root)
+    return F.pad(down, (0, 0, 0, missing)), F.pad(up, (0, missing))
 
 
 def squared_norm(down: Tensor, up: Tensor) -> Tensor:
