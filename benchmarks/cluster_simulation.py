@@ -2,9 +2,9 @@
 
     python -m benchmarks.cluster_simulation --gpus 1 8 64
 
-Shards wait in one queue, and whoever is free takes the next. A GPU that fails starts again after a while and goes on
-with its shard at the last checkpoint, as `fitting.preoptimize` does. Nothing here is measured: `docs/scale.md` says
-where the seconds of a shard come from.
+Shards wait in one queue, and whoever is free takes the next. The shard of a GPU that fails is the next to be taken, and
+goes on at its last checkpoint, as in `hyperdreambooth.cluster`; the GPU starts again after a while, and takes what is
+next then. Nothing here is measured: `docs/scale.md` says where the seconds of a shard come from.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ import argparse
 import heapq
 import json
 import math
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +27,8 @@ from hyperdreambooth.evaluation.tables import rows as table
 from hyperdreambooth.files import write_text
 
 HOUR = 3600.0
+
+_Event = tuple[float, int, tuple[float, float] | None]  # when, in what order, and what a GPU that fails gives back
 
 
 @dataclass(frozen=True)
@@ -58,45 +62,47 @@ class Outcome:
     hours: float
     failures: int
     lost: float  # work done since a checkpoint when a failure came
-    restarting: float
-    idle: float  # at the end, when no shard is left
+    restarting: float  # until the last shard is done
+    idle: float  # at the end, when no shard waits
 
 
 def simulate(work: Work, failures: Failures, gpus: int, random: np.random.RandomState) -> Outcome:
     """One run of all shards on so many GPUs."""
-    free = [0.0] * gpus  # when each is free, a heap
-    lost, failed, ends = 0.0, 0, 0.0
-    for _ in range(work.shards):
-        needed = work.seconds * max(0.0, 1.0 + work.spread * random.standard_normal())
-        spent, wasted, times = _shard(needed, work.checkpoint, failures, random)
-        end = heapq.heappop(free) + spent
-        heapq.heappush(free, end)
-        lost, failed, ends = lost + wasted, failed + times, max(ends, end)
+    all_needed = [work.seconds * max(0.0, 1.0 + work.spread * random.standard_normal()) for _ in range(work.shards)]
+    waiting = deque((needed, 0.0) for needed in all_needed)  # seconds of a shard, and those of them that are kept
+    order = count()  # of what happens at the same moment
+    events: list[_Event] = [(0.0, next(order), None) for _ in range(gpus)]  # a heap
+    lost, ends, idle, failed = 0.0, 0.0, 0, list[float]()
+    while events:
+        now, _, given_back = heapq.heappop(events)
+        if given_back is not None:
+            failed.append(now)
+            waiting.appendleft(given_back)
+            heapq.heappush(events, (now + failures.restart, next(order), None))
+            if idle:
+                idle -= 1
+                heapq.heappush(events, (now, next(order), None))
+        elif not waiting:
+            idle += 1
+        else:
+            needed, done = waiting.popleft()
+            until = random.exponential(HOUR / failures.per_hour) if failures.per_hour else math.inf
+            if until >= needed - done:
+                ends = max(ends, now + needed - done)
+                heapq.heappush(events, (now + needed - done, next(order), None))
+            else:
+                kept = (done + until) // work.checkpoint * work.checkpoint
+                lost += done + until - kept
+                heapq.heappush(events, (now + until, next(order), (needed, kept)))
     held = gpus * ends
+    restarting = sum(min(failures.restart, ends - moment) for moment in failed)
     return Outcome(
         hours=ends / HOUR,
-        failures=failed,
+        failures=len(failed),
         lost=lost / held,
-        restarting=failed * failures.restart / held,
-        idle=sum(ends - end for end in free) / held,
+        restarting=restarting / held,
+        idle=max(0.0, held - sum(all_needed) - lost - restarting) / held,
     )
-
-
-def _shard(
-    needed: float, checkpoint: float, failures: Failures, random: np.random.RandomState
-) -> tuple[float, float, int]:
-    """Seconds that a shard takes, seconds of work lost in it, and how often it failed."""
-    done = spent = lost = 0.0
-    times = 0
-    while failures.per_hour:
-        until = random.exponential(HOUR / failures.per_hour)
-        if until >= needed - done:
-            break
-        reached = done + until
-        kept = reached // checkpoint * checkpoint
-        spent, lost, times = spent + until + failures.restart, lost + reached - kept, times + 1
-        done = kept
-    return spent + needed - done, lost, times
 
 
 def expected_lost(checkpoint: float, per_hour: float) -> float:

@@ -223,6 +223,24 @@ def drawn(counted: Mapping[str, float], assumed: Assumed, answers: int = 2) -> f
     return 1e9 * (assumed.passes * step + counted["VAE, decode (GFLOP)"])
 
 
+def needed_for_aims(counted: Mapping[str, float], assumed: Assumed) -> list[list[str]]:
+    """What one GPU must reach for each aim: counted work by the seconds of the aim, as a share of the peak.
+
+    Steps of one noise each, a photograph whose face is found, a picture without likeness.
+    """
+    picture = drawn(counted, assumed)
+    fitted = assumed.people * 100 * counted["a person's step of 1 noise (GFLOP)"] * 1e9
+    rows = [["aim, on one GPU", "TFLOP", "needs (TFLOP/s)", "of the peak"]]
+    for name, work, seconds in (
+        ("a person in 0.5 s", made(counted), 0.5),
+        ("a person and the first picture in 1 s", made(counted) + picture, 1.0),
+        (f"{assumed.people:,} people, 100 steps, in 3 hours", fitted, 3 * HOUR),
+    ):
+        needs = work / seconds
+        rows.append([name, f"{work / 1e12:,.1f}", f"{needs / 1e12:,.0f}", f"{needs / assumed.peak:.0%}"])
+    return rows
+
+
 def served(counted: Mapping[str, float], space: LiDBSpace, assumed: Assumed) -> list[list[str]]:
     """People made and drawn, by number of GPUs."""
     identity = identity_bytes(space, FINETUNE["lidb"].config.rank_in(space) + 1, "int8")  # one predicted
@@ -338,6 +356,7 @@ def main() -> None:
         needed(counted, space, assumed),
         beforehand(counted, assumed),
         training(counted, assumed),
+        needed_for_aims(counted, assumed),
         served(counted, space, assumed),
         prices(counted, assumed),
         at_shares(counted, assumed),

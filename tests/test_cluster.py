@@ -41,7 +41,7 @@ from tests.fitting.journalled import (
     wait_to_be_killed,
 )
 from tests.test_cli import Hdb
-from tests.works import open_counting, open_deadly, open_full, open_meeting, open_wrong
+from tests.works import open_counting, open_deadly, open_failing_once, open_full, open_meeting, open_wrong
 
 TWO = Cluster(workers=2)
 SHARDS = [f"shard-{number:05d}.safetensors" for number in range(3)]
@@ -118,9 +118,16 @@ def test_a_task_that_kills_its_workers_ends_the_work(ray: Any, capfd: pytest.Cap
     assert capfd.readouterr().out == ""  # where a command prints its JSON
 
 
-def test_what_the_work_raises_is_raised_here(ray: Any) -> None:
+def test_a_worker_that_fails_is_replaced(ray: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert sorted(scatter(partial(open_failing_once, tmp_path), range(4), TWO)) == [0, 1, 2, 3]
+    (note,) = [record.getMessage() for record in caplog.records]
+    assert note.startswith("a worker failed (RuntimeError: CUDA error: unspecified launch failure): another goes on")
+
+
+def test_what_the_work_raises_is_raised_here(ray: Any, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(LookupError, match="nothing can be opened"):
         list(scatter(open_wrong, range(2), TWO))
+    assert "a worker failed (LookupError: nothing can be opened)" in caplog.text
     with pytest.raises(DiskFull, match="free some space and run again"):
         list(scatter(open_full, range(2), TWO))  # one worker after the other
 

@@ -50,5 +50,17 @@ def open_full() -> Callable[[int], Iterator[int]]:
     return work
 
 
+def open_failing_once(folder: Path) -> Callable[[int], Iterator[int]]:
+    """Task 1 fails whoever tries it first, in the way of a GPU that is broken."""
+
+    def work(task: int) -> Iterator[int]:
+        if task == 1 and not (folder / "failed").exists():
+            (folder / "failed").touch()
+            raise RuntimeError("CUDA error: unspecified launch failure")
+        yield task
+
+    return work
+
+
 def open_wrong() -> Callable[[int], Iterator[int]]:
     raise LookupError("nothing can be opened")

@@ -5,8 +5,8 @@
     for news in scatter(open_work, range(100), Cluster(workers=8)):
         print(news)
 
-A worker that dies is replaced and its task given to another, which has to go on with what the task left behind: a work
-keeps itself on a disk that all machines share, and knows when it is finished already.
+A worker that dies, or fails as nobody foresaw, is replaced and its task given to another, which has to go on with what
+the task left behind: a work keeps itself on a disk that all machines share, and knows when it is finished already.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Generic, TypeVar
 
-from hyperdreambooth.errors import DiskFull, UserError, WorkError, last_line, one_line
+from hyperdreambooth.errors import DiskFull, HyperDreamBoothError, UserError, WorkError, last_line, one_line
 from hyperdreambooth.progress import log
 
 Task = TypeVar("Task")
 News = TypeVar("News")
 
 LOCAL = "local"
-_MOST_LOSSES = 3  # of workers at one task: then it is the task that kills them; or in a row, before they have a place
+_MOST_LOSSES = 3  # of workers at one task, with no news between: it ends them; or in a row, before they have a place
+_MOST_IN_ALL = 20  # of workers at one task, whatever the news: they may come to the same place and end there, each time
 QUIET = {  # read when Ray is imported or started
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing is sent to anybody
     "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # what it prints on standard output; dead workers are told of here
@@ -82,7 +83,8 @@ def scatter(
         UserError: Ray is not installed, or there is no such cluster (before any work).
         WorkError: several workers died at the same task, or could not start, one after the other.
         DiskFull: on every worker, one after the other.
-        Whatever the work raises; other workers are stopped then, where they are.
+        Whatever the work raises; other workers are stopped then, where they are. Errors of this package and a memory
+            that ran out come at once, anything else when several workers have met with it at the same task.
     """
     with joined(cluster) as ray:
         yield from _Crew(ray, open_work, tasks, cluster)
@@ -165,7 +167,8 @@ class _Crew(Generic[Task, News]):
         self._workers = min(cluster.workers, len(tasks))
         self._waiting = deque(range(len(tasks)))
         self._jobs: list[_Job] = []
-        self._losses: Counter[int | None] = Counter()  # of workers by task; before they have one, in a row
+        self._losses: Counter[int | None] = Counter()  # of workers by task, since news; before they have one, in a row
+        self._in_all: Counter[int | None] = Counter()  # of workers by task
         self._full: Counter[int | None] = Counter()  # disks, by task
 
     def __iter__(self) -> Iterator[News]:
@@ -187,6 +190,7 @@ class _Crew(Generic[Task, News]):
                 except errors.RayError as error:  # whatever else ends a worker
                     self._lost(job, error)
                 else:
+                    del self._losses[job.number]  # it gets on
                     yield news
         finally:
             for job in self._jobs:
@@ -214,13 +218,22 @@ class _Crew(Generic[Task, News]):
         return job
 
     def _failed(self, job: _Job, cause: Exception) -> None:
+        """What is raised on purpose, or for want of memory, would come again; the rest may be one machine's alone."""
+        if isinstance(cause, DiskFull):
+            self._left_out(job, cause)
+        elif isinstance(cause, HyperDreamBoothError) or _is_out_of_memory(cause) or self._ended_too_many(job):
+            raise cause
+        else:
+            what = f"{type(cause).__name__}: {one_line(cause)}"
+            log.warning("a worker failed (%s): another goes on with its task", what)
+            self._hire()
+
+    def _left_out(self, job: _Job, cause: DiskFull) -> None:
         """A full disk may be that machine's alone: its task goes to the others, or to a new one if they have ended.
 
         For a task no more of these are begun than there are machines.
         """
         self._put_back(job)
-        if not isinstance(cause, DiskFull):
-            raise cause
         self._full[job.number] += 1
         if not self._jobs and self._full[job.number] > len(self._ray.nodes()):
             raise cause
@@ -229,20 +242,26 @@ class _Crew(Generic[Task, News]):
             self._hire()
 
     def _lost(self, job: _Job, error: Exception) -> None:
-        self._put_back(job)
-        self._losses[job.number] += 1
-        if self._losses[job.number] == _MOST_LOSSES:
+        if self._ended_too_many(job):
             if job.number is None:
                 raise WorkError(
                     f"{_MOST_LOSSES} workers in a row could not start ({last_line(error)}): the same package must be "
                     "installed on every machine; see to Ray's logs, then run again; what is finished stays"
                 ) from error
             raise WorkError(
-                f"{_MOST_LOSSES} workers died at the same task ({one_line(error)}): see to the memory of the machines "
-                "and to Ray's logs, then run again; what is finished stays"
+                f"{self._in_all[job.number]} workers died at the same task ({one_line(error)}): see to the memory of "
+                "the machines and to Ray's logs, then run again; what is finished stays"
             ) from error
         log.warning("a worker died (%s): another goes on with its task", type(error).__name__)
         self._hire()
+
+    def _ended_too_many(self, job: _Job) -> bool:
+        """Take the task back from a worker that has ended at it; whether it is the task that ends them."""
+        self._put_back(job)
+        self._losses[job.number] += 1
+        self._in_all[job.number] += 1
+        many = job.number is not None and self._in_all[job.number] == _MOST_IN_ALL
+        return many or self._losses[job.number] == _MOST_LOSSES
 
     def _put_back(self, job: _Job) -> None:
         """The task is the next to be given; the worker, should it live after all, is ended."""
@@ -250,3 +269,9 @@ class _Crew(Generic[Task, News]):
         self._ray.kill(job.worker)
         if job.number is not None:
             self._waiting.appendleft(job.number)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether torch says so: a command then names what needs less, which is the same on every worker."""
+    words = ("out of memory", "can't allocate memory")
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in words)

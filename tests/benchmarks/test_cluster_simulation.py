@@ -35,6 +35,40 @@ def test_as_much_is_lost_as_is_expected(rate: float) -> None:
     assert slow.restarting == pytest.approx(slow.failures * 300.0 / HOUR / slow.hours)
 
 
+class Scripted:
+    """In the place of a random state: the first take of a shard fails after so many seconds, and no later one."""
+
+    def __init__(self, first: float) -> None:
+        self._untils = iter([first])
+
+    def standard_normal(self) -> float:
+        return 0.0
+
+    def exponential(self, _mean: float) -> float:
+        return next(self._untils, math.inf)
+
+
+@pytest.mark.parametrize(
+    ("shards", "restart", "ends", "restarting"),
+    [
+        (1, 1e6, 110.0, 40.0),  # the other one is idle, and takes it at once
+        (2, 1e6, 140.0, 70.0),  # the other one takes it at 100
+        (3, 50.0, 220.0, 50.0),  # before the third, which falls to the first at 120
+        (2, 10.0, 120.0, 10.0),  # nobody else is free: the first takes it again at 80
+    ],
+)
+def test_the_shard_of_a_gpu_that_fails_is_the_next_that_is_taken(
+    shards: int, restart: float, ends: float, restarting: float
+) -> None:
+    """Of two GPUs the first fails after 70 s, 10 s after a checkpoint."""
+    work = Work(people=32 * shards, seconds=100.0, spread=0.0)
+    outcome = simulate(work, Failures(1.0, restart), 2, Scripted(70.0))  # type: ignore[arg-type]
+    held = 2 * ends
+    assert outcome.hours == pytest.approx(ends / HOUR) and outcome.failures == 1
+    assert outcome.lost == pytest.approx(10 / held) and outcome.restarting == pytest.approx(restarting / held)
+    assert outcome.idle == pytest.approx(1 - (100 * shards + 10 + restarting) / held)
+
+
 def test_rare_failures_lose_half_a_checkpoint_each() -> None:
     """The first term of the series: rate * checkpoint / 2."""
     assert expected_lost(60.0, 0.01) == pytest.approx(0.01 / HOUR * 60 / 2, rel=1e-3)

@@ -15,6 +15,7 @@ from benchmarks.scale import (
     at_shares,
     beforehand,
     identity_bytes,
+    needed_for_aims,
     preoptimised,
     prices,
     schedules,
@@ -100,6 +101,16 @@ def test_the_training_follows_from_counted_work() -> None:
     assert training(COUNTED, ASSUMED)[1:] == [  # a base of a billion numbers beside a hypernetwork
         ["weights", "3,000", "240", f"{240e3 / 350 / 3600:.2f}", "15.0", f"{15 + 2 + 3 + 1:.1f}"],
         ["both", "2,000", "380", f"{380e3 / 350 / 3600:.2f}", "85.0", f"{85 + 2 + 3 + 1:.1f}"],
+    ]
+
+
+def test_what_aims_need_follows_from_counted_work() -> None:
+    person, picture = 0.4 + 1.1 + 40 * 1.4, 51 * 1.6 + 2.5  # TFLOP
+    both, fitted = person + picture, 640 * 100 * 1.8
+    assert needed_for_aims(COUNTED, ASSUMED)[1:] == [
+        ["a person in 0.5 s", "57.5", f"{person / 0.5:.0f}", f"{person / 0.5 / 700:.0%}"],
+        ["a person and the first picture in 1 s", "141.6", f"{both:.0f}", f"{both / 700:.0%}"],
+        ["640 people, 100 steps, in 3 hours", "115,200.0", f"{fitted / 10800:.0f}", f"{fitted / 10800 / 700:.0%}"],
     ]
 
 
@@ -225,4 +236,4 @@ def test_all_tables_are_printed(
     monkeypatch.setattr(sys, "argv", ["scale", str(counts), "--price", "9"])
     scale.main()
     out = capsys.readouterr().out
-    assert out.count("\n| --- ") == 9 and "9 dollars a GPU hour" in out
+    assert out.count("\n| --- ") == 10 and "9 dollars a GPU hour" in out

@@ -17,8 +17,9 @@ import torch
 
 from hyperdreambooth.errors import UserError, WrongBase
 from hyperdreambooth.files import load_tensors, save_tensors
+from hyperdreambooth.fitting.plan import plan_digest
 from hyperdreambooth.fitting.preoptimize import PreoptimizeReport, fit_shard, load_people, preoptimize
-from hyperdreambooth.fitting.shards import Shard, ShardEntry, deal
+from hyperdreambooth.fitting.shards import Manifest, Shard, ShardEntry, deal
 from hyperdreambooth.fitting.steps import StepReport
 from tests.fitting.conftest import World, make_world
 from tests.fitting.journalled import CONFIG, NAMES
@@ -117,6 +118,56 @@ def test_a_checkpoint_of_other_settings_is_refused(world: World, tmp_path: Path)
         everybody(world, folder)
     (folder / "shard-00000.run.safetensors").unlink()
     assert len(everybody(world, folder)) == 9
+
+
+def test_a_finished_shard_of_other_settings_is_refused(world: World, folder: Path, tmp_path: Path) -> None:
+    """Of the same people and shapes; with the other folder's manifest too."""
+    other, pictures = tmp_path / "other", world.pictures(5, views=2)
+    config = replace(CONFIG, fit=replace(CONFIG.fit, lr=2e-2))
+    list(preoptimize(world.base, world.adapters, NAMES, pictures, other, config))
+    cut_short(folder / FILES[0])
+    refused = rf"{FILES[1]} is of a run with other settings \(.*\): remove it, or [^\n]*$"
+    for file in (FILES[1], "manifest.json"):
+        shutil.copy(other / file, folder)
+        before = contents(folder)
+        for use in (lambda: everybody(world, folder), lambda: load_people(folder)):
+            with pytest.raises(UserError, match=refused):
+                use()
+        assert contents(folder) == before
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_shard_of_other_settings_that_comes_before_its_fit_is_refused(
+    world: World, finished: Path, tmp_path: Path
+) -> None:
+    """As of a worker that outlived its driver, into a folder that has another plan since."""
+    everybody(world, tmp_path, 1)
+    shard = deal(tmp_path, NAMES, world.pictures(5, views=2), 2, world.base.fingerprint)[1]
+    shutil.copy(finished / FILES[1], tmp_path)
+    work = partial(fit_shard, world.base, world.adapters, CONFIG)
+    assert [type(news) for _, news in work(shard)] == [ShardEntry]
+    with pytest.raises(UserError, match=rf"{FILES[1]} is of a run with other settings"):
+        next(work(replace(shard, plan="another")))
+    assert (tmp_path / FILES[1]).read_bytes() == (finished / FILES[1]).read_bytes()
+
+
+@pytest.mark.parametrize("manifest", ["kept", "lost"])
+def test_shards_that_do_not_say_of_which_plan_they_are_are_taken(manifest: str, world: World, tmp_path: Path) -> None:
+    """As those of before they said it."""
+    everybody(world, tmp_path, 4)
+    tensors, metadata = load_tensors(tmp_path / FILES[0])
+    assert metadata.pop("plan") == plan_digest(tmp_path)
+    save_tensors(tmp_path / FILES[0], tensors, metadata)
+    file = tmp_path / "manifest.json"
+    file.unlink()
+    if manifest == "kept":
+        Manifest(tmp_path).add(ShardEntry.of(tmp_path / FILES[0], 2))
+    assert load_people(tmp_path).names == tuple(NAMES[:2])
+    assert {report.shard for report in everybody(world, tmp_path)} == {1, 2}
+    assert load_people(tmp_path).names == tuple(NAMES)
 
 
 def test_a_checkpoint_cut_short_begins_its_shard_anew(

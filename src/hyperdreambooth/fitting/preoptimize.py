@@ -22,7 +22,7 @@ from hyperdreambooth.base.model import Base
 from hyperdreambooth.errors import NotFinite, UserError, WrongBase
 from hyperdreambooth.files import load_tensors, locked, save_tensors
 from hyperdreambooth.fitting.fit import Objective, Pictures, fit
-from hyperdreambooth.fitting.plan import PLAN_FILE, keep_plan, read_plan
+from hyperdreambooth.fitting.plan import PLAN_FILE, keep_plan, plan_digest, read_plan
 from hyperdreambooth.fitting.shards import (
     Manifest,
     Shard,
@@ -113,6 +113,7 @@ def fit_shard(
     Raises:
         WrongBase: this is not the base of the plan (another machine may have another one under the same name).
         NotFinite: of several people nobody has a finite fit, which is the settings' fault, or nobody can be named.
+        UserError: the shard's file is there already, or its checkpoint, and of other settings.
         DiskFull, WorkError: the disk; the checkpoint before stays.
     """
     if base.fingerprint != shard.base:
@@ -121,6 +122,7 @@ def fit_shard(
             f"({base.fingerprint[:8]}...): put the same base on all machines"
         )
     with shard.fitting():
+        shard.check()
         while not shard.output.exists():
             left_out = shard.left_out()
             rows = [row for row, name in enumerate(shard.names) if name not in left_out]
@@ -195,8 +197,8 @@ def preoptimize(
         held: whether the caller is `alone_in` the folder already, as who reads people for long should be before.
 
     Raises:
-        UserError: the folder is of other people or pictures, another base, precision, space or settings, or another
-            process fits into it (before the first step).
+        UserError: the folder, or a file in it, is of other people or pictures, another base, precision, space or
+            settings, or another process fits into it (before the first step).
         DiskFull, WorkError: while iterating; what is finished stays.
     """
     folder = Path(folder)
@@ -251,14 +253,15 @@ def write_people(
     plan = {"format": _FORMAT, "base": base.fingerprint, "space": asdict(space.info), "config": dict(config)}
     keep_plan(folder, {**plan, "names": list(names)}, {"weights": weights})
     save_tensors(_start(folder), {"start": space.start()})
-    save_people(shard_file(folder, 0), names, weights)
+    save_people(shard_file(folder, 0), names, weights, {}, plan_digest(folder))
 
 
 def load_people(folder: Path | str) -> FittedPeople:
     """The finished people of a folder.
 
     Raises:
-        UserError: there is no sound plan, or nobody is finished yet. BadFile: a shard has changed since.
+        UserError: there is no sound plan, a shard is of another one, or nobody is finished yet.
+        BadFile: a shard has changed since.
     """
     folder = Path(folder)
     if not (folder / PLAN_FILE).is_file():

@@ -7,8 +7,8 @@
     FOLDER/shard-00000.left-out.json    who was found, on the way, to have no finite fit, and why
     FOLDER/manifest.json                file, people, bytes and hash of each finished shard, and who is left out
 
-A shard's file appears whole, or not at all. Lock files are there while somebody works: on the folder who deals the
-shards out, on a shard who fits it.
+A shard's file appears whole, or not at all, and says of which plan it is. Lock files are there while somebody works:
+on the folder who deals the shards out, on a shard who fits it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from hyperdreambooth.progress import log
 MANIFEST_FILE = "manifest.json"
 _FORMAT = "hyperdreambooth-people-manifest-1"
 _SHARD = re.compile(r"shard-(\d{5,})\.safetensors")
-_LEFT_OUT = "left out"
+_LEFT_OUT, _PLAN = "left out", "plan"
 _PATIENCE = 120.0  # seconds for a worker whose driver was killed to end too, and let go of its shard
 
 
@@ -50,10 +50,10 @@ def finished_in(folder: Path) -> list[Path]:
     return [found[number] for number in sorted(found)]
 
 
-def save_people(path: Path, names: Sequence[str], weights: Tensor, left_out: Mapping[str, str] | None = None) -> None:
-    """Write the finished people of a shard, (N, S, 1, a + b), and of those who are left out why, by name."""
+def save_people(path: Path, names: Sequence[str], weights: Tensor, left_out: Mapping[str, str], plan: str) -> None:
+    """Write the finished people of a shard, (N, S, 1, a + b), of those who are left out why, and the plan's digest."""
     about = {_LEFT_OUT: json.dumps(dict(left_out))} if left_out else {}
-    save_tensors(path, {"weights": weights}, {"people": json.dumps(list(names)), **about})
+    save_tensors(path, {"weights": weights}, {"people": json.dumps(list(names)), _PLAN: plan, **about})
 
 
 def left_out_in(folder: Path) -> dict[str, str]:
@@ -165,7 +165,12 @@ class Shard:
     def save(self, weights: Tensor) -> None:
         """Write the finished people (N, S, 1, a + b), all but those who are left out."""
         left_out = self.left_out()
-        save_people(self.output, [name for name in self.names if name not in left_out], weights, left_out)
+        save_people(self.output, [name for name in self.names if name not in left_out], weights, left_out, self.plan)
+
+    def check(self) -> None:
+        """Raise UserError where there is a finished file, and it is of another plan."""
+        if self.output.exists():
+            _check_plan(self.output, self.plan)
 
     def fault(self, shape: Sequence[int]) -> str | None:
         """What is wrong with the finished file, where the people's numbers should be (N, *shape); None is nothing."""
@@ -208,8 +213,10 @@ class Manifest:
         """The shards that are still to be fitted. Files that are not what they were are removed, with a note.
 
         Raises:
-            UserError: a checkpoint is of other settings.
+            UserError: a finished shard (before anything is removed) or a checkpoint is of other settings.
         """
+        for shard in shards:
+            shard.check()
         before, self.entries, missing = self.entries, {}, []
         for shard in shards:
             if shard.output.exists():
@@ -252,11 +259,27 @@ def _read(path: Path) -> dict[str, ShardEntry]:
 
 
 def check_unchanged(folder: Path) -> None:
-    """Raise BadFile for a finished shard that is not, to the last bit, what the manifest says of it."""
+    """Raise UserError for a finished shard of other settings, BadFile for one that is not what the manifest says."""
+    plan = plan_digest(folder)
+    for path in finished_in(folder):
+        _check_plan(path, plan)
     for name, entry in _read(folder / MANIFEST_FILE).items():
         path = folder / name
         if path.exists() and ShardEntry.of(path, entry.settled) != entry:
             raise BadFile(f"{path} has changed since it was finished: run hdb preoptimize again, which fits it anew")
+
+
+def _check_plan(path: Path, plan: str) -> None:
+    """Raise UserError for a finished shard of another plan; one that does not say, or is damaged, is not checked."""
+    try:
+        of = load_metadata(path).get(_PLAN, plan)
+    except BadFile:
+        return
+    if of != plan:
+        raise UserError(
+            f"{path} is of a run with other settings ({of}, expected {plan}): "
+            "remove it, or run with the settings that it was fitted with"
+        )
 
 
 def _check_checkpoint(checkpoint: Checkpoint) -> None:
