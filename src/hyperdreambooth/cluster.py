@@ -21,7 +21,15 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Generic, TypeVar
 
-from hyperdreambooth.errors import DiskFull, HyperDreamBoothError, UserError, WorkError, last_line, one_line
+from hyperdreambooth.errors import (
+    DiskFull,
+    HyperDreamBoothError,
+    UserError,
+    WorkError,
+    is_out_of_memory,
+    last_line,
+    one_line,
+)
 from hyperdreambooth.progress import log
 
 Task = TypeVar("Task")
@@ -221,7 +229,7 @@ class _Crew(Generic[Task, News]):
         """What is raised on purpose, or for want of memory, would come again; the rest may be one machine's alone."""
         if isinstance(cause, DiskFull):
             self._left_out(job, cause)
-        elif isinstance(cause, HyperDreamBoothError) or _is_out_of_memory(cause) or self._ended_too_many(job):
+        elif isinstance(cause, HyperDreamBoothError) or is_out_of_memory(cause) or self._ended_too_many(job):
             raise cause
         else:
             what = f"{type(cause).__name__}: {one_line(cause)}"
@@ -269,9 +277,3 @@ class _Crew(Generic[Task, News]):
         self._ray.kill(job.worker)
         if job.number is not None:
             self._waiting.appendleft(job.number)
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Whether torch says so: a command then names what needs less, which is the same on every worker."""
-    words = ("out of memory", "can't allocate memory")
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in words)

@@ -117,3 +117,9 @@ def one_line(error: Exception) -> str:
 def last_line(error: Exception) -> str:
     """The last line of an error's text, where a traceback says what it was, cut to 160 characters."""
     return str(error).strip().rpartition("\n")[2].strip()[:160] or type(error).__name__
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch says that a device has no room, in the words that it has for each kind."""
+    words = ("out of memory", "can't allocate memory")
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in words)

@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hyperdreambooth.base.memory import LADDER, LowMemory, mode_that_fits, next_mode
-from hyperdreambooth.errors import OutOfMemory
+from hyperdreambooth.errors import OutOfMemory, is_out_of_memory
 from hyperdreambooth.progress import Progress, log
 
 _LIBRARIES = ("hyperdreambooth", "torch", "diffusers", "transformers")
@@ -77,7 +77,7 @@ class Job:
     ) -> None:
         self._bar.stop()
         log.removeHandler(self._handler)
-        if error is not None and _is_out_of_memory(error):
+        if error is not None and is_out_of_memory(error):
             raise self._out_of_memory() from error
 
     def _out_of_memory(self) -> OutOfMemory:
@@ -169,12 +169,6 @@ def _room_on(device: str) -> int | None:
     from hyperdreambooth.base import hardware
 
     return hardware.room_on(torch.device(device))
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """Whether torch says so, in the words that it has for each kind of device."""
-    words = ("out of memory", "can't allocate memory")
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in words)
 
 
 def print_error(text: str) -> None:
