@@ -114,7 +114,17 @@ def test_two_trainings_do_not_share_a_folder(hdb: Hdb, tmp_path: Path, monkeypat
     assert line.startswith(f"error: another hdb train works on {folder}, expected one at a time: wait")
     hdb.json(*training)
     assert not (folder / "train.lock").exists()
-    network = ("evaluate", "-o", tmp_path / "run", "--base", hdb.base, "--hypernetwork", folder)
+    network = (
+        "evaluate",
+        "-o",
+        tmp_path / "run",
+        "--base",
+        hdb.base,
+        "--hypernetwork",
+        folder,
+        "--methods",
+        "no-hyper",
+    )
     _, err = hdb(*network, "portraits:3-6", status=2)  # nobody is measured on whom it has learnt from
     assert "has learnt from 1 of the people to be measured on, such as portrait-3" in err
     assert not (tmp_path / "run").exists()

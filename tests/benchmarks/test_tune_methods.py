@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 import typer
 
 from benchmarks.tune_methods import SEARCH, SET, booth_of, main, people_of, variants
@@ -12,6 +14,7 @@ from hyperdreambooth.baselines.methods import METHODS, LiDB
 from hyperdreambooth.baselines.textual_inversion import TextualInversion
 from hyperdreambooth.errors import UserError
 from hyperdreambooth.evaluation.protocol import Evaluation
+from hyperdreambooth.progress import log
 
 
 def test_settings_reach_every_kind_of_method() -> None:
@@ -68,7 +71,16 @@ def test_what_is_wrong_is_said(setting: str) -> None:
         variants([setting])
 
 
-def test_a_folder_of_other_people_is_refused_in_a_line(tmp_path: Path) -> None:
+@pytest.fixture
+def as_before() -> Iterator[None]:
+    """What a benchmark sets for its process is as it was afterwards."""
+    level = log.level
+    yield
+    log.setLevel(level)
+    torch.set_flush_denormal(False)
+
+
+def test_a_folder_of_other_people_is_refused_in_a_line(tmp_path: Path, as_before: None) -> None:
     booth = booth_of(None)
     Evaluation(booth, people_of(2, booth.base.picture_size), SET, tmp_path)
     with pytest.raises(typer.BadParameter, match=r"begun with another people \(2 of them, here 1\)"):

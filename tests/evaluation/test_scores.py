@@ -285,7 +285,7 @@ def test_costs_are_of_people_alone_where_those_are_known(tmp_path: Path) -> None
     add(times, OURS, {PORTRAITS[1]: {}}, seconds=2)
     add(times, "k-1", {PORTRAITS[0]: {}}, seconds=9, together=2)
     alone = alone_seconds(times, run)
-    assert alone == {OURS: (3.0, "cpu")}
+    assert alone == {OURS: (3.0, "cpu", 2)}
     scoring = Scoring(run, panel(), alone)
 
     def told(one: Scores) -> tuple[object, ...]:

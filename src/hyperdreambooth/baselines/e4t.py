@@ -158,7 +158,10 @@ class E4T(Tuning):
             raise UserError(
                 f"{self.name} needs the file {self.network}, which is not there: make it by the recipe's stage e4t"
             )
-        E4TNetwork.load(self.network, booth)
+        try:
+            E4TNetwork.load(self.network, booth)
+        except WrongBase as error:
+            raise WrongBase(f"{error}, or leave {self.name} out of --methods") from error
 
     def personalizing(self, booth: HyperDreamBooth, photos: Sequence[Photos], seed: int = 0) -> TunedWork:
         """N photographs, one person after the other. Raises as `check`."""

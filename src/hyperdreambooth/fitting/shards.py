@@ -259,11 +259,13 @@ def _read(path: Path) -> dict[str, ShardEntry]:
 
 
 def check_unchanged(folder: Path) -> None:
-    """Raise UserError for a finished shard of other settings, BadFile for one that is not what the manifest says."""
-    plan = plan_digest(folder)
+    """Raise BadFile for a finished shard that is not what the manifest says; UserError for one that it does not know
+    and that is of other settings."""
+    known = _read(folder / MANIFEST_FILE)
     for path in finished_in(folder):
-        _check_plan(path, plan)
-    for name, entry in _read(folder / MANIFEST_FILE).items():
+        if path.name not in known:
+            _check_plan(path, plan_digest(folder))
+    for name, entry in known.items():
         path = folder / name
         if path.exists() and ShardEntry.of(path, entry.settled) != entry:
             raise BadFile(f"{path} has changed since it was finished: run hdb preoptimize again, which fits it anew")
