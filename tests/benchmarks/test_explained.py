@@ -15,6 +15,7 @@ from hyperdreambooth.errors import UserError
 from hyperdreambooth.fitting.fit import Objective
 from hyperdreambooth.fitting.plan import PLAN_FILE
 from hyperdreambooth.fitting.preoptimize import PreoptimizeConfig, preoptimize
+from hyperdreambooth.fitting.shards import MANIFEST_FILE
 from hyperdreambooth.fitting.steps import FitConfig
 from hyperdreambooth.people import encode_people, read_people
 
@@ -55,7 +56,7 @@ def test_strangers_are_refused(booth: HyperDreamBooth, folder: Path, tmp_path: P
         explained.seeds_of(["img_001"])
     plan = json.loads((folder / PLAN_FILE).read_text())
     (tmp_path / PLAN_FILE).write_text(json.dumps({**plan, "base": "f" * 16}))
-    for path in folder.glob("*.safetensors"):
+    for path in (*folder.glob("*.safetensors"), folder / MANIFEST_FILE):
         (tmp_path / path.name).write_bytes(path.read_bytes())
     with pytest.raises(UserError, match="was fitted on base ffffffff"):
         explained.fitted_again(booth, tmp_path, 2)

@@ -121,7 +121,7 @@ def test_a_checkpoint_of_other_settings_is_refused(world: World, tmp_path: Path)
 
 
 def test_a_finished_shard_of_other_settings_is_refused(world: World, folder: Path, tmp_path: Path) -> None:
-    """Of the same people and shapes; with the other folder's manifest too."""
+    """Of the same people and shapes; with the other folder's manifest too, and without any."""
     other, pictures = tmp_path / "other", world.pictures(5, views=2)
     config = replace(CONFIG, fit=replace(CONFIG.fit, lr=2e-2))
     list(preoptimize(world.base, world.adapters, NAMES, pictures, other, config))
@@ -130,10 +130,15 @@ def test_a_finished_shard_of_other_settings_is_refused(world: World, folder: Pat
     for file in (FILES[1], "manifest.json"):
         shutil.copy(other / file, folder)
         before = contents(folder)
-        for use in (lambda: everybody(world, folder), lambda: load_people(folder)):
-            with pytest.raises(UserError, match=refused):
-                use()
+        with pytest.raises(UserError, match=refused):
+            everybody(world, folder)
+        with pytest.raises(UserError, match=rf"{FILES[0]} has changed since it was finished"):
+            load_people(folder)
         assert contents(folder) == before
+    (folder / "manifest.json").unlink()
+    for use in (lambda: everybody(world, folder), lambda: load_people(folder)):
+        with pytest.raises(UserError, match=refused):
+            use()
 
 
 def contents(folder: Path) -> dict[str, bytes]:
