@@ -148,6 +148,10 @@ class E4T(Tuning):
     def check(self, booth: HyperDreamBooth) -> None:
         """Raise UserError where nothing was pre-trained, or for another base, this one has no hypernetwork, whose eyes
         it needs, or is in half precision, in which the offsets and most of a step would be lost."""
+        self._checked(booth)
+
+    def _checked(self, booth: HyperDreamBooth) -> E4TNetwork:
+        """What was pre-trained, for this base. Raises as `check`."""
         _hypernetwork(booth)
         if booth.base.dtype != torch.float32:
             raise UserError(
@@ -159,15 +163,14 @@ class E4T(Tuning):
                 f"{self.name} needs the file {self.network}, which is not there: make it by the recipe's stage e4t"
             )
         try:
-            E4TNetwork.load(self.network, booth)
+            return E4TNetwork.load(self.network, booth)
         except WrongBase as error:
             raise WrongBase(f"{error}, or leave {self.name} out of --methods") from error
 
     def personalizing(self, booth: HyperDreamBooth, photos: Sequence[Photos], seed: int = 0) -> TunedWork:
         """N photographs, one person after the other. Raises as `check`."""
-        self.check(booth)
+        network, eyes = self._checked(booth), _hypernetwork(booth).encoder
         objective = replace(self.objective, seed=seed)
-        network, eyes = E4TNetwork.load(self.network, booth), _hypernetwork(booth).encoder
 
         def begin(base: Base, pictures: Pictures, faces: Tensor) -> Fitting:
             with torch.no_grad():
